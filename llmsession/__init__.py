@@ -1,0 +1,180 @@
+"""A Python program owns a local language model as safely as it owns a file.
+
+The names below are the public surface. They are imported when first used, so that `import llmsession` costs next to
+nothing and an engine can load while its client is being imported.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from llmsession.completion import (
+        Completion,
+        StopReason,
+        Timings,
+        Token,
+        TokenPerformance,
+        Usage,
+    )
+    from llmsession.errors import (
+        AuthError,
+        BackendError,
+        BackendNotFoundError,
+        BadRequestError,
+        ClosedError,
+        ConfigError,
+        ConnectionLostError,
+        ContextOverflowError,
+        FirstTokenTimeoutError,
+        IdleTimeoutError,
+        InvalidMessagesError,
+        InvalidModelError,
+        LLMSessionError,
+        OverloadedError,
+        ProtocolError,
+        ReplyTimeoutError,
+        ServerError,
+        ServerExitedError,
+        StartFailedError,
+        StartTimeoutError,
+        TotalTimeoutError,
+        TransportError,
+        TruncatedReplyError,
+        UndecodableError,
+        UnknownModelError,
+        UnsupportedFeatureError,
+        UsageError,
+    )
+    from llmsession.messages import (
+        Control,
+        Message,
+        Role,
+        Text,
+        ToolCall,
+    )
+    from llmsession.models.encoding import (
+        PromptEncoding,
+    )
+    from llmsession.models.gguf import (
+        ModelInfo,
+        read_model_info,
+    )
+    from llmsession.models.registry import (
+        Registry,
+        load_known_llms,
+    )
+    from llmsession.options import (
+        Options,
+    )
+    from llmsession.sampling import (
+        Sampling,
+    )
+    from llmsession.session import (
+        Session,
+    )
+    from llmsession.wire.events import (
+        Finished,
+        ReasoningDelta,
+        TextDelta,
+        ToolCallDelta,
+    )
+    from llmsession.wire.metrics import (
+        Metrics,
+        Slot,
+    )
+    from llmsession.wire.reply import (
+        ReplyStream,
+    )
+
+__all__ = [
+    "AuthError",
+    "BackendError",
+    "BackendNotFoundError",
+    "BadRequestError",
+    "ClosedError",
+    "Completion",
+    "ConfigError",
+    "ConnectionLostError",
+    "ContextOverflowError",
+    "Control",
+    "Finished",
+    "FirstTokenTimeoutError",
+    "IdleTimeoutError",
+    "InvalidMessagesError",
+    "InvalidModelError",
+    "LLMSessionError",
+    "Message",
+    "Metrics",
+    "ModelInfo",
+    "Options",
+    "OverloadedError",
+    "PromptEncoding",
+    "ProtocolError",
+    "ReasoningDelta",
+    "Registry",
+    "ReplyStream",
+    "ReplyTimeoutError",
+    "Role",
+    "Sampling",
+    "ServerError",
+    "ServerExitedError",
+    "Session",
+    "Slot",
+    "StartFailedError",
+    "StartTimeoutError",
+    "StopReason",
+    "Text",
+    "TextDelta",
+    "Timings",
+    "Token",
+    "TokenPerformance",
+    "ToolCall",
+    "ToolCallDelta",
+    "TotalTimeoutError",
+    "TransportError",
+    "TruncatedReplyError",
+    "UndecodableError",
+    "UnknownModelError",
+    "UnsupportedFeatureError",
+    "Usage",
+    "UsageError",
+    "load_known_llms",
+    "read_model_info",
+]
+
+_HOMES = {
+    "completion": "Completion StopReason Timings Token TokenPerformance Usage",
+    "errors": (
+        "AuthError BackendError BackendNotFoundError BadRequestError ClosedError "
+        "ConfigError ConnectionLostError ContextOverflowError FirstTokenTimeoutError IdleTimeoutError "
+        "InvalidMessagesError InvalidModelError LLMSessionError OverloadedError ProtocolError "
+        "ReplyTimeoutError ServerError ServerExitedError StartFailedError StartTimeoutError "
+        "TotalTimeoutError TransportError TruncatedReplyError UndecodableError UnknownModelError "
+        "UnsupportedFeatureError UsageError "
+    ),
+    "messages": "Control Message Role Text ToolCall",
+    "models.encoding": "PromptEncoding",
+    "models.gguf": "ModelInfo read_model_info",
+    "models.registry": "Registry load_known_llms",
+    "options": "Options",
+    "sampling": "Sampling",
+    "session": "Session",
+    "wire.events": "Finished ReasoningDelta TextDelta ToolCallDelta",
+    "wire.metrics": "Metrics Slot",
+    "wire.reply": "ReplyStream",
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names.split()}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"llmsession.{_HOME_OF[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,58 @@
+"""Who goes next. First come, first served; no more at once than there are slots. No I/O, any thread.
+
+What waits, waits here and not in the engine: a queued request is what the engine neither cancels nor closes well.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable
+
+
+class Ticket:
+    """A place in the queue, then in a slot. `on_granted` is called once, in whichever thread frees the slot."""
+
+    def __init__(self, on_granted: Callable[[], None]) -> None:
+        self.on_granted = on_granted
+        self.is_granted = False
+
+
+class Admission:
+    """`limit` tickets are granted at a time."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._lock = threading.Lock()
+        self._granted = 0
+        self._waiting: deque[Ticket] = deque()
+
+    def enter(self, on_granted: Callable[[], None]) -> Ticket:
+        """Queue up. Every ticket must be given back with `leave`, granted or not."""
+        ticket = Ticket(on_granted)
+        with self._lock:
+            if self._granted >= self._limit:
+                self._waiting.append(ticket)
+                return ticket
+            self._granted += 1
+            ticket.is_granted = True
+        ticket.on_granted()
+        return ticket
+
+    def leave(self, ticket: Ticket) -> None:
+        """Give the slot, or the place in the queue, to the next."""
+        with self._lock:
+            if not ticket.is_granted:
+                self._waiting.remove(ticket)
+                return
+            following = self._waiting.popleft() if self._waiting else None
+            if following is None:
+                self._granted -= 1
+                return
+            following.is_granted = True
+        following.on_granted()
+
+    def position(self, ticket: Ticket) -> int | None:
+        """How many are in front of it; None once it is granted or gone."""
+        with self._lock:
+            return self._waiting.index(ticket) if ticket in self._waiting else None

@@ -1,0 +1,1 @@
+"""Turn Options into a ready Endpoint: find an engine, start it, know what it can do."""

@@ -1,0 +1,173 @@
+"""The Backend protocol, the Endpoint that it gives, and what all backends share: environment, start, first questions."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Awaitable, Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+import msgspec
+
+from llmsession.errors import ProtocolError, UndecodableError
+from llmsession.processes.child import Child, Command
+from llmsession.processes.logfile import LogFile
+from llmsession.processes.readiness import Reading
+
+if TYPE_CHECKING:
+    from llmsession.wire.http import HttpClient
+
+# What an engine may see of our environment: enough to run and to find its GPU, no LLAMA_ARG_* and no keys of the
+# user's (LLAMA_SERVER trap 7).
+_ALLOWED = {
+    "PATH", "HOME", "LANG", "TMPDIR", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH",
+    "SYSTEMROOT", "WINDIR", "TEMP", "TMP", "USERPROFILE", "LOCALAPPDATA",
+}  # fmt: skip
+_ALLOWED_PREFIXES = ("CUDA_", "HIP_", "ROCR_", "GGML_", "VK_")
+
+
+class Launch(msgspec.Struct, frozen=True, kw_only=True):
+    """What an engine is asked to run. `context_length` is for one conversation; folders are ours to write in."""
+
+    model_path: Path
+    alias: str
+    context_length: int
+    parallel: int
+    threads: int
+    cache_ram_mib: int
+    extra_args: tuple[str, ...] = ()
+    start_timeout: float = 120.0
+    cache: Path
+    logs: Path
+    records: Path
+    on_progress: Callable[[object], None] | None = None
+
+
+class Facts(msgspec.Struct, frozen=True, kw_only=True):
+    """What the server says of itself. `context_length` is that of one slot."""
+
+    context_length: int
+    parallel: int
+    vocab_size: int
+    build: str
+
+
+class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
+    """A server that is ready."""
+
+    backend: str
+    client: HttpClient
+    api_key: str
+    child: Child
+    facts: Facts
+    version: str
+
+
+class Backend(Protocol):
+    """One way to have a server."""
+
+    name: str
+
+    def prepare(self, launch: Launch, child_started: Callable[[Child], None]) -> Awaitable[Endpoint]:
+        """Start one and wait until it is ready. `child_started` learns of each child before it is spawned."""
+
+
+class EngineProbe(Protocol):
+    """Looks whether an engine is ready; then knows where it listens."""
+
+    base_url: str | None
+
+    async def __call__(self) -> Reading: ...
+
+
+def new_api_key() -> str:
+    """A key for one process: without one any web page could use the server (LLAMA_SERVER F9)."""
+    return secrets.token_urlsafe(24)
+
+
+def child_environment(cache: Path, extra: Mapping[str, str]) -> dict[str, str]:
+    """The allow-list, and what keeps the engine's own configuration files out."""
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if name.upper() in _ALLOWED or name.startswith(_ALLOWED_PREFIXES)
+    }
+    nothing = cache / "no-config"
+    nothing.mkdir(exist_ok=True)
+    return {
+        **kept,
+        "XDG_CONFIG_HOME": str(nothing),
+        # Threads that spin while they wait make a token take 300 ms on a busy machine (LLAMA_SERVER trap 4).
+        "OMP_WAIT_POLICY": "passive",
+        "GGML_NO_BACKTRACE": "1",
+        **extra,
+    }
+
+
+async def start_engine(
+    backend: str,
+    command: Command,
+    launch: Launch,
+    make_probe: Callable[[LogFile], EngineProbe],
+    *,
+    api_key: str,
+    child_started: Callable[[Child], None],
+    version: str | None = None,
+) -> Endpoint:
+    """Spawn, wait, ask it who it is. When this raises, the process is gone."""
+    log = LogFile(launch.logs, command.name)
+    child = Child(command, log, records=launch.records)
+    child_started(child)
+    probe = make_probe(log)
+    await child.start(probe, timeout=launch.start_timeout)
+    try:
+        from llmsession.wire.http import HttpClient
+
+        if probe.base_url is None:
+            raise ProtocolError(f"{backend} said that it is ready, but not where it listens")
+        client = HttpClient(probe.base_url, api_key=api_key)
+        facts = parse_facts(await client.get("/props"), await client.get("/v1/models"))
+    except BaseException:
+        await child.aclose()
+        raise
+    return Endpoint(backend=backend, client=client, api_key=api_key, child=child, facts=facts, version=version or facts.build)
+
+
+class _GenerationSettings(msgspec.Struct):
+    n_ctx: int
+
+
+class _Props(msgspec.Struct):
+    default_generation_settings: _GenerationSettings
+    total_slots: int
+    build_info: str = ""
+
+
+class _Meta(msgspec.Struct):
+    n_vocab: int
+
+
+class _ServedModel(msgspec.Struct):
+    meta: _Meta
+
+
+class _Models(msgspec.Struct):
+    data: list[_ServedModel]
+
+
+def parse_facts(props: bytes, models: bytes) -> Facts:
+    """From the answers of /props and /v1/models. A router, which serves no model of its own, is refused with the rest."""
+    try:
+        said = msgspec.json.decode(props, type=_Props)
+        (served,) = msgspec.json.decode(models, type=_Models).data
+    except (msgspec.DecodeError, ValueError) as error:
+        raise UndecodableError(
+            f"what listens there is no llama.cpp server with a model: {error}", payload=props[:1000]
+        ) from error
+    return Facts(
+        context_length=said.default_generation_settings.n_ctx,
+        parallel=said.total_slots,
+        vocab_size=served.meta.n_vocab,
+        build=said.build_info,
+    )

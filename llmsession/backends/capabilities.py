@@ -1,0 +1,72 @@
+"""What a llama-server build can do, by its own --help: asked once, kept by path, size and time of change."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import re
+import subprocess
+from pathlib import Path
+
+import anyio
+import anyio.to_thread
+import msgspec
+
+from llmsession.errors import StartFailedError
+
+# --help prints at once; a binary that hangs is none of llama.cpp's.
+HELP_TIMEOUT = 20.0
+
+_FLAG = re.compile(r"(?<![\w-])--?[a-z][a-z0-9-]*")
+
+
+class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
+    """The flags of a build."""
+
+    flags: frozenset[str]
+
+    @property
+    def has_child_mode(self) -> bool:
+        """Whether it reports its states to a parent and watches its stdin: builds that can be a router can."""
+        return "--models-max" in self.flags
+
+
+async def probe_capabilities(binary: Path, cache: Path) -> Capabilities:
+    """From the cache, else by running it. Raises StartFailedError where it is no llama-server."""
+    stat = binary.stat()
+    key = hashlib.sha256(f"{binary.resolve()}\0{stat.st_size}\0{stat.st_mtime_ns}".encode()).hexdigest()[:32]
+    kept = cache / f"capabilities-{key}.json"
+    with contextlib.suppress(OSError, msgspec.DecodeError):
+        return msgspec.json.decode(kept.read_bytes(), type=Capabilities)
+    found = await anyio.to_thread.run_sync(_ask, binary)
+    with contextlib.suppress(OSError):
+        half = kept.with_suffix(f".{os.getpid()}.new")
+        half.write_bytes(msgspec.json.encode(found))
+        half.replace(kept)
+    return found
+
+
+def _ask(binary: Path) -> Capabilities:
+    def refuse(why: str) -> StartFailedError:
+        return StartFailedError(
+            f"{binary} is no llama-server: {why}; name another with server_path=", returncode=None, log_tail=""
+        )
+
+    try:
+        answer = subprocess.run(
+            [binary, "--help"],
+            capture_output=True,
+            stdin=subprocess.DEVNULL,
+            timeout=HELP_TIMEOUT,
+            check=False,
+            env={"PATH": os.environ.get("PATH", ""), "LD_LIBRARY_PATH": os.environ.get("LD_LIBRARY_PATH", "")},
+        )
+    except OSError as error:
+        raise refuse(str(error.strerror or error)) from error
+    except subprocess.TimeoutExpired as error:
+        raise refuse(f"it did not answer --help within {HELP_TIMEOUT:g} s") from error
+    flags = frozenset(_FLAG.findall(answer.stdout.decode(errors="replace")))
+    if "--ctx-size" not in flags:
+        raise refuse("its --help does not know --ctx-size")
+    return Capabilities(flags=flags)

@@ -1,0 +1,80 @@
+"""The child that hosts llama.cpp's server from the wheel. A program of its own: it imports nothing of ours.
+
+The server holds Python's lock for the whole load and cannot be stopped while a client is connected (LLAMA_SERVER §7):
+so the kernel is asked beforehand to end us with our parent, no signal handler of Python's is relied on, and the end is
+os._exit. Settings come as one line of JSON on stdin; then stdin is the parent's hand: closed, or an order, ends us.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from typing import Any
+
+STATE = "cmd_child_to_router:state:"
+EXIT = b"cmd_router_to_child:exit"
+
+
+def die_with(parent: int) -> None:
+    """Have the kernel kill us when the parent is gone, before anything slow is imported."""
+    if sys.platform == "linux":
+        import ctypes
+
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+    if os.name == "posix" and os.getppid() != parent:
+        os._exit(1)
+
+
+def say(state: str, **payload: Any) -> None:
+    """One line for the parent."""
+    print(STATE + json.dumps({"state": state, "payload": payload}), flush=True)  # noqa: T201
+
+
+def serve(settings: dict[str, Any]) -> Any:
+    """Load the model and serve; gives the server and keeps it alive by that."""
+    import xllamacpp
+
+    params = xllamacpp.CommonParams()
+    params.model.path = settings["model_path"]
+    params.model_alias = {settings["alias"]}
+    params.hostnames = ["127.0.0.1"]
+    params.port = 0
+    params.api_keys = [settings["api_key"]]
+    params.n_parallel = settings["parallel"]
+    params.n_ctx = settings["context_length"]
+    # Each slot its own share: with a common pool concurrent chats kill each other (LLAMA_SERVER F4).
+    params.kv_unified = False
+    params.cpuparams.n_threads = settings["threads"]
+    # A cancelled request is let go after the batch at hand.
+    params.n_batch = params.n_ubatch = 512
+    params.cache_ram_mib = settings["cache_ram_mib"]
+    params.endpoint_metrics = True
+    params.endpoint_slots = True
+    params.ui = False
+    params.verbosity = 3
+    return xllamacpp.Server(params)
+
+
+def main() -> None:
+    """Until the parent has had enough."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_DFL)
+    settings = json.loads(sys.stdin.buffer.readline())
+    die_with(settings["parent"])
+    sys.path.append(sys.argv[1])
+    say("loading", value=0.0)
+    server = serve(settings)
+    for number in (signal.SIGTERM, signal.SIGINT):  # builds of early 2026 put handlers of their own here
+        signal.signal(number, signal.SIG_DFL)
+    say("ready", url=server.listening_address)
+    for line in sys.stdin.buffer:
+        if line.startswith(EXIT):
+            break
+    # Not sys.exit: that waits for ever while a client is connected. Nothing here has to be put away.
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main()

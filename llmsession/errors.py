@@ -1,0 +1,217 @@
+"""Every error that leaves this library. Nothing of another library crosses the public line.
+
+    LLMSessionError
+    ├─ UsageError (ValueError)
+    │  ├─ ConfigError
+    │  ├─ InvalidMessagesError
+    │  ├─ InvalidModelError
+    │  ├─ UnknownModelError
+    │  └─ UnsupportedFeatureError
+    ├─ BackendError
+    │  ├─ BackendNotFoundError
+    │  ├─ ServerExitedError
+    │  ├─ StartFailedError
+    │  └─ StartTimeoutError (TimeoutError)
+    ├─ TransportError (OSError)
+    │  ├─ ConnectionLostError
+    │  └─ ReplyTimeoutError (TimeoutError)
+    │     ├─ FirstTokenTimeoutError
+    │     ├─ IdleTimeoutError
+    │     └─ TotalTimeoutError
+    ├─ ServerError
+    │  ├─ AuthError
+    │  ├─ BadRequestError
+    │  ├─ ContextOverflowError
+    │  └─ OverloadedError
+    ├─ ProtocolError
+    │  ├─ TruncatedReplyError
+    │  └─ UndecodableError
+    └─ ClosedError (RuntimeError)
+
+A message says what happened, to which thing, and what to do next. An error that ended a reply carries what had
+arrived by then as `partial`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from llmsession.completion import Completion
+
+
+class LLMSessionError(Exception):
+    """The root of all errors of this library. `partial` is the reply so far, where one had begun."""
+
+    partial: Completion | None = None
+
+
+class UsageError(LLMSessionError, ValueError):
+    """The call itself is wrong; nothing was sent or started."""
+
+
+class ConfigError(UsageError):
+    """An option has a value that cannot be used."""
+
+
+class InvalidMessagesError(UsageError):
+    """The messages are no conversation that a model can answer. `index` names the first wrong one."""
+
+    def __init__(self, message: str, *, index: int | None = None) -> None:
+        super().__init__(message)
+        self.index = index
+
+
+class InvalidModelError(UsageError):
+    """The file at `path` is no model that an engine could load. `reason` is what is wrong with it."""
+
+    def __init__(self, message: str, *, path: Path, reason: str) -> None:
+        super().__init__(message)
+        self.path = path
+        self.reason = reason
+
+
+class UnknownModelError(UsageError):
+    """No model has this name. `candidates` are the names that exist and look like it."""
+
+    def __init__(self, message: str, *, candidates: Sequence[str] = ()) -> None:
+        super().__init__(message)
+        self.candidates = tuple(candidates)
+
+
+class UnsupportedFeatureError(UsageError):
+    """`backend` cannot do `feature`."""
+
+    def __init__(self, message: str, *, feature: str, backend: str) -> None:
+        super().__init__(message)
+        self.feature = feature
+        self.backend = backend
+
+
+class BackendError(LLMSessionError):
+    """The server could not be found, started or kept."""
+
+
+class BackendNotFoundError(BackendError):
+    """There is no engine to run. `hint` is the command that brings one."""
+
+    def __init__(self, message: str, *, hint: str) -> None:
+        super().__init__(message)
+        self.hint = hint
+
+
+class StartFailedError(BackendError):
+    """The server ended before it was ready. `log_tail` holds its last words."""
+
+    def __init__(self, message: str, *, returncode: int | None, log_tail: str) -> None:
+        super().__init__(message)
+        self.returncode = returncode
+        self.log_tail = log_tail
+
+
+class StartTimeoutError(BackendError, TimeoutError):
+    """The server made no progress towards being ready for `start_timeout` seconds."""
+
+    def __init__(self, message: str, *, log_tail: str = "") -> None:
+        super().__init__(message)
+        self.log_tail = log_tail
+
+
+class ServerExitedError(BackendError):
+    """The server ended while a reply was on its way."""
+
+    def __init__(self, message: str, *, returncode: int | None, log_tail: str) -> None:
+        super().__init__(message)
+        self.returncode = returncode
+        self.log_tail = log_tail
+
+
+class TransportError(LLMSessionError, OSError):
+    """Bytes did not get through."""
+
+
+class ConnectionLostError(TransportError):
+    """The server could not be reached, or hung up."""
+
+
+class ReplyTimeoutError(TransportError, TimeoutError):
+    """A reply took longer than allowed."""
+
+
+class FirstTokenTimeoutError(ReplyTimeoutError):
+    """No token came for `first_token_timeout` seconds."""
+
+
+class IdleTimeoutError(ReplyTimeoutError):
+    """No further token came for `idle_timeout` seconds."""
+
+
+class TotalTimeoutError(ReplyTimeoutError):
+    """The whole call, waiting included, took longer than its `timeout`."""
+
+
+class ServerError(LLMSessionError):
+    """The server answered with an error. `status` is the HTTP status, `type` the server's own word for it."""
+
+    def __init__(self, message: str, *, status: int, type: str = "") -> None:
+        super().__init__(message)
+        self.status = status
+        self.type = type
+
+
+class AuthError(ServerError):
+    """The server wants another key."""
+
+
+class BadRequestError(ServerError):
+    """The server refuses the request as it stands."""
+
+
+class ContextOverflowError(ServerError):
+    """The prompt has more tokens than one conversation may use."""
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        prompt_tokens: int,
+        context_length: int,
+        status: int = 400,
+        type: str = "exceed_context_size_error",
+    ) -> None:
+        super().__init__(message, status=status, type=type)
+        self.prompt_tokens = prompt_tokens
+        self.context_length = context_length
+
+
+class OverloadedError(ServerError):
+    """The server is busy or still loading; try again in `retry_after` seconds, where it is known."""
+
+    def __init__(
+        self, message: str, *, status: int = 503, type: str = "", retry_after: float | None = None
+    ) -> None:
+        super().__init__(message, status=status, type=type)
+        self.retry_after = retry_after
+
+
+class ProtocolError(LLMSessionError):
+    """The server answered, but not in the language that was agreed on."""
+
+
+class TruncatedReplyError(ProtocolError):
+    """The reply ended without its end. Never taken for a short answer."""
+
+
+class UndecodableError(ProtocolError):
+    """A part of the reply could not be understood. `payload` is its beginning."""
+
+    def __init__(self, message: str, *, payload: bytes) -> None:
+        super().__init__(message)
+        self.payload = payload
+
+
+class ClosedError(LLMSessionError, RuntimeError):
+    """The session was closed."""

@@ -1,0 +1,229 @@
+"""What is said: Role, Message, ToolCall; and Control and Text, the pieces of a prompt.
+
+Wherever messages are taken, a `str`, a `Message` or an OpenAI-style `dict` will do; `as_messages` makes them one.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, TypeAlias
+
+import msgspec
+
+from llmsession.errors import InvalidMessagesError
+
+
+class Role(enum.StrEnum):
+    """Who speaks. Made from any case; `bot` is another word for the assistant."""
+
+    SYSTEM = "system"
+    USER = "user"
+    ASSISTANT = "assistant"
+    TOOL = "tool"
+
+    @classmethod
+    def _missing_(cls, value: object) -> Role | None:
+        if not isinstance(value, str):
+            return None
+        lower = value.lower()
+        if lower == "bot":
+            return cls.ASSISTANT
+        return next((role for role in cls if role.value == lower), None)
+
+
+class ToolCall(msgspec.Struct, frozen=True, kw_only=True):
+    """The model asks for `name` to be called. `arguments` is a JSON object."""
+
+    id: str
+    name: str
+    arguments: dict[str, Any]
+
+
+class _Spoken(msgspec.Struct, frozen=True):
+    """The two fields that may be given by position."""
+
+    role: Role
+    content: str = ""
+
+
+class Message(_Spoken, frozen=True, kw_only=True):
+    """One message. Build it by `Message.user("…")` and its siblings, or `Message(role, content)`."""
+
+    tool_calls: tuple[ToolCall, ...] = ()
+    tool_call_id: str | None = None
+    name: str | None = None
+
+    def __post_init__(self) -> None:
+        try:
+            msgspec.structs.force_setattr(self, "role", Role(self.role))
+        except ValueError:
+            raise InvalidMessagesError(
+                f"{self.role!r} is no role: use system, user, assistant or tool"
+            ) from None
+        if not isinstance(self.content, str):
+            raise InvalidMessagesError(
+                f"the content of a message is a str, not {type(self.content).__name__}"
+            )
+        msgspec.structs.force_setattr(self, "tool_calls", tuple(self.tool_calls))
+
+    @classmethod
+    def system(cls, text: str) -> Message:
+        """What the model is told before the conversation."""
+        return cls(Role.SYSTEM, text)
+
+    @classmethod
+    def user(cls, text: str) -> Message:
+        """A turn of the user's."""
+        return cls(Role.USER, text)
+
+    @classmethod
+    def assistant(cls, text: str) -> Message:
+        """A turn of the model's."""
+        return cls(Role.ASSISTANT, text)
+
+    @classmethod
+    def tool(cls, text: str, *, tool_call_id: str) -> Message:
+        """The result of a tool call."""
+        return cls(Role.TOOL, text, tool_call_id=tool_call_id)
+
+
+MessageLike: TypeAlias = str | Message | Mapping[str, Any]
+MessagesLike: TypeAlias = MessageLike | Sequence[MessageLike]
+
+
+class Control(msgspec.Struct, frozen=True):
+    """A piece of a prompt that is ours: the spellings of special tokens in it mean those tokens."""
+
+    text: str
+
+
+class Text(msgspec.Struct, frozen=True):
+    """A piece of a prompt that is somebody's words: nothing in it is ever a special token."""
+
+    text: str
+
+
+def as_messages(value: MessagesLike, *, reply: bool = True) -> list[Message]:
+    """Any accepted form as a list of messages, in an order that a model can answer (`reply`), or could have said.
+
+    Raises InvalidMessagesError, with the index of the first message that is wrong.
+    """
+    if isinstance(value, str | Message | Mapping):
+        value = [value]
+    if not isinstance(value, Iterable):
+        raise InvalidMessagesError(f"messages are a str or a list of messages, not {type(value).__name__}")
+    messages = [_as_message(item, index) for index, item in enumerate(value)]
+    check_order(messages, reply=reply)
+    return messages
+
+
+def check_order(messages: Sequence[Message], *, reply: bool = True) -> None:
+    """Raise InvalidMessagesError unless the turns alternate, a system message first if at all, and with `reply` a user last."""
+    if not messages:
+        raise InvalidMessagesError("there are no messages: give at least one user message")
+    before: Message | None = None
+    for index, message in enumerate(messages):
+        if (fault := _fault(message, before)) is not None:
+            raise InvalidMessagesError(f"message {index} ({message.role}): {fault}", index=index)
+        before = message
+    if reply and messages[-1].role not in (Role.USER, Role.TOOL):
+        raise InvalidMessagesError(
+            f"message {len(messages) - 1} ({messages[-1].role}) leaves nothing to reply to: "
+            "end with a user message or a tool result",
+            index=len(messages) - 1,
+        )
+
+
+def _fault(message: Message, before: Message | None) -> str | None:
+    """What is wrong with this message after that one."""
+    asked = before is not None and before.role is Role.ASSISTANT and bool(before.tool_calls)
+    match message.role:
+        case Role.SYSTEM if before is not None:
+            return "a system message can only be the first"
+        case Role.USER if before is not None and before.role in (Role.USER, Role.TOOL):
+            return "the assistant has not answered yet: join the texts, or put its reply between them"
+        case Role.USER if asked:
+            return "the tool call before it has no result yet"
+        case Role.ASSISTANT if before is None or before.role not in (Role.USER, Role.TOOL):
+            return "an assistant message answers a user message: put one before it"
+        case Role.TOOL if not asked and (before is None or before.role is not Role.TOOL):
+            return "a tool result comes after the assistant message that made the call"
+    return None
+
+
+def _as_message(item: object, index: int) -> Message:
+    try:
+        message = _read(item)
+    except InvalidMessagesError as error:
+        raise InvalidMessagesError(f"message {index}: {error}", index=index) from None
+    texts = [message.content, message.name or "", message.tool_call_id or ""]
+    for call in message.tool_calls:
+        texts += [call.id, call.name, repr(call.arguments)]
+    if not all(is_unicode(text) for text in texts):
+        raise InvalidMessagesError(
+            f"message {index} holds a lone surrogate, which no UTF-8 text can: "
+            'decode the input with errors="replace"',
+            index=index,
+        )
+    return message
+
+
+def is_unicode(text: str) -> bool:
+    """Whether it can be sent: Python's strings can hold halves of surrogate pairs, UTF-8 cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _read(item: object) -> Message:
+    match item:
+        case Message():
+            return item
+        case str():
+            return Message.user(item)
+        case Mapping():
+            return _read_openai(item)
+    raise InvalidMessagesError(f"a message is a str, a Message or a dict, not {type(item).__name__}")
+
+
+def _read_openai(item: Mapping[str, Any]) -> Message:
+    unknown = set(item) - {"role", "content", "name", "tool_calls", "tool_call_id"}
+    if "role" not in item or unknown:
+        what = f"does not know {sorted(map(str, unknown))}" if unknown else "needs a 'role'"
+        raise InvalidMessagesError(f"a message as a dict {what}: {{'role': 'user', 'content': '…'}}")
+    return Message(
+        item["role"],
+        _read_content(item.get("content")),
+        tool_calls=tuple(_read_call(call) for call in item.get("tool_calls") or ()),
+        tool_call_id=item.get("tool_call_id"),
+        name=item.get("name"),
+    )
+
+
+def _read_content(content: object) -> str:
+    if content is None:
+        return ""
+    if isinstance(content, str):
+        return content
+    if isinstance(content, list) and all(isinstance(p, dict) and p.get("type") == "text" for p in content):
+        return "".join(str(part.get("text", "")) for part in content)
+    raise InvalidMessagesError("the content of a message is text, or a list of text parts")
+
+
+def _read_call(call: object) -> ToolCall:
+    if isinstance(call, ToolCall):
+        return call
+    match call:
+        case {"function": {"name": str(name), "arguments": arguments}}:
+            try:
+                decoded = msgspec.json.decode(arguments) if isinstance(arguments, str) else arguments
+            except msgspec.DecodeError as error:
+                raise InvalidMessagesError(f"the arguments of the call of {name!r} are no JSON") from error
+            if isinstance(decoded, dict):
+                return ToolCall(id=str(call.get("id", "")), name=name, arguments=decoded)
+    raise InvalidMessagesError(
+        "a tool call is a ToolCall or {'id': …, 'function': {'name': …, 'arguments': …}}"
+    )

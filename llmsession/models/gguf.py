@@ -1,0 +1,238 @@
+"""The header of a GGUF file, read only: what the model is, and whether the file is whole.
+
+No tensor is read, and no vocabulary unless asked for.
+https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import msgspec
+
+from llmsession.errors import InvalidModelError
+
+# Bounds that no real model comes near: a twisted header must not make us allocate or loop for long.
+MOST_ENTRIES = 100_000
+MOST_TENSORS = 1_000_000
+LONGEST_STRING = 50_000_000
+KEPT_ARRAY = 64  # longer arrays (vocabularies) are skipped unless asked for
+
+_SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
+_STRING, _ARRAY = 8, 9
+
+# Values and bytes in a block of each tensor type, by its number in ggml.h. An unknown type is not measured.
+_BLOCKS = {
+    0: (1, 4), 1: (1, 2), 2: (32, 18), 3: (32, 20), 6: (32, 22), 7: (32, 24), 8: (32, 34), 9: (32, 36),
+    10: (256, 84), 11: (256, 110), 12: (256, 144), 13: (256, 176), 14: (256, 210), 15: (256, 292),
+    16: (256, 66), 17: (256, 74), 18: (256, 98), 19: (256, 50), 20: (32, 18), 21: (256, 110), 22: (256, 82),
+    23: (256, 136), 24: (1, 1), 25: (1, 2), 26: (1, 4), 27: (1, 8), 28: (1, 8), 29: (256, 56), 30: (1, 2),
+    34: (256, 54), 35: (256, 66), 39: (32, 17),
+}  # fmt: skip
+
+# `general.file_type`, by its number in llama.h.
+_FILE_TYPES = {
+    0: "F32", 1: "F16", 2: "Q4_0", 3: "Q4_1", 7: "Q8_0", 8: "Q5_0", 9: "Q5_1", 10: "Q2_K", 11: "Q3_K_S",
+    12: "Q3_K_M", 13: "Q3_K_L", 14: "Q4_K_S", 15: "Q4_K_M", 16: "Q5_K_S", 17: "Q5_K_M", 18: "Q6_K",
+    19: "IQ2_XXS", 20: "IQ2_XS", 21: "Q2_K_S", 22: "IQ3_XS", 23: "IQ3_XXS", 24: "IQ1_S", 25: "IQ4_NL",
+    26: "IQ3_S", 27: "IQ3_M", 28: "IQ2_S", 29: "IQ2_M", 30: "IQ4_XS", 31: "IQ1_M", 32: "BF16",
+    36: "TQ1_0", 37: "TQ2_0", 38: "MXFP4_MOE",
+}  # fmt: skip
+
+_SPECIAL_TOKENS = {
+    "bos": "bos_token_id",
+    "eos": "eos_token_id",
+    "eot": "eot_token_id",
+    "prefix": "fim_pre_token_id",
+    "middle": "fim_mid_token_id",
+    "suffix": "fim_suf_token_id",
+    "cls": "cls_token_id",
+    "sep": "seperator_token_id",  # the specification's own spelling
+}
+
+
+class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """What a GGUF file says of itself; None where it does not. `metadata` has all entries but long arrays."""
+
+    architecture: str
+    name: str | None
+    parameter_count: int
+    quantization: str | None
+    trained_context_length: int | None
+    layer_count: int | None
+    gqa_factor: int | None
+    rope_freq_base: float | None
+    vocab_size: int | None
+    size_bytes: int
+    chat_template: str | None
+    metadata: dict[str, Any]
+
+    @property
+    def special_tokens(self) -> dict[str, int | None]:
+        """The ids of bos, eos, eot, nl and the tokens for infilling and ranking; None where there is none."""
+        found = {name: self.metadata.get(f"tokenizer.ggml.{key}") for name, key in _SPECIAL_TOKENS.items()}
+        return {**found, "nl": self.metadata.get("tokenizer.ggml.newline_token_id")}
+
+
+def read_model_info(path: Path) -> ModelInfo:
+    """Read the header. Raises InvalidModelError where the file is missing, no GGUF, or cut."""
+    with _open_model(path) as (file, size):
+        reader = _Reader(file, size)
+        metadata, arrays = reader.read_metadata(keep=frozenset())
+        parameters = reader.check_tensors(int(metadata.get("general.alignment", 32)))
+    architecture = str(metadata.get("general.architecture", "unknown"))
+
+    def entry(key: str) -> Any:
+        return metadata.get(f"{architecture}.{key}")
+
+    heads, kv_heads = entry("attention.head_count"), entry("attention.head_count_kv")
+    whole = isinstance(heads, int) and isinstance(kv_heads, int) and kv_heads > 0
+    return ModelInfo(
+        architecture=architecture,
+        name=metadata.get("general.name"),
+        parameter_count=parameters,
+        quantization=_FILE_TYPES.get(metadata.get("general.file_type", -1)),
+        trained_context_length=entry("context_length"),
+        layer_count=entry("block_count"),
+        gqa_factor=heads // kv_heads if whole else None,
+        rope_freq_base=entry("rope.freq_base"),
+        vocab_size=arrays.get("tokenizer.ggml.tokens", entry("vocab_size")),
+        size_bytes=size,
+        chat_template=metadata.get("tokenizer.chat_template"),
+        metadata=metadata,
+    )
+
+
+def read_vocabulary(path: Path) -> list[str]:
+    """The spelling of every token, by id, as the file has them."""
+    with _open_model(path) as (file, size):
+        metadata, _ = _Reader(file, size).read_metadata(keep=frozenset({"tokenizer.ggml.tokens"}))
+    tokens = metadata.get("tokenizer.ggml.tokens")
+    return [str(token) for token in tokens] if isinstance(tokens, list) else []
+
+
+@contextlib.contextmanager
+def _open_model(path: Path) -> Iterator[tuple[BinaryIO, int]]:
+    def invalid(reason: str) -> InvalidModelError:
+        return InvalidModelError(f"{path} is no usable model: {reason}", path=path, reason=reason)
+
+    try:
+        if path.is_dir():
+            raise invalid("it is a folder; give the .gguf file in it")
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            if size == 0:
+                raise invalid("the file is empty; fetch it again")
+            if file.read(4) != b"GGUF":
+                raise invalid("it is not a GGUF file (those begin with the letters GGUF); give one, or fetch it again")
+            yield file, size
+    except FileNotFoundError as error:
+        raise invalid("there is no such file; look at the path") from error
+    except OSError as error:
+        raise invalid(f"it cannot be read ({error.strerror})") from error
+    except _CutError as error:
+        raise invalid(f"it is cut or damaged ({error}); fetch it again") from error
+
+
+class _CutError(Exception):
+    """The header says something that the file does not hold."""
+
+
+class _Reader:
+    """A walk through the header, with every length checked against the file's before it is used."""
+
+    def __init__(self, file: BinaryIO, size: int) -> None:
+        self._file = file
+        self._size = size
+        self._endian = "<"
+        version = self._read("I")
+        if version >= 1 << 16:  # the other byte order
+            self._endian, version = ">", struct.unpack(">I", struct.pack("<I", version))[0]
+        if version not in (2, 3):
+            raise _CutError(f"version {version} of the format is not known")
+        self._tensor_count = self._read_count(MOST_TENSORS, "tensors")
+        self._entry_count = self._read_count(MOST_ENTRIES, "entries")
+
+    def read_metadata(self, *, keep: frozenset[str]) -> tuple[dict[str, Any], dict[str, int]]:
+        """The entries, and the lengths of the arrays that were passed over."""
+        metadata: dict[str, Any] = {}
+        arrays: dict[str, int] = {}
+        for _ in range(self._entry_count):
+            key = self._read_string()
+            kind = self._read("I")
+            if kind == _ARRAY:
+                element, count = self._read("I"), self._read_count(self._size, "array elements")
+                if count > KEPT_ARRAY and key not in keep:
+                    arrays[key] = count
+                    self._skip_array(element, count)
+                else:
+                    metadata[key] = [self._read_value(element) for _ in range(count)]
+            else:
+                metadata[key] = self._read_value(kind)
+        return metadata, arrays
+
+    def check_tensors(self, alignment: int) -> int:
+        """Count the parameters, and make sure that the file holds the data of every tensor."""
+        parameters, end = 0, 0
+        for _ in range(self._tensor_count):
+            self._read_string()
+            dimensions = self._read("I")
+            if dimensions > 8:
+                raise _CutError(f"a tensor has {dimensions} dimensions")
+            values = math.prod(self._read("Q") for _ in range(dimensions))
+            kind, offset = self._read("I"), self._read("Q")
+            parameters += values
+            per_block, block_bytes = _BLOCKS.get(kind, (1, 0))
+            end = max(end, offset + -(-values // per_block) * block_bytes)
+        start = self._file.tell()
+        if alignment > 0:
+            start += -start % alignment
+        if start + end > self._size:
+            raise _CutError(f"it has {self._size} bytes of {start + end}")
+        return parameters
+
+    def _read(self, form: str) -> Any:
+        width = struct.calcsize(form)
+        data = self._file.read(width)
+        if len(data) != width:
+            raise _CutError("it ends inside its header")
+        return struct.unpack(self._endian + form, data)[0]
+
+    def _read_count(self, most: int, what: str) -> int:
+        count = int(self._read("Q"))
+        if count > most:
+            raise _CutError(f"it claims to have {count} {what}")
+        return count
+
+    def _read_string(self) -> str:
+        length = self._read_count(min(LONGEST_STRING, self._size), "characters in a string")
+        data = self._file.read(length)
+        if len(data) != length:
+            raise _CutError("it ends inside its header")
+        return data.decode(errors="replace")
+
+    def _read_value(self, kind: int) -> Any:
+        if kind == _STRING:
+            return self._read_string()
+        if kind not in _SCALARS:
+            raise _CutError(f"an entry has the unknown type {kind}")
+        return self._read(_SCALARS[kind])
+
+    def _skip_array(self, element: int, count: int) -> None:
+        if element == _STRING:
+            for _ in range(count):
+                self._skip(self._read_count(self._size, "characters in a string"))
+        elif element in _SCALARS:
+            self._skip(count * struct.calcsize(_SCALARS[element]))
+        else:
+            raise _CutError(f"an array has elements of the unknown type {element}")
+
+    def _skip(self, count: int) -> None:
+        if self._file.seek(count, os.SEEK_CUR) > self._size:
+            raise _CutError("it ends inside its header")

@@ -1,0 +1,37 @@
+"""Where our files lie: engines, logs and records, in the platform's own folders, made private to the user."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import platformdirs
+
+from llmsession.errors import ConfigError
+
+
+def cache_folder(given: Path | None = None) -> Path:
+    """What `cache_dir=` or LLMSESSION_CACHE_DIR names, else the platform's cache folder."""
+    if given is None and (named := os.environ.get("LLMSESSION_CACHE_DIR")):
+        given = Path(named)
+    return _private(given if given is not None else Path(platformdirs.user_cache_dir("llmsession", appauthor=False)))
+
+
+def logs_folder(cache: Path) -> Path:
+    """One log per run of a server."""
+    return _private(cache / "logs")
+
+
+def records_folder(cache: Path) -> Path:
+    """One small file per server that runs."""
+    return _private(cache / "running")
+
+
+def _private(folder: Path) -> Path:
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            f"cannot make the folder {folder} ({error.strerror}): name another with cache_dir= or LLMSESSION_CACHE_DIR"
+        ) from error
+    return folder

@@ -1,0 +1,252 @@
+"""Child: one process from spawn to reaping.
+
+    new → starting → ready → stopping → stopped
+              └────────┴→ failed
+
+It holds no task and no cancel scope: a thread attends the process, another climbs the signal ladder, so that any task
+of any event loop may close it and a loop that dies in the middle changes nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import enum
+import os
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import anyio
+import msgspec
+
+from llmsession.errors import ClosedError, StartFailedError, StartTimeoutError
+from llmsession.processes import lifetime
+from llmsession.latch import Latch
+from llmsession.processes.logfile import LogFile
+from llmsession.processes.readiness import NotReadyError, Probe, await_ready
+
+# A server that has closed its connections ends in 1.0 s at the latest (LLAMA_SERVER F1); then comes the next rung.
+ASK_GRACE = 1.1
+# Closed stdin, or a second SIGTERM, ends it in 20 ms; whoever ignores that as well is killed.
+INSIST_GRACE = 0.2
+
+
+class State(enum.StrEnum):
+    """Where a child is in its life. `STOPPED` was asked for, `FAILED` was not."""
+
+    NEW = "new"
+    STARTING = "starting"
+    READY = "ready"
+    STOPPING = "stopping"
+    STOPPED = "stopped"
+    FAILED = "failed"
+
+
+class Command(msgspec.Struct, frozen=True, kw_only=True):
+    """What to run.
+
+    `watches_stdin`: it ends by itself when its stdin is closed. `greeting` is written to its stdin first, `farewell`
+    is the line that asks it to end; without one, SIGTERM asks.
+    """
+
+    name: str
+    argv: Sequence[str]
+    env: Mapping[str, str]
+    watches_stdin: bool = False
+    greeting: bytes = b""
+    farewell: bytes | None = None
+
+
+class Child:
+    """One process. Started once; closed any number of times, from anywhere, in any state."""
+
+    def __init__(self, command: Command, log: LogFile, *, records: Path | None = None) -> None:
+        self.command = command
+        self.log = log
+        self.exited = Latch()
+        self.returncode: int | None = None
+        self._records = records
+        self._lock = threading.Lock()
+        self._state = State.NEW
+        self._ends_as = State.STOPPED
+        self._process: lifetime.OwnedProcess | None = None
+        self._spawn_error: OSError | None = None
+
+    @property
+    def state(self) -> State:
+        """As of now."""
+        return self._state
+
+    @property
+    def pid(self) -> int | None:
+        """While it runs."""
+        return self._process.pid if self._process is not None and not self.exited.is_set() else None
+
+    async def start(self, probe: Probe, *, timeout: float) -> None:
+        """Spawn it and wait until `probe` says that it is ready; `timeout` seconds without progress are too many.
+
+        When this raises, or is cancelled, the process is gone. Raises StartFailedError, StartTimeoutError, and
+        ClosedError where it was closed meanwhile.
+        """
+        with self._lock:
+            if self._state is not State.NEW:
+                raise ClosedError(f"{self.command.name} was started or closed before")
+            self._state = State.STARTING
+        lifetime.submit(self._spawn)
+        try:
+            is_ready = await await_ready(probe, self.exited, timeout=timeout)
+            with self._lock:
+                if is_ready and self._state is State.STARTING:
+                    self._state = State.READY
+                    return
+        except NotReadyError:
+            await self._give_up()
+            raise StartTimeoutError(
+                f"{self.command.name} showed no progress for {timeout:g} s while starting, and was ended: "
+                f"give it more time with start_timeout=, or look into {self.log.path}",
+                log_tail=self.log.tail(),
+            ) from None
+        except BaseException:
+            await self._give_up()
+            raise
+        await self._give_up()
+        raise self._start_error()
+
+    def _start_error(self) -> Exception:
+        if self._state is State.STOPPED:
+            return ClosedError(f"{self.command.name} was closed while it was starting")
+        if self._spawn_error is not None:
+            error = StartFailedError(
+                f"cannot start {self.command.argv[0]}: {self._spawn_error.strerror or self._spawn_error}",
+                returncode=None,
+                log_tail="",
+            )
+            error.__cause__ = self._spawn_error
+            return error
+        tail = self.log.tail()
+        return StartFailedError(
+            f"{self.command.name} {describe_exit(self.returncode)} before it was ready: "
+            f"{_last_line(tail)} (all it said is in {self.log.path})",
+            returncode=self.returncode,
+            log_tail=tail,
+        )
+
+    async def _give_up(self) -> None:
+        """End it for a start that failed; shielded, and bounded by the ladder."""
+        self._request_stop(as_state=State.FAILED)
+        with anyio.CancelScope(shield=True):
+            await self.exited.wait()
+
+    def request_stop(self) -> None:
+        """Have it ended, without waiting. May be called from any thread; never blocks."""
+        self._request_stop(as_state=State.STOPPED)
+
+    async def aclose(self) -> None:
+        """End it and wait until it is gone: at most about 1.4 s, also when cancelled. Any state, any loop, any number of times."""
+        self.request_stop()
+        with anyio.CancelScope(shield=True):
+            await self.exited.wait()
+
+    def _request_stop(self, *, as_state: State) -> None:
+        with self._lock:
+            if self._state in (State.STOPPING, State.STOPPED, State.FAILED):
+                return
+            was, self._state = self._state, State.STOPPING
+            self._ends_as = as_state
+            process = self._process
+            if was is State.NEW:
+                self._state = State.STOPPED
+                self.exited.set()
+        if process is not None:
+            self._climb_in_thread(process, gently=was is State.READY)
+
+    def _spawn(self) -> None:
+        """In the spawning thread. From here on the attending thread owns the process's end."""
+        if self._state is not State.STARTING:  # closed before it began
+            self._finish(None)
+            return
+        try:
+            stdout, stderr = self.log.open()
+            try:
+                process = lifetime.OwnedProcess.spawn(
+                    self.command.argv,
+                    self.command.env,
+                    stdout=stdout,
+                    stderr=stderr,
+                    watches_stdin=self.command.watches_stdin,
+                )
+            finally:
+                os.close(stdout)
+                os.close(stderr)
+        except OSError as error:
+            self._spawn_error = error
+            self._finish(None)
+            return
+        if self.command.greeting:
+            process.write_line(self.command.greeting)
+        with self._lock:
+            self._process = process
+            stop_now = self._state is not State.STARTING
+        threading.Thread(
+            target=self._attend, args=(process,), name=f"llmsession-attend-{process.pid}", daemon=True
+        ).start()
+        if stop_now:
+            self._climb_in_thread(process, gently=False)
+
+    def _attend(self, process: lifetime.OwnedProcess) -> None:
+        record = None
+        if self._records is not None:
+            from llmsession.processes.records import clear_leftovers, write_record
+
+            record = write_record(
+                self._records, process.pid, name=self.command.name, log=self.log.path
+            )
+            clear_leftovers(self._records)
+        returncode = process.wait()
+        if record is not None:
+            with contextlib.suppress(OSError):
+                record.unlink()
+        self._finish(returncode)
+
+    def _finish(self, returncode: int | None) -> None:
+        with self._lock:
+            self.returncode = returncode
+            self._state = self._ends_as if self._state is State.STOPPING else State.FAILED
+        self.exited.set()
+
+    def _climb_in_thread(self, process: lifetime.OwnedProcess, *, gently: bool) -> None:
+        threading.Thread(
+            target=self._climb, args=(process, gently), name=f"llmsession-stop-{process.pid}", daemon=True
+        ).start()
+
+    def _climb(self, process: lifetime.OwnedProcess, gently: bool) -> None:  # noqa: FBT001
+        """The ladder: ask, insist, kill. One that is still starting has nothing to put away: kill."""
+        if gently:
+            if self.command.farewell is not None:
+                process.write_line(self.command.farewell)
+            else:
+                process.terminate()
+            if self.exited.wait_blocking(ASK_GRACE):
+                return
+            process.close_stdin()
+            process.terminate()
+            if self.exited.wait_blocking(INSIST_GRACE):
+                return
+        process.kill()
+
+
+def describe_exit(returncode: int | None) -> str:
+    """An exit code in words."""
+    if returncode is None:
+        return "ended"
+    if returncode < 0:
+        import signal
+
+        with contextlib.suppress(ValueError):
+            return f"was ended by {signal.Signals(-returncode).name}"
+    return f"ended with exit code {returncode}"
+
+
+def _last_line(tail: str) -> str:
+    lines = [line.strip() for line in tail.splitlines() if line.strip()]
+    return lines[-1] if lines else "it said nothing"

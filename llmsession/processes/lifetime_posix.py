@@ -1,0 +1,177 @@
+"""An owned process on Linux and macOS: its own group, dead when we are, killed only while it is surely ours.
+
+On Linux the kernel kills it when the thread that started it ends (PR_SET_PDEATHSIG, prctl(2)), so one thread that
+never ends starts them all.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import queue
+import select
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from typing import IO
+
+# Asks the kernel to kill it with its parent, looks whether that parent is still there, and becomes the command.
+_GUARD = (
+    "import ctypes,os,sys\n"
+    "ctypes.CDLL(None).prctl(1,9)\n"
+    "os.getppid()==int(sys.argv[1]) or sys.exit(1)\n"
+    "os.execv(sys.argv[2],sys.argv[2:])"
+)
+
+
+class OwnedProcess:
+    """A running child. `wait` is called once, by the thread that attends it; the rest may come from any thread."""
+
+    def __init__(self, popen: subprocess.Popen[bytes]) -> None:
+        self._popen = popen
+        self._lock = threading.Lock()
+        self._reaped = False
+        self._stdin_lock = threading.Lock()
+        assert popen.stdin is not None  # noqa: S101 - spawn asked for a pipe
+        self._stdin: IO[bytes] | None = popen.stdin
+        self.pid = popen.pid
+
+    @classmethod
+    def spawn(
+        cls, argv: Sequence[str], env: Mapping[str, str], *, stdout: int, stderr: int, watches_stdin: bool
+    ) -> OwnedProcess:
+        """Start it. `watches_stdin` says that it ends by itself when its stdin is closed. Raises OSError."""
+        popen = subprocess.Popen(
+            [*_guard(argv, watches_stdin=watches_stdin), *argv],
+            env=dict(env),
+            stdin=subprocess.PIPE,
+            stdout=stdout,
+            stderr=stderr,
+            process_group=0,
+            bufsize=0,
+        )
+        _forbid_core_dump(popen.pid)
+        return cls(popen)
+
+    def wait(self) -> int:
+        """Block until it has ended, end what is left of its group, reap it. Gives the exit code, −N for a signal."""
+        _wait_without_reaping(self.pid)
+        with self._lock:
+            # The dead leader still holds its number, so the group is ours and nobody else's.
+            _kill_group(self.pid, signal.SIGKILL)
+            returncode = self._popen.wait()
+            self._reaped = True
+        self.close_stdin()
+        return returncode
+
+    def write_line(self, line: bytes) -> None:
+        """To its stdin, in so far as it still reads."""
+        with self._stdin_lock, contextlib.suppress(OSError, ValueError):
+            if self._stdin is not None:
+                self._stdin.write(line)
+
+    def close_stdin(self) -> None:
+        """End its input."""
+        with self._stdin_lock, contextlib.suppress(OSError):
+            if self._stdin is not None:
+                self._stdin.close()
+            self._stdin = None
+
+    def terminate(self) -> None:
+        """Ask it to end (SIGTERM)."""
+        with self._lock:
+            if not self._reaped:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(self.pid, signal.SIGTERM)
+
+    def kill(self) -> None:
+        """End it and its whole group at once."""
+        with self._lock:
+            if not self._reaped:
+                _kill_group(self.pid, signal.SIGKILL)
+
+
+def kill_stray(pid: int) -> None:
+    """End a group that an earlier run of ours left; the caller has made sure that it is that one."""
+    _kill_group(pid, signal.SIGKILL)
+
+
+def _kill_group(pid: int, number: signal.Signals) -> None:
+    # Its group has its own number (process_group=0): never ask getpgid, which may name another's by then.
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(pid, number)
+
+
+def _guard(argv: Sequence[str], *, watches_stdin: bool) -> list[str]:
+    """What to put before a command so that it dies with us."""
+    if sys.platform != "linux":
+        return []  # no such signal there: its own watch over stdin is what ends it
+    # setpriv takes 0.7 ms, but does not look whether the parent died before it asked; a watch over stdin covers that.
+    if watches_stdin and (setpriv := shutil.which("setpriv")):
+        return [setpriv, "--pdeathsig", "KILL", "--"]
+    return [sys.executable, "-I", "-S", "-c", _GUARD, str(os.getpid())]
+
+
+def _forbid_core_dump(pid: int) -> None:
+    if sys.platform == "linux":
+        import resource
+
+        with contextlib.suppress(OSError):
+            resource.prlimit(pid, resource.RLIMIT_CORE, (0, 0))
+
+
+def _wait_without_reaping(pid: int) -> None:
+    """Return when the process has ended, with its number still taken, so that nothing else can be hit by a kill."""
+    if sys.platform == "darwin":  # os.waitid came to macOS with Python 3.13
+        queue_ = select.kqueue()
+        try:
+            event = select.kevent(
+                pid, filter=select.KQ_FILTER_PROC, flags=select.KQ_EV_ADD, fflags=select.KQ_NOTE_EXIT
+            )
+            with contextlib.suppress(ProcessLookupError):
+                queue_.control([event], 1)
+        finally:
+            queue_.close()
+    else:
+        with contextlib.suppress(ChildProcessError):
+            os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+
+
+class Spawner:
+    """The one thread that starts children. It lives as long as the process, as their death signals need it."""
+
+    def __init__(self) -> None:
+        self._jobs: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        threading.Thread(target=self._run, name="llmsession-spawner", daemon=True).start()
+
+    def submit(self, job: Callable[[], None]) -> None:
+        """Have it called there, soon. It must not raise."""
+        self._jobs.put(job)
+
+    def _run(self) -> None:
+        while True:
+            self._jobs.get()()
+
+
+_spawner: Spawner | None = None
+_spawner_lock = threading.Lock()
+
+
+def submit(job: Callable[[], None]) -> None:
+    """Call `job` in the spawning thread."""
+    global _spawner  # noqa: PLW0603 - one for the process: that is its purpose
+    with _spawner_lock:
+        _spawner = _spawner or Spawner()
+    _spawner.submit(job)
+
+
+def _after_fork() -> None:
+    # A forked copy of this process has none of its threads.
+    global _spawner, _spawner_lock  # noqa: PLW0603
+    _spawner, _spawner_lock = None, threading.Lock()
+
+
+os.register_at_fork(after_in_child=_after_fork)

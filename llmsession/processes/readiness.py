@@ -1,0 +1,53 @@
+"""Wait until a child is ready: a probe that is given, against its exit, against a deadline that moves with progress."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Hashable
+
+import anyio
+import msgspec
+
+from llmsession.latch import Latch
+
+# A small model loads in 25 ms, so the first looks come often; after a second nobody notices 10 ms.
+FIRST_INTERVAL = 0.001
+LATER_INTERVAL = 0.01
+OFTEN_FOR = 1.0
+
+
+class Reading(msgspec.Struct, frozen=True, kw_only=True):
+    """What a probe saw. Any change of `progress` moves the deadline."""
+
+    ready: bool = False
+    progress: Hashable = None
+
+
+class NotReadyError(Exception):
+    """The deadline passed without readiness or progress."""
+
+
+Probe = Callable[[], Awaitable[Reading]]
+
+
+async def await_ready(probe: Probe, exited: Latch, *, timeout: float) -> bool:
+    """True when the probe says ready, False when the child has exited first. Raises NotReadyError.
+
+    `timeout` is in seconds, counted anew from each progress.
+    """
+    started = anyio.current_time()
+    deadline = started + timeout
+    progress: Hashable = None
+    while not exited.is_set():
+        reading = Reading()
+        with anyio.CancelScope(deadline=deadline):
+            reading = await probe()
+        if reading.ready:
+            return True
+        now = anyio.current_time()
+        if reading.progress != progress:
+            progress, deadline = reading.progress, now + timeout
+        if now >= deadline:
+            raise NotReadyError
+        with anyio.move_on_after(FIRST_INTERVAL if now - started < OFTEN_FOR else LATER_INTERVAL):
+            await exited.wait()
+    return False

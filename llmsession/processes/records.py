@@ -1,0 +1,85 @@
+"""A small file for each child that runs, so that a later run can clear what a lost one left.
+
+The last of the defences against orphans: it acts only where a kernel killed us in the one instant that the others miss.
+A process is ours only if its number *and* its time of birth are those on record: numbers are used again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from pathlib import Path
+
+import msgspec
+import psutil
+
+from llmsession.processes.lifetime import kill_stray
+
+
+class Record(msgspec.Struct, frozen=True, kw_only=True):
+    """Who runs, since when, and for whom. Times are seconds since the epoch, as psutil gives them."""
+
+    pid: int
+    started: float
+    owner_pid: int
+    owner_started: float
+    name: str
+    log: str
+
+
+def write_record(folder: Path, pid: int, *, name: str, log: Path) -> Path | None:
+    """Put it on record; None where the process is already gone or the folder cannot be written."""
+    with contextlib.suppress(OSError, psutil.Error):
+        record = Record(
+            pid=pid,
+            started=psutil.Process(pid).create_time(),
+            owner_pid=os.getpid(),
+            owner_started=psutil.Process().create_time(),
+            name=name,
+            log=str(log),
+        )
+        path = folder / f"{pid}.json"
+        half = path.with_suffix(f".{os.getpid()}.new")
+        half.write_bytes(msgspec.json.encode(record))
+        half.replace(path)
+        return path
+    return None
+
+
+def read_records(folder: Path) -> dict[Path, Record]:
+    """All that are there and can be read."""
+    records = {}
+    for path in folder.glob("*.json"):
+        with contextlib.suppress(OSError, msgspec.DecodeError):
+            records[path] = msgspec.json.decode(path.read_bytes(), type=Record)
+    return records
+
+
+def clear_leftovers(folder: Path) -> list[int]:
+    """Kill the children of owners that are gone; remove their records. Gives the process ids it ended."""
+    ended = []
+    for path, record in read_records(folder).items():
+        if _is_alive(record.owner_pid, record.owner_started):
+            continue
+        if _is_alive(record.pid, record.started):
+            kill_stray(record.pid)
+            ended.append(record.pid)
+        with contextlib.suppress(OSError):
+            path.unlink()
+    for half in folder.glob("*.new"):  # an owner that was killed between writing and renaming
+        if not psutil.pid_exists(_owner_of(half)):
+            with contextlib.suppress(OSError):
+                half.unlink()
+    return ended
+
+
+def _owner_of(half: Path) -> int:
+    number = half.name.split(".")[1]
+    return int(number) if number.isdigit() else 0
+
+
+def _is_alive(pid: int, started: float) -> bool:
+    with contextlib.suppress(psutil.Error):
+        process = psutil.Process(pid)
+        return process.create_time() == started and process.status() != psutil.STATUS_ZOMBIE
+    return False

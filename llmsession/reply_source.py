@@ -1,0 +1,65 @@
+"""ReplySource: where a session's reply comes from. It waits for a slot, has the server ready, and asks it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from llmsession.admission import Admission, Ticket
+from llmsession.errors import LLMSessionError, ProtocolError, TransportError
+from llmsession.latch import Latch
+from llmsession.server import Server
+
+if TYPE_CHECKING:
+    from llmsession.wire.http import ByteStream
+    from llmsession.wire.reply import EventDecoder
+
+
+def _nothing() -> None:
+    """The default of a hook."""
+
+
+class ReplySource:
+    """For one reply. `on_open` and `on_over` are called when it begins to wait and when its slot is free again."""
+
+    def __init__(
+        self, server: Server, admission: Admission, *, path: str, body: bytes, decoder: EventDecoder
+    ) -> None:
+        self.decoder = decoder
+        self.model = server.model.name
+        self.on_open: Callable[[], None] = _nothing
+        self.on_over: Callable[[], None] = _nothing
+        self._server = server
+        self._admission = admission
+        self._path = path
+        self._body = body
+        self._ticket: Ticket | None = None
+
+    @property
+    def queue_position(self) -> int | None:
+        """How many are in front, while it waits for a slot."""
+        return self._admission.position(self._ticket) if self._ticket is not None else None
+
+    async def open(self, mark_sent: Callable[[], None]) -> ByteStream:
+        """Wait for a slot, have the server ready, send the request."""
+        self.on_open()
+        granted = Latch()
+        self._ticket = self._admission.enter(granted.set)
+        await granted.wait()
+        endpoint = await self._server.ensure_ready()
+        mark_sent()
+        return await endpoint.client.open_stream(self._path, self._body)
+
+    def close(self) -> None:
+        """The reply is over: the slot is free. Called once."""
+        ticket, self._ticket = self._ticket, None
+        if ticket is not None:
+            self._admission.leave(ticket)
+        self._server.rotate_log()
+        self.on_over()
+
+    async def explain(self, error: LLMSessionError) -> LLMSessionError:
+        """What cut the connection, where it was the engine's death."""
+        if isinstance(error, TransportError | ProtocolError) and not isinstance(error, TimeoutError):
+            return await self._server.explain(error)
+        return error

@@ -1,0 +1,424 @@
+"""Session: the front door. It owns one server, and everything that is asked of it.
+
+It holds no task and no cancel scope between calls: it may be opened in one task or event loop and closed in another.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import threading
+from collections.abc import Callable, Collection, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, NoReturn, TypedDict, Unpack
+
+import anyio.to_thread
+import msgspec
+
+from llmsession.admission import Admission
+from llmsession.completion import Completion, StopReason
+from llmsession.errors import (
+    ClosedError,
+    LLMSessionError,
+    UsageError,
+)
+from llmsession.messages import MessagesLike, as_messages, is_unicode
+from llmsession.models.encoding import PromptEncoding
+from llmsession.models.gguf import ModelInfo, read_vocabulary
+from llmsession.options import Options, make_options
+from llmsession.reply_source import ReplySource
+from llmsession.sampling import Sampling
+from llmsession.server import Server
+
+if TYPE_CHECKING:
+    from llmsession.backends.backend import Endpoint
+    from llmsession.wire.metrics import Metrics, Slot
+    from llmsession.wire.reply import EventDecoder, ReplyStream
+    from llmsession.wire.request import GenerationRequest
+
+_numbers = itertools.count(1)
+
+
+class GenerateKeywords(TypedDict, total=False):
+    """What a reply may be asked with; None means "not given".
+
+    `max_tokens`: None for as many as the context holds. `seed`: None or 0 to have one drawn. `stop`: a phrase, or a
+    collection of phrases and token ids. `top_logprobs`: None for no log-probabilities, 0 for each token's own, k for
+    k alternatives as well. `timeout`: seconds for the whole call, waiting included. `extra` goes into the request as
+    it is.
+    """
+
+    max_tokens: int | None
+    seed: int | None
+    temperature: float | None
+    sampling: Sampling | None
+    stop: str | Collection[str | int]
+    echo_stop: bool
+    top_logprobs: int | None
+    timeout: float | None
+    extra: Mapping[str, Any] | None
+
+
+class Session:
+    """A server for one model, from `async with` (or `open`) to its end (or `aclose`).
+
+    Whatever happens to this program, the server does not outlive it.
+    """
+
+    def __init__(self, options_or_model: Options | str | Path | None = None, **fields: Any) -> None:
+        self._options = make_options(options_or_model, fields)
+        self._server = Server(self._options)
+        self._admission = Admission(self._options.parallel)
+        self._lock = threading.Lock()
+        self._replies: set[ReplyStream] = set()
+        self._opened = False
+
+    # Opening and closing.
+
+    @classmethod
+    async def open(cls, options_or_model: Options | str | Path | None = None, **fields: Any) -> Session:
+        """Make one and have its server ready; the caller calls `aclose`."""
+        return await cls(options_or_model, **fields).__aenter__()
+
+    async def __aenter__(self) -> Session:
+        if self._opened:
+            raise UsageError("a session is opened once: make another")
+        self._opened = True
+        try:
+            await self._server.ensure_ready()
+        except BaseException:
+            await self.aclose()
+            raise
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    def __enter__(self) -> NoReturn:
+        raise TypeError("this session is asynchronous: use `async with Session(…) as session`")
+
+    def __exit__(self, *exc: object) -> None:
+        """Only there so that a plain `with` reaches the message above."""
+
+    async def aclose(self) -> None:
+        """End every reply with ClosedError, and the server: at most about 1.5 s, also when cancelled.
+
+        In any state, from any task, thread or event loop, any number of times.
+        """
+        self._server.refuse_starts()
+        self._end_replies(lambda: ClosedError("the session was closed"))
+        await self._server.aclose()
+
+    def interrupt(self) -> None:
+        """End every reply, and every call that waits for one, with INTERRUPTED and the text so far. From any thread."""
+        self._end_replies(lambda: StopReason.INTERRUPTED)
+
+    def _end_replies(self, make_verdict: Callable[[], StopReason | LLMSessionError]) -> None:
+        with self._lock:
+            replies = list(self._replies)
+        for reply in replies:
+            reply.end(make_verdict())
+
+    # Replies.
+
+    async def prompt(self, messages: MessagesLike, **keywords: Unpack[GenerateKeywords]) -> Completion:
+        """Reply to a conversation; a `str` is a user turn. Any LLMSessionError that ends it carries its `partial`."""
+        async with self.prompt_streaming(messages, **keywords) as stream:
+            return await stream.result()
+
+    def prompt_streaming(self, messages: MessagesLike, **keywords: Unpack[GenerateKeywords]) -> ReplyStream:
+        """The same as a stream: `async with` it. Raises UsageError at once where the call is wrong."""
+        from llmsession.wire import openai_api
+
+        turns = as_messages(messages)
+        encoding = self._server.model.encoding
+        if encoding is not None:
+            return self._complete(encoding.render(turns), keywords, own_stops=encoding.stop)
+        request = self._make_request(keywords)
+        body = openai_api.encode_request(turns, request, model=self._server.model.name)
+        return self._stream(openai_api.PATH, body, openai_api.EventDecoder(request), request, keywords)
+
+    async def generate(
+        self, text_or_token_ids: str | Sequence[int], **keywords: Unpack[GenerateKeywords]
+    ) -> Completion:
+        """Go on from raw text or token ids: no template, and the spellings of special tokens in the text mean those."""
+        async with self.generate_streaming(text_or_token_ids, **keywords) as stream:
+            return await stream.result()
+
+    def generate_streaming(
+        self, text_or_token_ids: str | Sequence[int], **keywords: Unpack[GenerateKeywords]
+    ) -> ReplyStream:
+        """The same as a stream."""
+        return self._complete(_check_prompt(text_or_token_ids), keywords)
+
+    def _complete(
+        self, prompt: str | list[int], keywords: GenerateKeywords, *, own_stops: tuple[str, ...] = ()
+    ) -> ReplyStream:
+        from llmsession.wire import completion_api
+
+        request = self._make_request(keywords, own_stops)
+        body = completion_api.encode_request(prompt, request)
+        return self._stream(completion_api.PATH, body, completion_api.EventDecoder(request), request, keywords)
+
+    def _make_request(
+        self, keywords: GenerateKeywords, own_stops: tuple[str, ...] = ()
+    ) -> GenerationRequest:
+        from llmsession.wire.request import GenerationRequest
+
+        unknown = sorted(set(keywords) - set(GenerateKeywords.__annotations__))
+        if unknown:
+            raise UsageError(
+                f"{', '.join(unknown)}: no such keyword; there are {', '.join(GenerateKeywords.__annotations__)}"
+            )
+        sampling = self._options.sampling or Sampling()
+        if (given := keywords.get("sampling")) is not None:
+            sampling = sampling.merge(given)
+        if (temperature := keywords.get("temperature")) is not None:
+            sampling = sampling.merge(Sampling(temperature=temperature))
+        return GenerationRequest.make(
+            max_tokens=keywords.get("max_tokens"),
+            seed=keywords.get("seed"),
+            sampling=sampling,
+            stop=keywords.get("stop", ()),
+            own_stops=own_stops,
+            echo_stop=keywords.get("echo_stop", False),
+            top_logprobs=keywords.get("top_logprobs"),
+            extra=keywords.get("extra"),
+        )
+
+    def _stream(
+        self,
+        path: str,
+        body: bytes,
+        decoder: EventDecoder,
+        request: GenerationRequest,
+        keywords: GenerateKeywords,
+    ) -> ReplyStream:
+        from llmsession.wire.reply import Limits, ReplyStream
+
+        self._check_open()
+        timeout = keywords.get("timeout")
+        if timeout is not None and not (isinstance(timeout, int | float) and timeout > 0):
+            raise UsageError(f"timeout is a number of seconds above 0, not {timeout!r}")
+        source = ReplySource(self._server, self._admission, path=path, body=body, decoder=decoder)
+        reply = ReplyStream(
+            source,
+            request,
+            id=f"reply-{os.getpid()}-{next(_numbers)}",
+            limits=Limits(
+                first_token=self._options.first_token_timeout, idle=self._options.idle_timeout, total=timeout
+            ),
+        )
+        source.on_open = lambda: self._remember(reply)
+        source.on_over = lambda: self._forget(reply)
+        return reply
+
+    def _remember(self, reply: ReplyStream) -> None:
+        with self._lock:
+            self._replies.add(reply)
+
+    def _forget(self, reply: ReplyStream) -> None:
+        with self._lock:
+            self._replies.discard(reply)
+
+    def _check_open(self) -> None:
+        if self._server.is_closed:
+            raise ClosedError("the session is closed: open another")
+        if not self._opened:
+            raise UsageError("the session is not open yet: async with Session(…) as session: …")
+
+    # Tokens.
+
+    async def tokenize(
+        self, text: str, *, bos: bool = False, eos: bool = False, special: bool = False
+    ) -> list[int]:
+        """The ids of a text. `special`: spellings of special tokens in it mean those; `bos`, `eos`: with these around it."""
+        endpoint = await self._ready()
+        ids = await _tokenize(endpoint, _check_text(text), add_special=False, special=special)
+        return [
+            *([self._special_token("bos")] if bos else []),
+            *ids,
+            *([self._special_token("eos")] if eos else []),
+        ]
+
+    async def detokenize(self, ids: Sequence[int]) -> str:
+        """The text of token ids; special tokens by their spelling. Parts of characters become U+FFFD."""
+        from llmsession.wire import completion_api
+
+        endpoint = await self._ready()
+        size = endpoint.facts.vocab_size
+        for id_ in ids:
+            if isinstance(id_, bool) or not isinstance(id_, int) or not 0 <= id_ < size:
+                raise UsageError(f"{id_!r} is no token id: they go from 0 to {size - 1}")
+        answer = await endpoint.client.post("/detokenize", msgspec.json.encode({"tokens": list(ids)}))
+        return completion_api.decode_text(answer)
+
+    async def count_tokens(self, messages_or_text: MessagesLike) -> int:
+        """How many tokens of context it takes, exactly. A `str` is raw text, a list what `prompt` would send."""
+        from llmsession.wire import openai_api
+
+        endpoint = await self._ready()
+        if isinstance(messages_or_text, str):
+            return len(await _tokenize(endpoint, _check_text(messages_or_text), add_special=True, special=True))
+        turns = as_messages(messages_or_text)
+        encoding = self._server.model.encoding
+        if encoding is not None:
+            return len(await _tokenize(endpoint, encoding.render(turns), add_special=True, special=True))
+        body = openai_api.encode_count(turns, model=self._server.model.name)
+        return openai_api.decode_count(await endpoint.client.post(openai_api.COUNT_PATH, body))
+
+    def _special_token(self, name: str) -> int:
+        token = self.special_tokens[name]
+        if token is None:
+            raise UsageError(f"this model has no {name} token")
+        return token
+
+    async def _ready(self) -> Endpoint:
+        self._check_open()
+        return await self._server.ensure_ready()
+
+    # The server's state.
+
+    async def get_health(self) -> str:
+        """`ok`, `loading` or `down`; asks the server, and never starts one."""
+        endpoint = self._server.endpoint
+        if self._server.is_starting:
+            return "loading"
+        if endpoint is None or endpoint.child.exited.is_set():
+            return "down"
+        try:
+            status = await endpoint.client.get_status("/health")
+        except LLMSessionError:
+            return "down"
+        return "ok" if status == 200 else "loading" if status == 503 else "down"
+
+    async def get_metrics(self) -> Metrics:
+        """Counts since the server started. Each call also reads the slots: not for tight loops."""
+        from llmsession.wire.metrics import parse_metrics
+
+        endpoint = await self._ready()
+        slots = await self.get_slots()
+        text = await endpoint.client.get("/metrics")
+        return parse_metrics(text.decode(errors="replace"), slots)
+
+    async def get_slots(self) -> list[Slot]:
+        """What each slot of the server holds and does."""
+        from llmsession.wire.metrics import parse_slots
+
+        endpoint = await self._ready()
+        return parse_slots(await endpoint.client.get("/slots"))
+
+    # Facts. Those that the server tells are there once it is ready.
+
+    @property
+    def model(self) -> str:
+        """The name of the model."""
+        return self._server.model.name
+
+    @property
+    def model_path(self) -> Path:
+        """The file that is run."""
+        return self._server.model.path
+
+    @property
+    def info(self) -> ModelInfo:
+        """What the file says of itself."""
+        self._check_open()
+        assert self._server.info is not None  # noqa: S101 - read before the first start
+        return self._server.info
+
+    @property
+    def encoding(self) -> PromptEncoding | None:
+        """How prompts are written; None: the server applies the model's own template."""
+        return self._server.model.encoding
+
+    @property
+    def special_tokens(self) -> dict[str, int | None]:
+        """Ids of `bos eos eot nl prefix middle suffix cls sep`; None for those that the model does not have."""
+        return self.info.special_tokens
+
+    @property
+    def context_length(self) -> int:
+        """Tokens that one conversation may use: what was asked for, or a little more (the engine rounds up)."""
+        return self._endpoint.facts.context_length
+
+    @property
+    def parallel(self) -> int:
+        """Replies that are generated at once."""
+        return self._endpoint.facts.parallel
+
+    @property
+    def max_top_logprobs(self) -> int:
+        """The most alternatives that `top_logprobs` can ask for: the whole vocabulary."""
+        return self._endpoint.facts.vocab_size
+
+    @property
+    def version(self) -> str:
+        """The engine's own version."""
+        return self._endpoint.version
+
+    @property
+    def backend(self) -> str:
+        """Which engine runs: `llama-server` or `embedded`."""
+        return self._endpoint.backend
+
+    @property
+    def base_url(self) -> str:
+        """Where the server listens."""
+        return self._endpoint.client.base_url
+
+    @property
+    def api_key(self) -> str:
+        """What the server asks for as a bearer token; drawn anew for each start."""
+        return self._endpoint.api_key
+
+    @property
+    def pid(self) -> int | None:
+        """The server's process; None while there is none."""
+        return self._endpoint.child.pid
+
+    @property
+    def log_path(self) -> Path:
+        """Where the server's words are kept."""
+        return self._endpoint.child.log.path
+
+    async def vocab(self) -> list[str]:
+        """The spelling of every token by id, as the model's file has them."""
+        self._check_open()
+        return await anyio.to_thread.run_sync(read_vocabulary, self.model_path)
+
+    @property
+    def _endpoint(self) -> Endpoint:
+        endpoint = self._server.endpoint
+        if endpoint is None:
+            raise UsageError("the session is not open yet: async with Session(…) as session: …")
+        return endpoint
+
+
+async def _tokenize(endpoint: Endpoint, text: str, *, add_special: bool, special: bool) -> list[int]:
+    from llmsession.wire import completion_api
+
+    body = completion_api.encode_tokenize(text, add_special=add_special, parse_special=special)
+    return completion_api.decode_tokens(await endpoint.client.post("/tokenize", body))
+
+
+def _check_text(text: object) -> str:
+    if not isinstance(text, str):
+        raise UsageError(f"a text is a str, not {type(text).__name__}")
+    if not is_unicode(text):
+        raise UsageError('the text holds a lone surrogate, which UTF-8 cannot: decode the input with errors="replace"')
+    return text
+
+
+def _check_prompt(prompt: str | Sequence[int]) -> str | list[int]:
+    if isinstance(prompt, str):
+        if not prompt:
+            raise UsageError("there is nothing to go on from: give some text, or token ids")
+        return _check_text(prompt)
+    ids = list(prompt)
+    if not ids or not all(isinstance(id_, int) and not isinstance(id_, bool) and id_ >= 0 for id_ in ids):
+        raise UsageError("a prompt is text, or a list of token ids that is not empty")
+    return ids

@@ -1,0 +1,1 @@
+"""Speak to one server: requests out, events in. Knows no process and no file."""

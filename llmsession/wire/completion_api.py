@@ -1,0 +1,199 @@
+"""llama-server's own API: /completion and its siblings. Requests out, events in; no I/O.
+
+https://github.com/ggml-org/llama.cpp/tree/master/tools/server#post-completion-given-a-prompt-it-returns-the-predicted-completion
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+import msgspec
+
+from llmsession.completion import StopReason, Timings, Token, TokenPerformance, Usage
+from llmsession.errors import UndecodableError
+from llmsession.wire.events import Ended, TextDelta
+from llmsession.wire.request import GenerationRequest, encode_json
+
+PATH = "/completion"
+
+
+class EngineTimings(msgspec.Struct, frozen=True):
+    """`timings`, as both APIs of llama-server give them. `predicted_ms` leaves out the first token."""
+
+    cache_n: int = 0
+    prompt_n: int = 0
+    prompt_ms: float = 0.0
+    predicted_n: int = 0
+    predicted_ms: float = 0.0
+
+    def to_timings(self) -> Timings:
+        """In our units."""
+        return Timings(
+            prompt=TokenPerformance(count=self.prompt_n, seconds=self.prompt_ms / 1000),
+            generated=TokenPerformance(count=max(0, self.predicted_n - 1), seconds=self.predicted_ms / 1000),
+        )
+
+
+class Probability(msgspec.Struct, frozen=True):
+    """A token with its log-probability, as both APIs of llama-server give it. `id` is missing elsewhere."""
+
+    token: str = ""
+    logprob: float = 0.0
+    id: int = -1
+    top_logprobs: tuple[Probability, ...] = ()
+
+    def to_token(self, top: int) -> Token:
+        """With at most `top` alternatives."""
+        return Token(
+            id=self.id,
+            text=self.token,
+            logprob=self.logprob,
+            top=tuple(other.to_token(0) for other in self.top_logprobs[:top]),
+        )
+
+
+class _Frame(msgspec.Struct):
+    """One event of the stream. Fields that we have no use for are not read."""
+
+    content: str = ""
+    tokens: list[int] = []
+    stop: bool = False
+    tokens_predicted: int = 0
+    tokens_evaluated: int = 0
+    completion_probabilities: list[Probability] = []
+    prompt_progress: msgspec.Raw | None = None
+    stop_type: str = ""
+    stopping_word: str = ""
+    truncated: bool = False
+    timings: EngineTimings | None = None
+    error: msgspec.Raw | None = None
+
+
+_decode_frame = msgspec.json.Decoder(_Frame | None).decode
+
+_STOP_REASONS = {
+    "eos": StopReason.END,
+    "limit": StopReason.LENGTH,
+    "word": StopReason.STOP_PHRASE,
+    "none": StopReason.END,
+}
+
+
+def encode_request(prompt: str | Sequence[int], request: GenerationRequest) -> bytes:
+    """The body of a streamed request."""
+    body: dict[str, Any] = {
+        "prompt": prompt,
+        "stream": True,
+        "cache_prompt": True,
+        "seed": request.seed,
+        **encode_sampling(request),
+    }
+    if request.max_tokens is not None:
+        body["n_predict"] = request.max_tokens
+    if request.stop:
+        body["stop"] = request.stop
+    if request.stop_ids:
+        body["return_tokens"] = True
+    if request.top_logprobs is not None:
+        # 0 alternatives would mean no probabilities at all.
+        body["n_probs"] = max(1, request.top_logprobs)
+    return encode_json(body, request.extra)
+
+
+def encode_sampling(request: GenerationRequest) -> dict[str, Any]:
+    """The settings that were given, by the engine's names, which are ours."""
+    settings: dict[str, Any] = msgspec.to_builtins(request.sampling)
+    if request.sampling.logit_bias is not None:
+        settings["logit_bias"] = list(request.sampling.logit_bias.items())
+    return settings
+
+
+class EventDecoder:
+    """The events of one /completion stream. `usage` is what is known of it at any time."""
+
+    def __init__(self, request: GenerationRequest) -> None:
+        self._top = request.top_logprobs
+        self._stop_ids = request.stop_ids
+        self.usage = Usage()
+        self.error: bytes | None = None
+
+    def decode(self, payload: bytes) -> list[TextDelta | Ended]:
+        """What one event of the stream says. An error frame is put into `error`. Raises UndecodableError."""
+        try:
+            frame = _decode_frame(payload)
+        except msgspec.DecodeError as error:
+            raise UndecodableError(
+                f"the server sent something that is no reply: {error}", payload=payload[:1000]
+            ) from error
+        if frame is None:  # a stray `data: null`
+            return []
+        if frame.error is not None:
+            self.error = payload
+            return []
+        if frame.stop:
+            return [self._decode_end(frame)]
+        if frame.prompt_progress is not None:  # its tokens are made up
+            return []
+        self.usage = Usage(
+            prompt_tokens=frame.tokens_evaluated,
+            completion_tokens=frame.tokens_predicted,
+            cached_tokens=self.usage.cached_tokens,
+        )
+        if self._stop_ids and self._stop_ids.intersection(frame.tokens):
+            return [Ended(stop_reason=StopReason.STOP_PHRASE, usage=self.usage, timings=Timings())]
+        tokens = (
+            tuple(entry.to_token(self._top) for entry in frame.completion_probabilities)
+            if self._top is not None
+            else ()
+        )
+        return [TextDelta(text=frame.content, tokens=tokens, completion_tokens=frame.tokens_predicted)]
+
+    def _decode_end(self, frame: _Frame) -> Ended:
+        timings = frame.timings or EngineTimings()
+        self.usage = Usage(
+            prompt_tokens=frame.tokens_evaluated,
+            completion_tokens=frame.tokens_predicted,
+            cached_tokens=timings.cache_n,
+        )
+        reason = _STOP_REASONS.get(frame.stop_type, StopReason.END)
+        return Ended(
+            stop_reason=reason,
+            stop_phrase=frame.stopping_word if reason is StopReason.STOP_PHRASE else None,
+            context_full=frame.truncated,
+            usage=self.usage,
+            timings=timings.to_timings(),
+        )
+
+
+class _Tokens(msgspec.Struct):
+    tokens: list[int]
+
+
+class _Content(msgspec.Struct):
+    content: str
+
+
+def encode_tokenize(text: str, *, add_special: bool, parse_special: bool) -> bytes:
+    """The body for /tokenize. `add_special`: with BOS and EOS where the model wants them."""
+    return msgspec.json.encode({"content": text, "add_special": add_special, "parse_special": parse_special})
+
+
+def decode_tokens(payload: bytes) -> list[int]:
+    """Its answer."""
+    return _decode(payload, _Tokens).tokens
+
+
+def decode_text(payload: bytes) -> str:
+    """The answer of /detokenize."""
+    return _decode(payload, _Content).content
+
+
+_T = TypeVar("_T")
+
+
+def _decode(payload: bytes, kind: type[_T]) -> _T:
+    try:
+        return msgspec.json.decode(payload, type=kind)
+    except msgspec.DecodeError as error:
+        raise UndecodableError(f"the server's answer cannot be read: {error}", payload=payload[:1000]) from error

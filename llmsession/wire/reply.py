@@ -1,0 +1,422 @@
+"""ReplyStream: iterate it, then ask it for the Completion.
+
+It holds no task and no cancel scope between two reads. What ends it from outside (interrupt, close, a deadline) sets a
+verdict and cuts its connection; the reader wakes and finds the verdict.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import sys
+import threading
+import time
+import warnings
+from collections import deque
+from collections.abc import AsyncIterator, Callable
+from typing import Any, Protocol, TextIO
+
+import anyio
+import msgspec
+
+from llmsession.completion import Completion, StopReason, Timings, Token, Usage
+from llmsession.errors import (
+    FirstTokenTimeoutError,
+    IdleTimeoutError,
+    LLMSessionError,
+    TotalTimeoutError,
+    TruncatedReplyError,
+    UsageError,
+)
+from llmsession.latch import call_soon, current_loop
+from llmsession.messages import ToolCall
+from llmsession.wire import deadlines
+from llmsession.wire.events import Delta, Ended, Event, Finished, ReasoningDelta, TextDelta, ToolCallDelta
+from llmsession.wire.http import ByteStream, decode_error_frame, foreign_errors
+from llmsession.wire.request import GenerationRequest
+from llmsession.wire.sse import Decoder
+
+
+class EventDecoder(Protocol):
+    """What both APIs offer to read their stream."""
+
+    usage: Usage
+    error: bytes | None
+
+    def decode(self, payload: bytes) -> list[Any]: ...
+
+
+class Limits(msgspec.Struct, frozen=True, kw_only=True):
+    """Seconds. `total` covers the whole call, waiting included."""
+
+    first_token: float = math.inf
+    idle: float = math.inf
+    total: float | None = None
+
+
+class Source(Protocol):
+    """Where a reply comes from: what the session knows and this room does not."""
+
+    decoder: EventDecoder
+    model: str
+
+    async def open(self, mark_sent: Callable[[], None]) -> ByteStream:
+        """Wait for a slot, have the server ready, call `mark_sent`, send the request."""
+        ...
+
+    def close(self) -> None:
+        """The reply is over: the slot is free."""
+
+    async def explain(self, error: LLMSessionError) -> LLMSessionError:
+        """The true cause of a lost connection, where there is a better one than that it was lost."""
+        ...
+
+    @property
+    def queue_position(self) -> int | None:
+        """How many are in front, while it waits."""
+        ...
+
+
+class ReplyStream:
+    """A reply as it arrives: `async with` it, iterate it for pieces of text or `events()`, then `await result()`.
+
+    `cancel()` and the session's `interrupt()` end it with what has arrived; leaving the block frees its slot at once.
+    """
+
+    def __init__(self, source: Source, request: GenerationRequest, *, id: str, limits: Limits) -> None:
+        self.id = id
+        self._source = source
+        self._request = request
+        self._limits = limits
+        self._lock = threading.Lock()
+        self._verdict: StopReason | LLMSessionError | None = None
+        self._opening: tuple[anyio.CancelScope, Any] | None = None
+        self._entered = False
+        self._left = False
+        self._body: ByteStream | None = None
+        self._chunks: AsyncIterator[bytes] | None = None
+        self._sse = Decoder()
+        self._pending: deque[Event] = deque()
+        self._way: str | None = None
+        self._text: list[str] = []
+        self._reasoning: list[str] = []
+        self._tokens: list[Token] = []
+        self._calls: dict[int, list[str]] = {}
+        self._completion: Completion | None = None
+        self._error: BaseException | None = None
+        self._reading = False
+        self._sent_at: float | None = None
+        self._first_token_at: float | None = None
+        self._total_deadline = math.inf
+        self._progress_deadline = math.inf
+        self.deadline = math.inf
+
+    @property
+    def queue_position(self) -> int | None:
+        """How many requests are in front of this one while it waits for a slot; None otherwise."""
+        return self._source.queue_position
+
+    async def __aenter__(self) -> ReplyStream:
+        if self._entered:
+            raise UsageError("a reply can be entered once: call prompt_streaming again for another")
+        self._entered = True
+        if self._limits.total is not None:
+            self._total_deadline = self.deadline = time.monotonic() + self._limits.total
+        deadlines.watch(self)
+        try:
+            await self._open()
+        except BaseException as error:
+            self._leave()
+            if isinstance(error, LLMSessionError):
+                self._fail(await self._source.explain(error))
+            raise
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        self._leave()
+        if self._body is not None:
+            await self._body.aclose()
+        if self._completion is None and self._error is None:
+            self._completion = self._complete(StopReason.INTERRUPTED)
+
+    def __del__(self) -> None:
+        if self._entered and not self._left:
+            warnings.warn(f"{self.id} was never left: use `async with`", ResourceWarning, source=self)
+            self._leave()
+            if self._body is not None:
+                self._body.abort()
+
+    async def __anext__(self) -> str:
+        self._go("text")
+        while True:
+            event = await self._next()
+            if isinstance(event, TextDelta) and event.text:
+                return event.text
+            if event is None:
+                raise StopAsyncIteration
+
+    def __aiter__(self) -> AsyncIterator[str]:
+        self._go("text")
+        return self
+
+    async def events(self) -> AsyncIterator[Event]:
+        """Everything that happens, to the Finished. Either this or plain iteration, not both."""
+        self._go("events")
+        while (event := await self._next()) is not None:
+            yield event
+
+    async def result(self) -> Completion:
+        """Read what is left and give the whole. Raises what ended the reply, with its `partial`."""
+        if self._completion is None and self._error is None:
+            self._check_inside()
+            while await self._next() is not None:
+                pass
+        if self._error is not None:
+            raise self._error
+        assert self._completion is not None  # noqa: S101 - _next ends with one of the two
+        return self._completion
+
+    async def print(self, file: TextIO | None = None, *, end: str = "\n", flush: bool = True) -> Completion:
+        """Write the pieces to `file` (stdout) as they arrive; give the Completion."""
+        out = file if file is not None else sys.stdout
+        async for piece in self:
+            out.write(piece)
+            if flush:
+                out.flush()
+        out.write(end)
+        if flush:
+            out.flush()
+        return await self.result()
+
+    def cancel(self) -> None:
+        """End it now, with what has arrived and StopReason.INTERRUPTED. From any task or thread."""
+        self.end(StopReason.INTERRUPTED)
+
+    def end(self, verdict: StopReason | LLMSessionError) -> None:
+        """End it with a reason or an error; the first verdict counts. Thread-safe, never blocks."""
+        with self._lock:
+            if self._verdict is not None or self._completion is not None or self._error is not None:
+                return
+            self._verdict = verdict
+            opening, body = self._opening, self._body
+        if opening is not None:
+            scope, loop = opening
+            call_soon(loop, scope.cancel)
+        if body is not None:
+            body.abort()
+
+    def overrun(self, now: float) -> None:
+        """Called by the deadlines' thread when `deadline` has passed."""
+        if now >= self._total_deadline:
+            total = self._limits.total
+            self.deadline = math.inf
+            self.end(TotalTimeoutError(f"the reply was not complete within timeout={total:g} s"))
+        elif not self._reading:  # the reader is the slow one, not the server
+            self._set_progress_deadline(now + self._limits.idle)
+        elif now >= self._progress_deadline:
+            self.deadline = self._total_deadline
+            self.end(self._late())
+        else:
+            self._set_progress_deadline(self._progress_deadline)
+
+    def _late(self) -> LLMSessionError:
+        if self._first_token_at is None:
+            return FirstTokenTimeoutError(
+                f"no token came within first_token_timeout={self._limits.first_token:g} s: "
+                "a long prompt on a slow machine may need more"
+            )
+        return IdleTimeoutError(f"no further token came within idle_timeout={self._limits.idle:g} s")
+
+    def _mark_sent(self) -> None:
+        self._sent_at = time.monotonic()
+        self._set_progress_deadline(self._sent_at + self._limits.first_token)
+
+    def _set_progress_deadline(self, when: float) -> None:
+        self._progress_deadline = when
+        self.deadline = min(when, self._total_deadline)
+
+    async def _open(self) -> None:
+        with anyio.CancelScope() as scope:
+            with self._lock:
+                if self._verdict is None:
+                    self._opening = (scope, current_loop())
+                else:
+                    scope.cancel()
+            self._reading = True
+            try:
+                body = await self._source.open(self._mark_sent)
+            finally:
+                self._reading = False
+                with self._lock:
+                    self._opening = None
+            self._body = body
+        if self._body is not None:
+            self._chunks = aiter(self._body)
+        if self._verdict is not None:
+            if self._body is not None:
+                self._body.abort()
+            self._conclude()
+            if self._error is not None:
+                raise self._error
+
+    def _conclude(self) -> None:
+        """Turn the verdict into the end of the reply."""
+        verdict = self._verdict
+        if isinstance(verdict, StopReason):
+            self._finish(verdict)
+        elif verdict is not None:
+            self._fail_quietly(verdict)
+
+    def _leave(self) -> None:
+        with self._lock:
+            if self._left:
+                return
+            self._left = True
+        deadlines.unwatch(self)
+        self._source.close()
+
+    def _go(self, way: str) -> None:
+        self._check_inside()
+        if self._way is not None and self._way != way:
+            raise UsageError("iterate a reply for its text or for its events(), not for both")
+        self._way = way
+
+    def _check_inside(self) -> None:
+        if not self._entered:
+            raise UsageError(
+                "a reply is read inside its block: async with session.prompt_streaming(…) as stream: …"
+            )
+        if self._left and self._completion is None and self._error is None:
+            raise UsageError("the block of this reply was left, and its connection closed: read it inside the block")
+
+    async def _next(self) -> Event | None:
+        """The next event, or None after the last."""
+        while not self._pending:
+            if self._error is not None:
+                raise self._error
+            if self._completion is not None:
+                return None
+            if self._left:
+                self._check_inside()
+            await self._read()
+        return self._pending.popleft()
+
+    async def _read(self) -> None:
+        """Read one chunk and put its events into the queue, or find the end."""
+        try:
+            chunk = await self._receive()
+            if self._verdict is not None:
+                self._conclude()
+                return
+            if chunk is None:
+                self._fail(self._find_truncation())
+                return
+            for payload in self._sse.feed(chunk):
+                for event in self._source.decoder.decode(payload):
+                    self._take(event)
+                if self._source.decoder.error is not None:
+                    self._fail(decode_error_frame(self._source.decoder.error))
+                if self._completion is not None:
+                    return
+        except LLMSessionError as error:
+            if error is self._error:
+                raise
+            if self._verdict is not None:
+                self._conclude()
+            else:
+                self._fail(await self._source.explain(error))
+
+    async def _receive(self) -> bytes | None:
+        assert self._chunks is not None  # noqa: S101 - set by _open
+        self._reading = True
+        try:
+            with foreign_errors("its stream"):
+                return await anext(self._chunks, None)
+        finally:
+            self._reading = False
+
+    def _find_truncation(self) -> LLMSessionError:
+        return TruncatedReplyError(
+            "the reply broke off: its stream ended without its end. What came so far is in `partial`"
+        )
+
+    def _take(self, event: Delta | Ended) -> None:
+        if type(event) is TextDelta:
+            if not event.text and not event.tokens:
+                return self._note_progress()
+            self._text.append(event.text)
+            self._tokens.extend(event.tokens)
+        elif type(event) is ReasoningDelta:
+            self._reasoning.append(event.text)
+        elif type(event) is ToolCallDelta:
+            call = self._calls.setdefault(event.index, ["", "", ""])
+            call[0] = event.id or call[0]
+            call[1] = event.name or call[1]
+            call[2] += event.arguments
+        elif type(event) is Ended:
+            return self._take_end(event)
+        self._note_progress()
+        self._pending.append(event)
+        return None
+
+    def _note_progress(self) -> None:
+        now = time.monotonic()
+        if self._first_token_at is None:
+            self._first_token_at = now
+        self._progress_deadline = now + self._limits.idle
+        self.deadline = min(self._progress_deadline, self._total_deadline)
+
+    def _take_end(self, end: Ended) -> None:
+        if end.stop_phrase in self._request.own_stops:  # the encoding's end of a turn, not a phrase of the caller's
+            end = msgspec.structs.replace(end, stop_reason=StopReason.END, stop_phrase=None)
+        if end.stop_phrase and self._request.echo_stop:
+            self._text.append(end.stop_phrase)
+            self._pending.append(
+                TextDelta(text=end.stop_phrase, completion_tokens=end.usage.completion_tokens)
+            )
+        self._finish(end.stop_reason, end)
+
+    def _finish(self, reason: StopReason, end: Ended | None = None) -> None:
+        with self._lock:
+            self._completion = self._complete(reason, end)
+        self._pending.append(Finished(completion=self._completion))
+
+    def _fail(self, error: LLMSessionError) -> None:
+        self._fail_quietly(error)
+        raise error
+
+    def _fail_quietly(self, error: LLMSessionError) -> None:
+        if error.partial is None:
+            error.partial = self._complete(StopReason.INTERRUPTED)
+        self._error = error
+
+    def _complete(self, reason: StopReason, end: Ended | None = None) -> Completion:
+        first = None
+        if self._first_token_at is not None and self._sent_at is not None:
+            first = self._first_token_at - self._sent_at
+        timings = end.timings if end is not None else Timings()
+        return Completion(
+            id=self.id,
+            text="".join(self._text),
+            stop_reason=reason,
+            stop_phrase=end.stop_phrase if end is not None else None,
+            context_full=end.context_full if end is not None else False,
+            usage=end.usage if end is not None else self._source.decoder.usage,
+            timings=msgspec.structs.replace(timings, first_token_seconds=first),
+            tokens=tuple(self._tokens),
+            tool_calls=tuple(_read_calls(self._calls)),
+            reasoning="".join(self._reasoning),
+            seed=self._request.seed,
+            model=self._source.model,
+        )
+
+
+def _read_calls(calls: dict[int, list[str]]) -> list[ToolCall]:
+    """The calls that are whole: one that was cut has no arguments to be called with."""
+    whole = []
+    for _, (id_, name, arguments) in sorted(calls.items()):
+        with contextlib.suppress(msgspec.DecodeError):
+            whole.append(
+                ToolCall(id=id_, name=name, arguments=msgspec.json.decode(arguments or "{}", type=dict[str, Any]))
+            )
+    return whole

@@ -1,0 +1,86 @@
+"""What a reply is asked with, apart from the prompt; both APIs write it down in their own way."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import msgspec
+
+from llmsession.errors import UsageError
+from llmsession.sampling import Sampling
+
+# The engine takes 32 bits, and reads the largest as "draw one yourself"; 0 means that to us.
+LARGEST_SEED = 2**32 - 2
+
+
+class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """The settings of one reply, checked when made. `seed` is always a real one.
+
+    `own_stops` are those of `stop` that the caller did not ask for: the encoding's ends of a turn.
+    """
+
+    seed: int
+    max_tokens: int | None = None
+    sampling: Sampling = Sampling()
+    stop: tuple[str, ...] = ()
+    own_stops: tuple[str, ...] = ()
+    stop_ids: frozenset[int] = frozenset()
+    echo_stop: bool = False
+    top_logprobs: int | None = None
+    extra: Mapping[str, Any] = {}
+
+    @classmethod
+    def make(
+        cls,
+        *,
+        max_tokens: int | None,
+        seed: int | None,
+        sampling: Sampling,
+        stop: str | Collection[str | int],
+        own_stops: tuple[str, ...] = (),
+        echo_stop: bool,
+        top_logprobs: int | None,
+        extra: Mapping[str, Any] | None,
+    ) -> GenerationRequest:
+        """From what a caller gave. Raises UsageError."""
+        _check_int("max_tokens", max_tokens, 1, None)
+        _check_int("seed", seed, 0, LARGEST_SEED)
+        _check_int("top_logprobs", top_logprobs, 0, None)
+        phrases = [stop] if isinstance(stop, str) else list(stop)
+        for phrase in phrases:
+            if phrase == "" or isinstance(phrase, bool) or not isinstance(phrase, str | int):
+                raise UsageError(f"a stop phrase is text that is not empty, or a token id, not {phrase!r}")
+        asked = tuple(phrase for phrase in phrases if isinstance(phrase, str))
+        return cls(
+            seed=seed or random.SystemRandom().randint(1, LARGEST_SEED),
+            max_tokens=max_tokens,
+            sampling=sampling,
+            stop=(*asked, *(stop for stop in own_stops if stop not in asked)),
+            own_stops=tuple(stop for stop in own_stops if stop not in asked),
+            stop_ids=frozenset(phrase for phrase in phrases if isinstance(phrase, int)),
+            echo_stop=echo_stop,
+            top_logprobs=top_logprobs,
+            extra=dict(extra or {}),
+        )
+
+
+def encode_json(body: Mapping[str, Any], extra: Mapping[str, Any]) -> bytes:
+    """The body with the caller's own keys. Raises UsageError where one of those is ours, or cannot be sent."""
+    if taken := sorted(set(body) & set(extra)):
+        raise UsageError(f"extra= may not set {', '.join(taken)}: that is set by a keyword of the call")
+    try:
+        return msgspec.json.encode({**body, **extra})
+    except (TypeError, UnicodeEncodeError, ValueError) as error:
+        raise UsageError(f"the request cannot be written as JSON: {error}") from error
+
+
+def _check_int(name: str, value: int | None, least: int, most: int | None) -> None:
+    if value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise UsageError(f"{name} is a whole number, not {value!r}")
+    if value < least or (most is not None and value > most):
+        limit = f"at least {least}" if most is None else f"between {least} and {most}"
+        raise UsageError(f"{name} must be {limit}, not {value}")

@@ -1,0 +1,201 @@
+"""An httpx transport with one connection per request, cheap per token, which any thread can cut.
+
+A pool gains little on the loopback and costs much: llama-server drops idle connections after 5 s and busy ones after
+100 requests, and a pooled connection belongs to one event loop, while a session may be closed from another.
+https://www.rfc-editor.org/rfc/rfc9112
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+from collections.abc import AsyncIterator
+
+import anyio
+import anyio.abc
+import httpx
+
+# A larger head is no HTTP server of ours.
+LARGEST_HEAD = 65_536
+RECEIVE_BYTES = 65_536
+
+
+class BodyDecoder:
+    """The body of a response from its bytes: chunked, of a known length, or until the end (length None). No I/O."""
+
+    def __init__(self, *, chunked: bool, length: int | None) -> None:
+        self._chunked = chunked
+        self._left = length  # of the whole body, or of the chunk at hand; None: not known
+        self._buffer = b""
+        self._after_chunk = False
+        self.done = length == 0 and not chunked
+        if chunked:
+            self._left = None
+
+    def feed(self, data: bytes) -> bytes:
+        """The part of the body that these bytes bring."""
+        if self._chunked:
+            return self._feed_chunked(data)
+        if self._left is None:
+            return data
+        data = data[: self._left]
+        self._left -= len(data)
+        self.done = self._left == 0
+        return data
+
+    def end(self) -> None:
+        """The connection has ended. Raises httpx.RemoteProtocolError where the body had not."""
+        if self._chunked or self._left is not None:
+            raise httpx.RemoteProtocolError("the server hung up in the middle of its answer")
+        self.done = True
+
+    def _feed_chunked(self, data: bytes) -> bytes:
+        buffer = self._buffer + data if self._buffer else data
+        pieces = []
+        while not self.done:
+            if self._left is None:
+                line, found, rest = buffer.partition(b"\r\n")
+                if not found:
+                    if len(buffer) > 1024:
+                        raise httpx.RemoteProtocolError("the server sent a chunk without a size")
+                    break
+                if self._after_chunk:  # the empty line that closes a chunk
+                    if line:
+                        raise httpx.RemoteProtocolError("the server sent a chunk longer than its size")
+                    self._after_chunk, buffer = False, rest
+                    continue
+                self._left, buffer = _chunk_size(line), rest
+                if self._left == 0:
+                    self.done = True  # trailers have no meaning for us
+                    buffer = b""
+                continue
+            piece = buffer[: self._left]
+            pieces.append(piece)
+            self._left -= len(piece)
+            buffer = buffer[len(piece) :]
+            if self._left:
+                break
+            self._left, self._after_chunk = None, True
+        self._buffer = buffer
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+
+class BodyStream(httpx.AsyncByteStream):
+    """The body as it arrives. Read and closed in its own event loop; `abort` from anywhere."""
+
+    def __init__(self, connection: anyio.abc.SocketStream, decoder: BodyDecoder, first: bytes) -> None:
+        self._connection = connection
+        self._decoder = decoder
+        self._first = first
+        self._lock = threading.Lock()
+        self._open = True
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        decoder, receive = self._decoder, self._connection.receive
+        if self._first and (body := decoder.feed(self._first)):
+            yield body
+        try:
+            while not decoder.done:
+                if body := decoder.feed(await receive(RECEIVE_BYTES)):
+                    yield body
+        except anyio.EndOfStream:
+            decoder.end()
+        except (anyio.BrokenResourceError, anyio.ClosedResourceError) as error:
+            raise httpx.ReadError("the connection broke") from error
+
+    def abort(self) -> None:
+        """Cut the connection at once: whoever reads it sees its end. Thread-safe, never blocks, never raises."""
+        with self._lock, contextlib.suppress(OSError):
+            if self._open:
+                self._connection.extra(anyio.abc.SocketAttribute.raw_socket).shutdown(socket.SHUT_RDWR)
+
+    async def aclose(self) -> None:
+        self.abort()
+        with self._lock:
+            self._open = False
+        with anyio.CancelScope(shield=True):
+            await self._connection.aclose()
+
+
+class DirectTransport(httpx.AsyncBaseTransport):
+    """Opens a connection, sends the request, gives the response as soon as its head is there. Plain HTTP only."""
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        if request.url.scheme != "http":
+            raise httpx.UnsupportedProtocol("only http:// is spoken here", request=request)
+        try:
+            connection = await anyio.connect_tcp(request.url.host, request.url.port or 80)
+        except OSError as error:
+            raise httpx.ConnectError(str(error), request=request) from error
+        try:
+            await connection.send(_encode_head(request) + await request.aread())
+            head, rest = await _receive_head(connection)
+            status, headers = _parse_head(head)
+            decoder = _decoder_for(request.method, status, headers)
+        except BaseException as error:
+            with anyio.CancelScope(shield=True):
+                await connection.aclose()
+            if isinstance(error, anyio.EndOfStream):
+                raise httpx.RemoteProtocolError("the server hung up without an answer") from error
+            if isinstance(error, anyio.BrokenResourceError | OSError):
+                raise httpx.ReadError("the connection broke") from error
+            raise
+        body = BodyStream(connection, decoder, rest)
+        return httpx.Response(status, headers=headers, stream=body, extensions={"byte_stream": body})
+
+
+def _encode_head(request: httpx.Request) -> bytes:
+    lines = [request.method.encode() + b" " + request.url.raw_path + b" HTTP/1.1"]
+    lines += [name + b": " + value for name, value in request.headers.raw]
+    return b"\r\n".join(lines) + b"\r\n\r\n"
+
+
+async def _receive_head(connection: anyio.abc.SocketStream) -> tuple[bytes, bytes]:
+    buffer = b""
+    while True:
+        buffer += await connection.receive(RECEIVE_BYTES)
+        head, found, rest = buffer.partition(b"\r\n\r\n")
+        if found and not head.startswith((b"HTTP/1.1 1", b"HTTP/1.0 1")):
+            return head, rest
+        if found:  # "100 Continue" and the like come before the answer
+            buffer = rest
+        if len(buffer) > LARGEST_HEAD:
+            raise httpx.RemoteProtocolError("the answer does not begin as HTTP does")
+
+
+def _parse_head(head: bytes) -> tuple[int, list[tuple[bytes, bytes]]]:
+    status_line, *lines = head.split(b"\r\n")
+    parts = status_line.split(b" ", 2)
+    if len(parts) < 2 or not parts[0].startswith(b"HTTP/1.") or not parts[1].isdigit():
+        raise httpx.RemoteProtocolError("the answer is not HTTP")
+    headers = []
+    for line in lines:
+        name, colon, value = line.partition(b":")
+        if not colon or not name.strip():
+            raise httpx.RemoteProtocolError("the answer has a malformed header")
+        headers.append((name.strip(), value.strip()))
+    return int(parts[1]), headers
+
+
+def _decoder_for(method: str, status: int, headers: list[tuple[bytes, bytes]]) -> BodyDecoder:
+    found = {name.lower(): value for name, value in headers}
+    if method == "HEAD" or status in (204, 304):
+        return BodyDecoder(chunked=False, length=0)
+    if found.get(b"transfer-encoding", b"").lower().endswith(b"chunked"):
+        return BodyDecoder(chunked=True, length=None)
+    length = found.get(b"content-length")
+    if length is not None and not length.isdigit():
+        raise httpx.RemoteProtocolError("the answer has a malformed length")
+    return BodyDecoder(chunked=False, length=int(length) if length is not None else None)
+
+
+def _chunk_size(line: bytes) -> int:
+    digits = line.partition(b";")[0].strip()
+    try:
+        size = int(digits, 16) if digits.isalnum() else -1
+    except ValueError:
+        size = -1
+    if size < 0:
+        raise httpx.RemoteProtocolError("the server sent a chunk without a size")
+    return size

@@ -1,0 +1,55 @@
+"""What all tests share: both event loops, a cache folder of their own, and nothing left running."""
+
+from __future__ import annotations
+
+import gc
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.engines import ENGINES, Engine
+
+# Our own two, one for the process each; anyio's workers end by themselves after some seconds of idleness.
+LASTING_THREADS = ("llmsession-spawner", "llmsession-deadlines", "AnyIO worker thread", "MainThread", "Trio thread")
+
+
+@pytest.fixture(params=["asyncio", "trio"])
+def anyio_backend(request: pytest.FixtureRequest) -> str:
+    """Both event loops."""
+    return str(request.param)
+
+
+@pytest.fixture(autouse=True)
+def cache_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Logs and records of a test go into its own folder."""
+    folder = tmp_path / "cache"
+    monkeypatch.setenv("LLMSESSION_CACHE_DIR", str(folder))
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def nothing_left() -> Iterator[None]:
+    """After each test no child of the run is alive, and none of our threads that should have ended."""
+    before = set(psutil.Process().children(recursive=True))
+    yield
+    gc.collect()
+    left = [child for child in psutil.Process().children(recursive=True) if child not in before]
+    _, alive = psutil.wait_procs(left, timeout=2)
+    names = [" ".join(child.cmdline()) for child in alive if child.is_running()]
+    for child in alive:
+        child.kill()
+    assert names == []
+    for thread in threading.enumerate():
+        if thread.name.startswith("llmsession-") and not thread.name.startswith(LASTING_THREADS):
+            thread.join(timeout=2)
+            assert not thread.is_alive(), thread.name
+
+
+@pytest.fixture(params=ENGINES, ids=lambda engine: engine.backend)
+def engine(request: pytest.FixtureRequest) -> Engine:
+    """Each real engine that is here: the embedded one always, the llama-server binary where it was built."""
+    found: Engine = request.param
+    return found

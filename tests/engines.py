@@ -1,0 +1,35 @@
+"""The real engines that tests run against."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Engine:
+    """A backend by name, and the binary where it has one."""
+
+    backend: str
+    server_path: str | None = None
+
+    def options(self, **fields: Any) -> dict[str, Any]:
+        """Fields for a Session on it: one thread, since two on a busy machine make a token take 300 ms."""
+        given = {"backend": self.backend, "threads": 1, **fields}
+        if self.server_path is not None:
+            given["server_path"] = self.server_path
+        return given
+
+
+def find_engines() -> list[Engine]:
+    """The embedded engine always; the binary that scripts/test found."""
+    engines = [Engine("embedded")]
+    if (binary := os.environ.get("LLMSESSION_TEST_LLAMA_SERVER")) and Path(binary).exists():
+        engines.append(Engine("llama-server", binary))
+    return engines
+
+
+ENGINES = find_engines()
+EMBEDDED = ENGINES[0]
