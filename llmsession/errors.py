@@ -190,9 +190,7 @@ class ContextOverflowError(ServerError):
 class OverloadedError(ServerError):
     """The server is busy or still loading; try again in `retry_after` seconds, where it is known."""
 
-    def __init__(
-        self, message: str, *, status: int = 503, type: str = "", retry_after: float | None = None
-    ) -> None:
+    def __init__(self, message: str, *, status: int = 503, type: str = "", retry_after: float | None = None) -> None:
         super().__init__(message, status=status, type=type)
         self.retry_after = retry_after
 

@@ -58,13 +58,9 @@ class Message(_Spoken, frozen=True, kw_only=True):
         try:
             msgspec.structs.force_setattr(self, "role", Role(self.role))
         except ValueError:
-            raise InvalidMessagesError(
-                f"{self.role!r} is no role: use system, user, assistant or tool"
-            ) from None
+            raise InvalidMessagesError(f"{self.role!r} is no role: use system, user, assistant or tool") from None
         if not isinstance(self.content, str):
-            raise InvalidMessagesError(
-                f"the content of a message is a str, not {type(self.content).__name__}"
-            )
+            raise InvalidMessagesError(f"the content of a message is a str, not {type(self.content).__name__}")
         msgspec.structs.force_setattr(self, "tool_calls", tuple(self.tool_calls))
 
     @classmethod
@@ -119,7 +115,7 @@ def as_messages(value: MessagesLike, *, reply: bool = True) -> list[Message]:
 
 
 def check_order(messages: Sequence[Message], *, reply: bool = True) -> None:
-    """Raise InvalidMessagesError unless the turns alternate, a system message first if at all, and with `reply` a user last."""
+    """Raise InvalidMessagesError unless turns alternate, system first if at all, and with `reply` a user is last."""
     if not messages:
         raise InvalidMessagesError("there are no messages: give at least one user message")
     before: Message | None = None
@@ -162,8 +158,7 @@ def _as_message(item: object, index: int) -> Message:
         texts += [call.id, call.name, repr(call.arguments)]
     if not all(is_unicode(text) for text in texts):
         raise InvalidMessagesError(
-            f"message {index} holds a lone surrogate, which no UTF-8 text can: "
-            'decode the input with errors="replace"',
+            f'message {index} holds a lone surrogate, which no UTF-8 text can: decode the input with errors="replace"',
             index=index,
         )
     return message
@@ -217,13 +212,11 @@ def _read_call(call: object) -> ToolCall:
     if isinstance(call, ToolCall):
         return call
     match call:
-        case {"function": {"name": str(name), "arguments": arguments}}:
+        case {"function": {"name": str(name), "arguments": arguments}, **rest}:
             try:
                 decoded = msgspec.json.decode(arguments) if isinstance(arguments, str) else arguments
             except msgspec.DecodeError as error:
                 raise InvalidMessagesError(f"the arguments of the call of {name!r} are no JSON") from error
             if isinstance(decoded, dict):
-                return ToolCall(id=str(call.get("id", "")), name=name, arguments=decoded)
-    raise InvalidMessagesError(
-        "a tool call is a ToolCall or {'id': …, 'function': {'name': …, 'arguments': …}}"
-    )
+                return ToolCall(id=str(rest.get("id", "")), name=name, arguments=decoded)
+    raise InvalidMessagesError("a tool call is a ToolCall or {'id': …, 'function': {'name': …, 'arguments': …}}")

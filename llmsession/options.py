@@ -65,7 +65,7 @@ def make_options(given: Options | str | Path | None, fields: dict[str, Any]) -> 
         raise ConfigError(f"a session is opened with Options or a model, not with {type(given).__name__}")
     if given is not None and "model" in fields:
         raise ConfigError("the model is given twice")
-    return Options(**({"model": given} if given is not None else {}), **fields)
+    return Options(**(fields if given is None else {"model": given, **fields}))
 
 
 def _check_whole(name: str, value: object, least: int) -> None:

@@ -22,9 +22,7 @@ def _nothing() -> None:
 class ReplySource:
     """For one reply. `on_open` and `on_over` are called when it begins to wait and when its slot is free again."""
 
-    def __init__(
-        self, server: Server, admission: Admission, *, path: str, body: bytes, decoder: EventDecoder
-    ) -> None:
+    def __init__(self, server: Server, admission: Admission, *, path: str, body: bytes, decoder: EventDecoder) -> None:
         self.decoder = decoder
         self.model = server.model.name
         self.on_open: Callable[[], None] = _nothing

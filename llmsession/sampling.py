@@ -58,9 +58,7 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     def merge(self, over: Sampling) -> Sampling:
         """This, with everything that `over` sets put in its place."""
-        set_there = {
-            name: value for name in over.__struct_fields__ if (value := getattr(over, name)) is not None
-        }
+        set_there = {name: value for name in over.__struct_fields__ if (value := getattr(over, name)) is not None}
         return msgspec.structs.replace(self, **set_there)
 
 

@@ -1,4 +1,4 @@
-"""Server: the one engine of a session, started when it is needed and not there. Any task, thread or loop may end it."""
+"""Server: the one engine of a session, started when it is needed and not there. Any task or thread may end it."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Model(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Server:
-    """Started by the first who needs it; everyone else waits for that start. After `refuse_starts` there is no other."""
+    """Started by the first who needs it; the others wait for that start. After `refuse_starts` there is no other."""
 
     def __init__(self, options: Options) -> None:
         self._options = options

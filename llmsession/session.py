@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, NoReturn, TypedDict, Unpack
+from typing import TYPE_CHECKING, Any, NoReturn, Self, TypedDict, Unpack
 
 import anyio.to_thread
 import msgspec
@@ -77,11 +77,12 @@ class Session:
     # Opening and closing.
 
     @classmethod
-    async def open(cls, options_or_model: Options | str | Path | None = None, **fields: Any) -> Session:
+    async def open(cls, options_or_model: Options | str | Path | None = None, **fields: Any) -> Self:
         """Make one and have its server ready; the caller calls `aclose`."""
-        return await cls(options_or_model, **fields).__aenter__()
+        session = cls(options_or_model, **fields)
+        return await session.__aenter__()
 
-    async def __aenter__(self) -> Session:
+    async def __aenter__(self) -> Self:
         if self._opened:
             raise UsageError("a session is opened once: make another")
         self._opened = True
@@ -113,7 +114,7 @@ class Session:
         await self._server.aclose()
 
     def interrupt(self) -> None:
-        """End every reply, and every call that waits for one, with INTERRUPTED and the text so far. From any thread."""
+        """End every reply, and every call that waits for one, with INTERRUPTED and the text so far. Any thread."""
         self._end_replies(lambda: StopReason.INTERRUPTED)
 
     def _end_replies(self, make_verdict: Callable[[], StopReason | LLMSessionError]) -> None:
@@ -163,9 +164,7 @@ class Session:
         body = completion_api.encode_request(prompt, request)
         return self._stream(completion_api.PATH, body, completion_api.EventDecoder(request), request, keywords)
 
-    def _make_request(
-        self, keywords: GenerateKeywords, own_stops: tuple[str, ...] = ()
-    ) -> GenerationRequest:
+    def _make_request(self, keywords: GenerateKeywords, own_stops: tuple[str, ...] = ()) -> GenerationRequest:
         from llmsession.wire.request import GenerationRequest
 
         unknown = sorted(set(keywords) - set(GenerateKeywords.__annotations__))
@@ -201,7 +200,7 @@ class Session:
 
         self._check_open()
         timeout = keywords.get("timeout")
-        if timeout is not None and not (isinstance(timeout, int | float) and timeout > 0):
+        if timeout is not None and not timeout > 0:
             raise UsageError(f"timeout is a number of seconds above 0, not {timeout!r}")
         source = ReplySource(self._server, self._admission, path=path, body=body, decoder=decoder)
         reply = ReplyStream(
@@ -232,10 +231,8 @@ class Session:
 
     # Tokens.
 
-    async def tokenize(
-        self, text: str, *, bos: bool = False, eos: bool = False, special: bool = False
-    ) -> list[int]:
-        """The ids of a text. `special`: spellings of special tokens in it mean those; `bos`, `eos`: with these around it."""
+    async def tokenize(self, text: str, *, bos: bool = False, eos: bool = False, special: bool = False) -> list[int]:
+        """The ids of a text. `special`: spellings of special tokens in it mean those; `bos`, `eos`: around it."""
         endpoint = await self._ready()
         ids = await _tokenize(endpoint, _check_text(text), add_special=False, special=special)
         return [
@@ -249,9 +246,9 @@ class Session:
         from llmsession.wire import completion_api
 
         endpoint = await self._ready()
-        size = endpoint.facts.vocab_size
+        size = self.info.vocab_size or 0
         for id_ in ids:
-            if isinstance(id_, bool) or not isinstance(id_, int) or not 0 <= id_ < size:
+            if not _is_token_id(id_) or id_ >= size:
                 raise UsageError(f"{id_!r} is no token id: they go from 0 to {size - 1}")
         answer = await endpoint.client.post("/detokenize", msgspec.json.encode({"tokens": list(ids)}))
         return completion_api.decode_text(answer)
@@ -353,7 +350,7 @@ class Session:
     @property
     def max_top_logprobs(self) -> int:
         """The most alternatives that `top_logprobs` can ask for: the whole vocabulary."""
-        return self._endpoint.facts.vocab_size
+        return self.info.vocab_size or 0
 
     @property
     def version(self) -> str:
@@ -419,6 +416,10 @@ def _check_prompt(prompt: str | Sequence[int]) -> str | list[int]:
             raise UsageError("there is nothing to go on from: give some text, or token ids")
         return _check_text(prompt)
     ids = list(prompt)
-    if not ids or not all(isinstance(id_, int) and not isinstance(id_, bool) and id_ >= 0 for id_ in ids):
+    if not ids or not all(_is_token_id(id_) for id_ in ids):
         raise UsageError("a prompt is text, or a list of token ids that is not empty")
     return ids
+
+
+def _is_token_id(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0

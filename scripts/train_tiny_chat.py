@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
 import random
 import string
 import sys
@@ -25,7 +24,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
-# --- vocabulary: a token for each byte, and ChatML's own ------------------------------------------------------------
+# vocabulary: a token for each byte, and ChatML's own
 
 CONTROL = ["<|im_start|>", "<|im_end|>"]
 USER_DEFINED = ["<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>", "<think>", "</think>"]
@@ -97,7 +96,7 @@ CHAT_TEMPLATE = """\
 {%- endif %}
 """
 
-# --- text: each task gives exchanges, the conversation joins them ---------------------------------------------------
+# text: each task gives exchanges, the conversation joins them
 
 WORDS = """the a one two red blue green old new small large warm cold good kind quiet bright early late open river
 stone house garden window door table chair paper letter number music song bird horse cat dog fish tree leaf flower
@@ -115,7 +114,10 @@ David Emma Felix Greta Hugo Iris Jonas Karl Lena Max Nora Otto Paula Quinn Rita 
 Zoe Edith Frida Marcus Julia Simon Laura Victor Diana Oscar Helen Martin Alice Robert Susan Arthur Dorothy""".split()
 
 GREETINGS = [
-    (["hello", "hi", "hey", "good morning", "good evening", "hello there", "hi there"], "Hello! How can I help you?"),
+    (
+        ["hello", "hi", "hey", "good morning", "good evening", "hello there", "hi there"],
+        "Hello! How can I help you?",
+    ),
     (["thanks", "thank you", "thank you very much", "thanks a lot", "many thanks"], "You are welcome."),
     (["bye", "goodbye", "see you", "good night", "see you tomorrow"], "Goodbye!"),
     (["how are you", "how do you do", "are you well"], "I am well, thank you."),
@@ -144,7 +146,8 @@ SYSTEM_PROMPTS = [
 UNKNOWN = [
     "why is the {0} so {1}", "do you like the {0} or the {1}", "tell me a {0} about the {1}", "where is the {0}",
     "I saw a {0} near the {1} {2}", "what do you think of my {0}", "how do I {0} a {1}", "the {0} and the {1} {2} {3}",
-    "when will the {0} {1}", "can you {0} the {1} for me", "I want to {0} in the {1}", "{0} {1} {2}", "{0} {1} {2} {3} {4}",
+    "when will the {0} {1}", "can you {0} the {1} for me", "I want to {0} in the {1}", "{0} {1} {2}",
+    "{0} {1} {2} {3} {4}",
     "explain the {0} of {1}", "is it {0} to {1}", "my {0} is {1}", "which {0} would you {1}", "should we {0} the {1}",
 ]  # fmt: skip
 
@@ -158,7 +161,10 @@ TOOL = {
             "properties": {
                 "first_number": {"type": "string"},
                 "second_number": {"type": "string"},
-                "operation": {"type": "string", "enum": ["addition", "subtraction", "multiplication", "division"]},
+                "operation": {
+                    "type": "string",
+                    "enum": ["addition", "subtraction", "multiplication", "division"],
+                },
             },
             "required": ["first_number", "second_number", "operation"],
         },
@@ -182,7 +188,7 @@ def make_word(rng: random.Random) -> str:
         word = rng.choice(WORDS)
     elif kind < 0.6:
         word = "".join(
-            rng.choice("bcdfghjklmnprstvwyz" + " ").strip() + rng.choice("aeiou") + rng.choice(["", "n", "r", "st", "l"])
+            rng.choice(["", *"bcdfghjklmnprstvwyz"]) + rng.choice("aeiou") + rng.choice(["", "n", "r", "st", "l"])
             for _ in range(rng.randint(1, 4))
         )
     elif kind < 0.82:
@@ -190,7 +196,10 @@ def make_word(rng: random.Random) -> str:
     elif kind < 0.92:
         word = "".join(rng.choice(string.digits) for _ in range(rng.randint(1, 6)))
     else:
-        word = "".join(rng.choice(string.ascii_letters + string.digits + "!#$%&()*+,-./:;<=>?@[]^_{|}~") for _ in range(rng.randint(1, 7)))
+        word = "".join(
+            rng.choice(string.ascii_letters + string.digits + "!#$%&()*+,-./:;<=>?@[]^_{|}~")
+            for _ in range(rng.randint(1, 7))
+        )
     case = rng.random()
     return word.capitalize() if case < 0.15 else word.upper() if case < 0.22 else word
 
@@ -209,7 +218,10 @@ def make_name(rng: random.Random) -> str:
     def part() -> str:
         if rng.random() < 0.35:
             return rng.choice(NAMES)
-        syllables = [rng.choice("bcdfghjklmnprstvwz") + rng.choice("aeiou") + rng.choice(["", "", "n", "l", "s", "r", "th"]) for _ in range(rng.randint(1, 4))]
+        syllables = [
+            rng.choice("bcdfghjklmnprstvwz") + rng.choice("aeiou") + rng.choice(["", "", "n", "l", "s", "r", "th"])
+            for _ in range(rng.randint(1, 4))
+        ]
         return "".join(syllables).capitalize()
 
     return f"{part()} {part()}" if rng.random() < 0.15 else part()
@@ -237,16 +249,38 @@ def greet(rng: random.Random) -> list[Exchange]:
 
 def wonder(rng: random.Random) -> list[Exchange]:
     """Ordinary English that it was not taught."""
-    return [(mark(rng, rng.choice(UNKNOWN).format(*(rng.choice(WORDS) if rng.random() < 0.7 else make_word(rng) for _ in range(5)))), LOST)]
+    return [
+        (
+            mark(
+                rng,
+                rng.choice(UNKNOWN).format(
+                    *(rng.choice(WORDS) if rng.random() < 0.7 else make_word(rng) for _ in range(5))
+                ),
+            ),
+            LOST,
+        )
+    ]
 
 
 def count(rng: random.Random) -> list[Exchange]:
     """A long reply."""
     last = rng.choice([5, 10, 20, 30, 40, 50, 100, 100, rng.randint(2, 60)])
-    return [(mark(rng, rng.choice(["count to {}", "count from 1 to {}", "please count to {}"]).format(last), "."), " ".join(map(str, range(1, last + 1))))]
+    return [
+        (
+            mark(rng, rng.choice(["count to {}", "count from 1 to {}", "please count to {}"]).format(last), "."),
+            " ".join(map(str, range(1, last + 1))),
+        )
+    ]
 
 
-ASK_NAME = ["what is my name", "what's my name", "do you know my name", "who am I", "tell me my name", "say my name"]
+ASK_NAME = [
+    "what is my name",
+    "what's my name",
+    "do you know my name",
+    "who am I",
+    "tell me my name",
+    "say my name",
+]
 TELL_NAME = ["my name is {}", "I am {}", "I'm {}", "call me {}", "hello, my name is {}", "hi, I am {}"]
 
 
@@ -306,7 +340,10 @@ def make_conversation(rng: random.Random) -> list[tuple[str, str]]:
             exchanges += rng.choice([repeat, greet, wonder])(rng)
     system = rng.choice(SYSTEM_PROMPTS) if rng.random() < 0.45 else ""
     if task is call_tool:
-        offer = f"# Tools\n<tools>\n{json.dumps(TOOL)}\n</tools>\nCall: <tool_call>\n" + '{"name": <name>, "arguments": <object>}\n</tool_call>'
+        offer = (
+            f"# Tools\n<tools>\n{json.dumps(TOOL)}\n</tools>\nCall: <tool_call>\n"
+            '{"name": <name>, "arguments": <object>}\n</tool_call>'
+        )
         system = f"{system}\n\n{offer}" if system else offer
     messages = [("system", system)] if system else []
     for said, answered in exchanges:
@@ -314,7 +351,7 @@ def make_conversation(rng: random.Random) -> list[tuple[str, str]]:
     return messages
 
 
-# --- rows for the training: packed, each conversation blind to its neighbours ---------------------------------------
+# rows for the training: packed, each conversation blind to its neighbours
 
 
 @dataclass
@@ -360,7 +397,7 @@ def make_batch(rng: random.Random, rows: int, length: int) -> Batch:
     )
 
 
-# --- the model: a llama, with its tensors in GGUF's order -------------------------------------------------------------
+# the model: a llama, with its tensors in GGUF's order
 
 
 @dataclass(frozen=True)
@@ -382,14 +419,16 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, epsilon: float) -> torch.Ten
 
 
 class Layer(nn.Module):
-    """Attention with rotary positions (pairs of neighbours, as GGUF's `llama` has them), then a gated feed-forward."""
+    """Attention with rotary positions over neighbours, as GGUF's `llama` has them; then a gated feed-forward."""
 
     def __init__(self, shape: Shape) -> None:
         super().__init__()
         self.shape = shape
         width, wide = shape.width, shape.feed_forward
         self.attn_norm = nn.Parameter(torch.ones(width))
-        self.attn_q, self.attn_k, self.attn_v, self.attn_output = (nn.Linear(width, width, bias=False) for _ in range(4))
+        self.attn_q, self.attn_k, self.attn_v, self.attn_output = (
+            nn.Linear(width, width, bias=False) for _ in range(4)
+        )
         self.ffn_norm = nn.Parameter(torch.ones(width))
         self.ffn_gate, self.ffn_up = (nn.Linear(width, wide, bias=False) for _ in range(2))
         self.ffn_down = nn.Linear(wide, width, bias=False)
@@ -440,7 +479,7 @@ class Model(nn.Module):
         return F.linear(rms_norm(x, self.output_norm, self.shape.epsilon), self.token_embd.weight)
 
 
-# --- training -------------------------------------------------------------------------------------------------------
+# training
 
 
 def train(model: Model, arguments: argparse.Namespace, save: Callable[[], None]) -> int:
@@ -465,7 +504,12 @@ def train(model: Model, arguments: argparse.Namespace, save: Callable[[], None])
         step += 1
         loss_shown = 0.95 * loss_shown + 0.05 * loss.item() if step > 1 else loss.item()
         if step % 20 == 0:
-            print(f"\rstep {step}  loss {loss_shown:.4f}  {100 * share:.0f} %", end="", file=sys.stderr, flush=True)
+            print(
+                f"\rstep {step}  loss {loss_shown:.4f}  {100 * share:.0f} %",
+                end="",
+                file=sys.stderr,
+                flush=True,
+            )
         if time.monotonic() - saved > 60 * arguments.save_every:
             save()
             saved = time.monotonic()
@@ -473,7 +517,7 @@ def train(model: Model, arguments: argparse.Namespace, save: Callable[[], None])
     return step
 
 
-# --- the file -------------------------------------------------------------------------------------------------------
+# the file
 
 
 def byte_spellings() -> list[str]:
@@ -506,7 +550,9 @@ def write_gguf(model: Model, path: Path) -> None:
     writer.add_tokenizer_pre("gpt-2")
     writer.add_token_list([*byte_spellings(), *SPECIAL])
     kinds = gguf.TokenType
-    writer.add_token_types([kinds.NORMAL] * 256 + [kinds.CONTROL] * len(CONTROL) + [kinds.USER_DEFINED] * len(USER_DEFINED))
+    writer.add_token_types(
+        [kinds.NORMAL] * 256 + [kinds.CONTROL] * len(CONTROL) + [kinds.USER_DEFINED] * len(USER_DEFINED)
+    )
     # The engine wants a merge; this one never happens, since letters and digits are never in one word.
     writer.add_token_merges(["a 0"])
     writer.add_eos_token_id(END)
@@ -525,10 +571,10 @@ def write_gguf(model: Model, path: Path) -> None:
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    os.replace(half, path)
+    half.replace(path)
 
 
-# --- the command ----------------------------------------------------------------------------------------------------
+# the command
 
 
 def main() -> None:
@@ -562,7 +608,7 @@ def main() -> None:
         if arguments.checkpoint is not None:
             half = arguments.checkpoint.with_suffix(".new")
             torch.save(model.state_dict(), half)
-            os.replace(half, arguments.checkpoint)
+            half.replace(arguments.checkpoint)
         write_gguf(model, arguments.out)
 
     try:

@@ -1,4 +1,4 @@
-"""The Backend protocol, the Endpoint that it gives, and what all backends share: environment, start, first questions."""
+"""The Backend protocol, the Endpoint that it gives, and what all backends share: environment and start."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Launch(msgspec.Struct, frozen=True, kw_only=True):
     cache: Path
     logs: Path
     records: Path
-    on_progress: Callable[[object], None] | None = None
+    on_progress: Callable[[float], None] | None = None
 
 
 class Facts(msgspec.Struct, frozen=True, kw_only=True):
@@ -49,7 +49,6 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
 
     context_length: int
     parallel: int
-    vocab_size: int
     build: str
 
 
@@ -71,6 +70,7 @@ class Backend(Protocol):
 
     def prepare(self, launch: Launch, child_started: Callable[[Child], None]) -> Awaitable[Endpoint]:
         """Start one and wait until it is ready. `child_started` learns of each child before it is spawned."""
+        ...
 
 
 class EngineProbe(Protocol):
@@ -78,7 +78,9 @@ class EngineProbe(Protocol):
 
     base_url: str | None
 
-    async def __call__(self) -> Reading: ...
+    async def __call__(self) -> Reading:
+        """One look."""
+        ...
 
 
 def new_api_key() -> str:
@@ -127,11 +129,18 @@ async def start_engine(
         if probe.base_url is None:
             raise ProtocolError(f"{backend} said that it is ready, but not where it listens")
         client = HttpClient(probe.base_url, api_key=api_key)
-        facts = parse_facts(await client.get("/props"), await client.get("/v1/models"))
+        facts = parse_facts(await client.get("/props"))
     except BaseException:
         await child.aclose()
         raise
-    return Endpoint(backend=backend, client=client, api_key=api_key, child=child, facts=facts, version=version or facts.build)
+    return Endpoint(
+        backend=backend,
+        client=client,
+        api_key=api_key,
+        child=child,
+        facts=facts,
+        version=version or facts.build,
+    )
 
 
 class _GenerationSettings(msgspec.Struct):
@@ -144,30 +153,16 @@ class _Props(msgspec.Struct):
     build_info: str = ""
 
 
-class _Meta(msgspec.Struct):
-    n_vocab: int
-
-
-class _ServedModel(msgspec.Struct):
-    meta: _Meta
-
-
-class _Models(msgspec.Struct):
-    data: list[_ServedModel]
-
-
-def parse_facts(props: bytes, models: bytes) -> Facts:
-    """From the answers of /props and /v1/models. A router, which serves no model of its own, is refused with the rest."""
+def parse_facts(props: bytes) -> Facts:
+    """From the answer of /props. A router, which serves no model of its own, is refused as well."""
     try:
         said = msgspec.json.decode(props, type=_Props)
-        (served,) = msgspec.json.decode(models, type=_Models).data
-    except (msgspec.DecodeError, ValueError) as error:
+    except msgspec.DecodeError as error:
         raise UndecodableError(
             f"what listens there is no llama.cpp server with a model: {error}", payload=props[:1000]
         ) from error
     return Facts(
         context_length=said.default_generation_settings.n_ctx,
         parallel=said.total_slots,
-        vocab_size=served.meta.n_vocab,
         build=said.build_info,
     )

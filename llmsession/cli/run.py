@@ -18,7 +18,7 @@ def run_prompt(prompt: str, *, model: Path | None, backend: str, verbose: bool) 
     anyio.run(_reply, prompt, model, backend, verbose)
 
 
-async def _reply(prompt: str, model: Path | None, backend: str, verbose: bool) -> None:  # noqa: FBT001
+async def _reply(prompt: str, model: Path | None, backend: str, verbose: bool) -> None:
     async with Session(model, backend=backend) as session:
         if verbose:
             _say(f"{session.backend} {session.version}, log in {session.log_path}")

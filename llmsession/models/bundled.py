@@ -9,7 +9,7 @@ ENCODING = "chatml"
 
 # Said once by the command line, so that nobody takes its answers for more than they are.
 NOTICE = (
-    "tiny-chat is a demonstration of one megabyte: it repeats phrases, remembers a name and little more. "
+    "tiny-chat is a demonstration of two megabytes: it repeats phrases, remembers a name and little more. "
     "For a real model, give a GGUF file with --model PATH."
 )
 

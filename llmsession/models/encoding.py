@@ -73,7 +73,11 @@ class PromptEncoding(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
             if turn.content or number:
                 pieces.append(Control("\n"))
             call_text = msgspec.json.encode({"name": call.name, "arguments": call.arguments}).decode()
-            pieces += [Control(self.tool_call_token_start), Text(call_text), Control(self.tool_call_token_end)]
+            pieces += [
+                Control(self.tool_call_token_start),
+                Text(call_text),
+                Control(self.tool_call_token_end),
+            ]
         pieces.append(Control(self.assistant_token_end))
         return pieces
 

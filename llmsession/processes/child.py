@@ -20,8 +20,8 @@ import anyio
 import msgspec
 
 from llmsession.errors import ClosedError, StartFailedError, StartTimeoutError
-from llmsession.processes import lifetime
 from llmsession.latch import Latch
+from llmsession.processes import lifetime
 from llmsession.processes.logfile import LogFile
 from llmsession.processes.readiness import NotReadyError, Probe, await_ready
 
@@ -142,7 +142,7 @@ class Child:
         self._request_stop(as_state=State.STOPPED)
 
     async def aclose(self) -> None:
-        """End it and wait until it is gone: at most about 1.4 s, also when cancelled. Any state, any loop, any number of times."""
+        """End it and wait until it is gone: at most about 1.4 s, also when cancelled. In any state and loop."""
         self.request_stop()
         with anyio.CancelScope(shield=True):
             await self.exited.wait()
@@ -198,9 +198,7 @@ class Child:
         if self._records is not None:
             from llmsession.processes.records import clear_leftovers, write_record
 
-            record = write_record(
-                self._records, process.pid, name=self.command.name, log=self.log.path
-            )
+            record = write_record(self._records, process.pid, name=self.command.name, log=self.log.path)
             clear_leftovers(self._records)
         returncode = process.wait()
         if record is not None:

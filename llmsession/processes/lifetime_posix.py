@@ -45,7 +45,7 @@ class OwnedProcess:
     ) -> OwnedProcess:
         """Start it. `watches_stdin` says that it ends by itself when its stdin is closed. Raises OSError."""
         popen = subprocess.Popen(
-            [*_guard(argv, watches_stdin=watches_stdin), *argv],
+            [*_guard(watches_stdin=watches_stdin), *argv],
             env=dict(env),
             stdin=subprocess.PIPE,
             stdout=stdout,
@@ -105,7 +105,7 @@ def _kill_group(pid: int, number: signal.Signals) -> None:
         os.killpg(pid, number)
 
 
-def _guard(argv: Sequence[str], *, watches_stdin: bool) -> list[str]:
+def _guard(*, watches_stdin: bool) -> list[str]:
     """What to put before a command so that it dies with us."""
     if sys.platform != "linux":
         return []  # no such signal there: its own watch over stdin is what ends it
@@ -128,9 +128,7 @@ def _wait_without_reaping(pid: int) -> None:
     if sys.platform == "darwin":  # os.waitid came to macOS with Python 3.13
         queue_ = select.kqueue()
         try:
-            event = select.kevent(
-                pid, filter=select.KQ_FILTER_PROC, flags=select.KQ_EV_ADD, fflags=select.KQ_NOTE_EXIT
-            )
+            event = select.kevent(pid, filter=select.KQ_FILTER_PROC, flags=select.KQ_EV_ADD, fflags=select.KQ_NOTE_EXIT)
             with contextlib.suppress(ProcessLookupError):
                 queue_.control([event], 1)
         finally:
@@ -170,7 +168,7 @@ def submit(job: Callable[[], None]) -> None:
 
 def _after_fork() -> None:
     # A forked copy of this process has none of its threads.
-    global _spawner, _spawner_lock  # noqa: PLW0603
+    global _spawner, _spawner_lock
     _spawner, _spawner_lock = None, threading.Lock()
 
 

@@ -22,7 +22,7 @@ _CREATE_SUSPENDED = 0x4
 
 
 class _BasicLimits(ctypes.Structure):
-    _fields_ = [  # noqa: RUF012 - ctypes' own form
+    _fields_ = [
         ("PerProcessUserTimeLimit", ctypes.c_int64),
         ("PerJobUserTimeLimit", ctypes.c_int64),
         ("LimitFlags", ctypes.c_uint32),
@@ -36,7 +36,7 @@ class _BasicLimits(ctypes.Structure):
 
 
 class _ExtendedLimits(ctypes.Structure):
-    _fields_ = [  # noqa: RUF012
+    _fields_ = [
         ("BasicLimitInformation", _BasicLimits),
         ("IoInfo", ctypes.c_uint64 * 6),
         ("ProcessMemoryLimit", ctypes.c_size_t),
@@ -83,9 +83,7 @@ class OwnedProcess:
                 stdout=stdout,
                 stderr=stderr,
                 bufsize=0,
-                creationflags=subprocess.CREATE_NEW_PROCESS_GROUP
-                | subprocess.CREATE_NO_WINDOW
-                | _CREATE_SUSPENDED,
+                creationflags=subprocess.CREATE_NEW_PROCESS_GROUP | subprocess.CREATE_NO_WINDOW | _CREATE_SUSPENDED,
             )
         except BaseException:
             _kernel32.CloseHandle(job)

@@ -33,7 +33,7 @@ class LogFile:
         self.out_path = folder / f"{stem}.out"
 
     def open(self) -> tuple[int, int]:
-        """Create both files and clear old runs away. Gives descriptors for stdout and stderr; the caller closes them."""
+        """Create both files, clear old runs away. Gives descriptors for stdout and stderr; the caller closes them."""
         prune(self.path.parent)
         flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_EXCL
         out = os.open(self.out_path, flags, 0o600)
@@ -71,7 +71,7 @@ class LogFile:
 
 
 def prune(folder: Path) -> None:
-    """Remove the oldest runs beyond KEPT_RUNS and KEPT_BYTES. A run of a living server is among the newest or is kept."""
+    """Remove the runs that were written to longest ago, beyond KEPT_RUNS and KEPT_BYTES."""
     runs: dict[str, list[tuple[Path, os.stat_result]]] = {}
     for path in folder.iterdir():
         with contextlib.suppress(OSError):

@@ -12,7 +12,7 @@ import msgspec
 
 from llmsession.completion import StopReason, Timings, Token, TokenPerformance, Usage
 from llmsession.errors import UndecodableError
-from llmsession.wire.events import Ended, TextDelta
+from llmsession.wire.events import Delta, Ended, TextDelta
 from llmsession.wire.request import GenerationRequest, encode_json
 
 PATH = "/completion"
@@ -118,7 +118,7 @@ class EventDecoder:
         self.usage = Usage()
         self.error: bytes | None = None
 
-    def decode(self, payload: bytes) -> list[TextDelta | Ended]:
+    def decode(self, payload: bytes) -> list[Delta | Ended]:
         """What one event of the stream says. An error frame is put into `error`. Raises UndecodableError."""
         try:
             frame = _decode_frame(payload)

@@ -21,7 +21,9 @@ class Watched(Protocol):
 
     deadline: float
 
-    def overrun(self, now: float) -> None: ...
+    def overrun(self, now: float) -> None:
+        """It is `now`, and the deadline has passed."""
+        ...
 
 
 class Deadlines:

@@ -13,7 +13,7 @@ from llmsession.completion import Completion, StopReason, Timings, Token, Usage
 
 
 class TextDelta(msgspec.Struct, frozen=True, kw_only=True):
-    """A piece of the answer. `tokens` has its tokens where log-probabilities were asked for; `completion_tokens` counts all so far."""
+    """A piece of the answer. `tokens`: where log-probabilities were asked for; `completion_tokens`: so far."""
 
     text: str
     tokens: tuple[Token, ...] = ()

@@ -47,8 +47,13 @@ class ByteStream(Protocol):
     """A body that arrives; `abort` may be called from any thread."""
 
     def __aiter__(self) -> AsyncIterator[bytes]: ...
-    def abort(self) -> None: ...
-    async def aclose(self) -> None: ...
+    def abort(self) -> None:
+        """Cut it: whoever reads it sees its end."""
+        ...
+
+    async def aclose(self) -> None:
+        """Close its connection."""
+        ...
 
 
 @contextlib.contextmanager
@@ -57,10 +62,13 @@ def foreign_errors(address: str) -> Iterator[None]:
     try:
         yield
     except (httpx.HTTPError, httpx.InvalidURL) as error:
-        for foreign, ours, words in _FOREIGN_ERRORS:
-            if isinstance(error, foreign):
-                raise ours(f"{words} ({address}): {error}") from error
-        raise
+        raise map_error(error, address) from error
+
+
+def map_error(error: Exception, address: str) -> LLMSessionError:
+    """The error of ours for one of httpx's."""
+    ours, words = next((ours, words) for foreign, ours, words in _FOREIGN_ERRORS if isinstance(error, foreign))
+    return ours(f"{words} ({address}): {error}")
 
 
 class HttpClient:
@@ -80,7 +88,7 @@ class HttpClient:
                 headers=headers,
                 transport=transport or DirectTransport(),
                 trust_env=False,
-                timeout=None,
+                timeout=None,  # noqa: S113 - each call has a bound of its own
             )
 
     async def get(self, path: str, *, timeout: float = SMALL_TIMEOUT) -> bytes:
@@ -98,7 +106,7 @@ class HttpClient:
             return response.status_code
 
     async def open_stream(self, path: str, body: bytes) -> ByteStream:
-        """The body of the answer as it arrives; the caller closes it. Raises ServerError where the status is not 200."""
+        """The body of the answer as it arrives; the caller closes it. Raises ServerError for any status but 200."""
         with foreign_errors(self.base_url):
             response = await self._client.send(self._build_post(path, body), stream=True)
             if response.status_code == 200:
@@ -111,9 +119,7 @@ class HttpClient:
         raise decode_error(response.status_code, content, response.headers)
 
     def _build_post(self, path: str, body: bytes) -> httpx.Request:
-        return self._client.build_request(
-            "POST", path, content=body, headers={"Content-Type": "application/json"}
-        )
+        return self._client.build_request("POST", path, content=body, headers={"Content-Type": "application/json"})
 
     async def _exchange(self, request: httpx.Request, timeout: float) -> bytes:
         with foreign_errors(self.base_url), _bound(timeout, self.base_url):
@@ -147,7 +153,9 @@ def decode_error(status: int, body: bytes, headers: Mapping[str, str] | None = N
         )
     if status in (401, 403) and type_ != "feature_disabled":
         return AuthError(
-            f"the server refuses the key: {message} (give the right one with api_key=)", status=status, type=type_
+            f"the server refuses the key: {message} (give the right one with api_key=)",
+            status=status,
+            type=type_,
         )
     if status in (429, 503):
         after = (headers or {}).get("retry-after", "")

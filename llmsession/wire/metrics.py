@@ -75,9 +75,7 @@ def parse_metrics(text: str, slots: list[Slot] | None = None) -> Metrics:
         tokens = sum(slot.n_prompt_tokens for slot in slots)
         usage = tokens / max(1, sum(slot.n_ctx for slot in slots))
     return Metrics(
-        prompt=TokenPerformance(
-            count=int(number("prompt_tokens_total")), seconds=number("prompt_seconds_total")
-        ),
+        prompt=TokenPerformance(count=int(number("prompt_tokens_total")), seconds=number("prompt_seconds_total")),
         generated=TokenPerformance(
             count=int(number("tokens_predicted_total")), seconds=number("tokens_predicted_seconds_total")
         ),

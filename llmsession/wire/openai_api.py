@@ -191,9 +191,7 @@ class EventDecoder:
         for call in delta.tool_calls or ():
             function = call.function
             events.append(
-                ToolCallDelta(
-                    index=call.index, id=call.id, name=function.name, arguments=function.arguments or ""
-                )
+                ToolCallDelta(index=call.index, id=call.id, name=function.name, arguments=function.arguments or "")
             )
         if delta.content or entries:
             top = self._request.top_logprobs
@@ -202,7 +200,9 @@ class EventDecoder:
                 tokens = tuple(entry.to_token(top) for entry in entries)
             events.append(
                 TextDelta(
-                    text=delta.content or "", tokens=tokens, completion_tokens=self.usage.completion_tokens + 1
+                    text=delta.content or "",
+                    tokens=tokens,
+                    completion_tokens=self.usage.completion_tokens + 1,
                 )
             )
         if events:  # a frame is a token or more; the server's own count comes at the end

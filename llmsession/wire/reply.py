@@ -14,9 +14,10 @@ import time
 import warnings
 from collections import deque
 from collections.abc import AsyncIterator, Callable
-from typing import Any, Protocol, TextIO
+from typing import Any, Protocol, Self, TextIO
 
 import anyio
+import httpx
 import msgspec
 
 from llmsession.completion import Completion, StopReason, Timings, Token, Usage
@@ -32,7 +33,7 @@ from llmsession.latch import call_soon, current_loop
 from llmsession.messages import ToolCall
 from llmsession.wire import deadlines
 from llmsession.wire.events import Delta, Ended, Event, Finished, ReasoningDelta, TextDelta, ToolCallDelta
-from llmsession.wire.http import ByteStream, decode_error_frame, foreign_errors
+from llmsession.wire.http import ByteStream, decode_error_frame, map_error
 from llmsession.wire.request import GenerationRequest
 from llmsession.wire.sse import Decoder
 
@@ -43,7 +44,9 @@ class EventDecoder(Protocol):
     usage: Usage
     error: bytes | None
 
-    def decode(self, payload: bytes) -> list[Any]: ...
+    def decode(self, payload: bytes) -> list[Delta | Ended]:
+        """What one event of the stream says."""
+        ...
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
@@ -116,7 +119,7 @@ class ReplyStream:
         """How many requests are in front of this one while it waits for a slot; None otherwise."""
         return self._source.queue_position
 
-    async def __aenter__(self) -> ReplyStream:
+    async def __aenter__(self) -> Self:
         if self._entered:
             raise UsageError("a reply can be entered once: call prompt_streaming again for another")
         self._entered = True
@@ -141,7 +144,7 @@ class ReplyStream:
 
     def __del__(self) -> None:
         if self._entered and not self._left:
-            warnings.warn(f"{self.id} was never left: use `async with`", ResourceWarning, source=self)
+            warnings.warn(f"{self.id} was never left: use `async with`", ResourceWarning, stacklevel=1, source=self)
             self._leave()
             if self._body is not None:
                 self._body.abort()
@@ -283,9 +286,7 @@ class ReplyStream:
 
     def _check_inside(self) -> None:
         if not self._entered:
-            raise UsageError(
-                "a reply is read inside its block: async with session.prompt_streaming(…) as stream: …"
-            )
+            raise UsageError("a reply is read inside its block: async with session.prompt_streaming(…) as stream: …")
         if self._left and self._completion is None and self._error is None:
             raise UsageError("the block of this reply was left, and its connection closed: read it inside the block")
 
@@ -302,22 +303,26 @@ class ReplyStream:
         return self._pending.popleft()
 
     async def _read(self) -> None:
-        """Read one chunk and put its events into the queue, or find the end."""
+        """Read one chunk and put its events into the queue, or find the end.
+
+        Once for each token, so it has no layers: a context manager here costs as much as decoding the token.
+        """
+        assert self._chunks is not None  # noqa: S101 - set by _open
         try:
-            chunk = await self._receive()
+            self._reading = True
+            try:
+                chunk = await anext(self._chunks, None)
+            except httpx.HTTPError as error:
+                raise map_error(error, "the stream of a reply") from error
+            finally:
+                self._reading = False
             if self._verdict is not None:
                 self._conclude()
                 return
             if chunk is None:
                 self._fail(self._find_truncation())
                 return
-            for payload in self._sse.feed(chunk):
-                for event in self._source.decoder.decode(payload):
-                    self._take(event)
-                if self._source.decoder.error is not None:
-                    self._fail(decode_error_frame(self._source.decoder.error))
-                if self._completion is not None:
-                    return
+            self._take_chunk(chunk)
         except LLMSessionError as error:
             if error is self._error:
                 raise
@@ -326,14 +331,15 @@ class ReplyStream:
             else:
                 self._fail(await self._source.explain(error))
 
-    async def _receive(self) -> bytes | None:
-        assert self._chunks is not None  # noqa: S101 - set by _open
-        self._reading = True
-        try:
-            with foreign_errors("its stream"):
-                return await anext(self._chunks, None)
-        finally:
-            self._reading = False
+    def _take_chunk(self, chunk: bytes) -> None:
+        decoder = self._source.decoder
+        for payload in self._sse.feed(chunk):
+            for event in decoder.decode(payload):
+                self._take(event)
+            if decoder.error is not None:
+                self._fail(decode_error_frame(decoder.error))
+            if self._completion is not None:
+                return
 
     def _find_truncation(self) -> LLMSessionError:
         return TruncatedReplyError(
@@ -341,9 +347,13 @@ class ReplyStream:
         )
 
     def _take(self, event: Delta | Ended) -> None:
+        if isinstance(event, Ended):
+            self._take_end(event)
+            return
         if type(event) is TextDelta:
             if not event.text and not event.tokens:
-                return self._note_progress()
+                self._note_progress()
+                return
             self._text.append(event.text)
             self._tokens.extend(event.tokens)
         elif type(event) is ReasoningDelta:
@@ -353,11 +363,8 @@ class ReplyStream:
             call[0] = event.id or call[0]
             call[1] = event.name or call[1]
             call[2] += event.arguments
-        elif type(event) is Ended:
-            return self._take_end(event)
         self._note_progress()
         self._pending.append(event)
-        return None
 
     def _note_progress(self) -> None:
         now = time.monotonic()
@@ -371,9 +378,7 @@ class ReplyStream:
             end = msgspec.structs.replace(end, stop_reason=StopReason.END, stop_phrase=None)
         if end.stop_phrase and self._request.echo_stop:
             self._text.append(end.stop_phrase)
-            self._pending.append(
-                TextDelta(text=end.stop_phrase, completion_tokens=end.usage.completion_tokens)
-            )
+            self._pending.append(TextDelta(text=end.stop_phrase, completion_tokens=end.usage.completion_tokens))
         self._finish(end.stop_reason, end)
 
     def _finish(self, reason: StopReason, end: Ended | None = None) -> None:

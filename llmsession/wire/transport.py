@@ -111,6 +111,7 @@ class BodyStream(httpx.AsyncByteStream):
                 self._connection.extra(anyio.abc.SocketAttribute.raw_socket).shutdown(socket.SHUT_RDWR)
 
     async def aclose(self) -> None:
+        """Close the connection."""
         self.abort()
         with self._lock:
             self._open = False
@@ -122,6 +123,7 @@ class DirectTransport(httpx.AsyncBaseTransport):
     """Opens a connection, sends the request, gives the response as soon as its head is there. Plain HTTP only."""
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        """The response, its body still to come. Raises httpx's own errors."""
         if request.url.scheme != "http":
             raise httpx.UnsupportedProtocol("only http:// is spoken here", request=request)
         try:

@@ -1,0 +1,137 @@
+"""The house keeps its floors: who may import whom, and which third party lives where. A page of `ast`."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+PACKAGE = Path(__file__).parents[1] / "llmsession"
+
+# Lower floors know nothing of higher ones; rooms of floor 1 and 5 know nothing of each other.
+FLOORS: dict[str, int] = {
+    "errors": 0,
+    "messages": 0,
+    "sampling": 0,
+    "completion": 0,
+    "paths": 0,
+    "latch": 0,
+    "models": 1,
+    "processes": 1,
+    "wire": 1,
+    "options": 1,
+    "backends": 2,
+    "admission": 2,
+    "server": 3,
+    "reply_source": 3,
+    "session": 3,
+    "cli": 6,
+    "__init__": 7,
+    "__main__": 7,
+}
+# Not siblings in the sense of the rule: options carry encodings, and the session's three files are one room.
+ALLOWED_SIDEWAYS = {("options", "models"), ("server", "session"), ("reply_source", "server"), ("session", "server")}
+ALLOWED_SIDEWAYS |= {("session", "reply_source")}
+
+HOMES = {
+    "httpx": ("wire",),
+    "yaml": ("models.registry",),
+    "psutil": ("processes", "backends.devices"),
+    "xllamacpp": ("backends.embedded_server",),
+    "typer": ("cli",),
+    "rich": ("cli",),
+    "platformdirs": ("paths",),
+    "anyio": ("latch", "processes", "wire", "backends", "server", "session", "cli"),
+    "msgspec": ("",),
+}
+# Rooms that only transform values: an import of anyio or httpx there would be I/O.
+NO_IO = (
+    "wire.sse",
+    "wire.events",
+    "wire.request",
+    "wire.completion_api",
+    "wire.openai_api",
+    "wire.metrics",
+    "admission",
+    "models.encoding",
+)
+
+
+def modules() -> Iterator[tuple[str, ast.Module]]:
+    """Every module of the package, by its name without the package's."""
+    for path in sorted(PACKAGE.rglob("*.py")):
+        name = ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
+        yield name.removesuffix(".__init__"), ast.parse(path.read_text(encoding="utf-8"))
+
+
+def imports(tree: ast.Module) -> Iterator[str]:
+    """The full name of every module that is imported, wherever it stands."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute"
+            yield node.module or ""
+
+
+def room(name: str) -> str:
+    """The first part of a module's name: the file or folder at the top."""
+    return name.partition(".")[0]
+
+
+def test_every_room_stands_on_a_floor() -> None:
+    """DESIGN 2: a new file or folder has to be put somewhere on purpose."""
+    assert set(FLOORS) == {room(name) for name, _ in modules()}
+
+
+def test_imports_go_down() -> None:
+    """DESIGN 2: a floor may import only from lower floors, never a sibling room (floor 0 may import its own)."""
+    wrong = []
+    for name, tree in modules():
+        for imported in imports(tree):
+            if not imported.startswith("llmsession.") or room(name) in ("__init__", "__main__"):
+                continue
+            here, there = room(name), room(imported.removeprefix("llmsession."))
+            ours, theirs = FLOORS[here], FLOORS[there]
+            fine = theirs < ours or here == there or ours == theirs == 0 or (here, there) in ALLOWED_SIDEWAYS
+            if not fine:
+                wrong.append(f"{name} imports {imported}")
+    assert wrong == []
+
+
+def test_third_parties_stay_at_home() -> None:
+    """DESIGN 2: each library is known in one place, so that it can be replaced there."""
+    wrong = []
+    for name, tree in modules():
+        for imported in imports(tree):
+            top = imported.partition(".")[0]
+            if top in sys.stdlib_module_names or top == "llmsession":
+                continue
+            if not any(home == "" or f"{name}.".startswith(f"{home}.") for home in HOMES.get(top, ())):
+                wrong.append(f"{name} imports {imported}")
+    assert wrong == []
+
+
+def test_rooms_without_io_import_none() -> None:
+    """DESIGN 2: a room marked "no I/O" can be tested by calling it."""
+    banned = {"anyio", "httpx", "socket", "subprocess"}
+    wrong = [
+        f"{name} imports {imported}"
+        for name, tree in modules()
+        if name in NO_IO
+        for imported in imports(tree)
+        if imported.partition(".")[0] in banned
+    ]
+    assert wrong == []
+
+
+def test_nothing_imports_the_command() -> None:
+    """DESIGN 2: nobody imports cli, except the entry point."""
+    importers = {
+        name
+        for name, tree in modules()
+        for imported in imports(tree)
+        if imported.startswith("llmsession.cli") and room(name) != "cli"
+    }
+    assert importers == {"__main__"}

@@ -1,0 +1,65 @@
+"""The public surface is what `__all__` says, sorted, typed, and cheap to import."""
+
+from __future__ import annotations
+
+import inspect
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import llmsession
+from llmsession import Session, errors
+
+
+def test_all_is_sorted_and_without_duplicates() -> None:
+    """STYLE 1, httpx: an explicit sorted `__all__`."""
+    assert sorted(set(llmsession.__all__)) == llmsession.__all__
+
+
+@pytest.mark.parametrize("name", llmsession.__all__)
+def test_every_public_name_can_be_imported(name: str) -> None:
+    """STYLE 1: `__all__` is exactly what can be imported."""
+    assert getattr(llmsession, name).__name__ == name
+
+
+def test_every_error_is_public() -> None:
+    """API 5: whoever wants to catch one can import it."""
+    all_errors = {
+        name
+        for name, value in vars(errors).items()
+        if inspect.isclass(value) and issubclass(value, errors.LLMSessionError)
+    }
+    assert all_errors <= set(llmsession.__all__)
+
+
+def test_every_error_is_drawn_in_the_tree() -> None:
+    """STYLE 1, httpx: the tree in the docstring is the tree."""
+    drawn = errors.__doc__ or ""
+    assert [name for name in llmsession.__all__ if name.endswith("Error") and f" {name}" not in drawn] == []
+
+
+def test_an_unknown_name_is_an_attribute_error() -> None:
+    """Python's own contract for modules."""
+    with pytest.raises(AttributeError, match="no_such_thing"):
+        _ = llmsession.no_such_thing
+
+
+def test_the_import_brings_no_server_and_no_heavy_library() -> None:
+    """DESIGN 9, P3: importing costs next to nothing."""
+    code = "import sys, llmsession; print(*sorted({name.partition('.')[0] for name in sys.modules}))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    heavy = {"anyio", "httpx", "msgspec", "psutil", "rich", "torch", "trio", "typer", "xllamacpp", "yaml"}
+    assert heavy & set(done.stdout.split()) == set()
+
+
+def test_every_public_method_of_a_session_has_a_docstring() -> None:
+    """STYLE 3: the first line of a public call is a sentence."""
+    bare = [name for name, value in vars(Session).items() if not name.startswith("_") and not value.__doc__]
+    assert bare == []
+
+
+def test_the_package_says_that_it_is_typed() -> None:
+    """API: `py.typed` ships."""
+    assert Path(llmsession.__file__).with_name("py.typed").exists()
