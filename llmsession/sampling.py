@@ -6,9 +6,14 @@ https://github.com/ggml-org/llama.cpp/tree/master/tools/server explains each of 
 
 from __future__ import annotations
 
+import math
 from typing import ClassVar
 
 import msgspec
+
+from llmsession.errors import UsageError
+
+_COLLECTIONS = ("dry_sequence_breakers", "samplers", "logit_bias")
 
 
 class Sampling(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -55,6 +60,15 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     RANDOM: ClassVar[Sampling]
     LOW_TEMP: ClassVar[Sampling]
     HIGH_TEMP: ClassVar[Sampling]
+
+    def __post_init__(self) -> None:
+        for name in self.__struct_fields__:
+            value = getattr(self, name)
+            if name in _COLLECTIONS or value is None:
+                continue
+            # JSON has no NaN: it would be sent as null, which means "not given".
+            if not isinstance(value, int | float) or not math.isfinite(value):
+                raise UsageError(f"{name} is a finite number, not {value!r}")
 
     def merge(self, over: Sampling) -> Sampling:
         """This, with everything that `over` sets put in its place."""

@@ -133,13 +133,17 @@ class Server:
         with self._lock:
             self._closed = True
 
+    def close_soon(self) -> None:
+        """End the engine, without waiting for its end."""
+        self.refuse_starts()
+        if self._child is not None:
+            self._child.request_stop()
+
     async def aclose(self) -> None:
         """End the engine and wait until it is gone. Shielded and bounded; any state, any number of times."""
-        self.refuse_starts()
-        with self._lock:
-            child = self._child
-        if child is not None:
-            await child.aclose()
+        self.close_soon()
+        if self._child is not None:
+            await self._child.aclose()
 
     def rotate_log(self) -> None:
         """Keep the log of a long run within bounds."""

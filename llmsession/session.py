@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 import os
 import threading
+import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -67,12 +68,12 @@ class Session:
     """
 
     def __init__(self, options_or_model: Options | str | Path | None = None, **fields: Any) -> None:
+        self._opened = False
         self._options = make_options(options_or_model, fields)
         self._server = Server(self._options)
         self._admission = Admission(self._options.parallel)
         self._lock = threading.Lock()
         self._replies: set[ReplyStream] = set()
-        self._opened = False
 
     # Opening and closing.
 
@@ -112,6 +113,11 @@ class Session:
         self._server.refuse_starts()
         self._end_replies(lambda: ClosedError("the session was closed"))
         await self._server.aclose()
+
+    def __del__(self) -> None:
+        if self._opened and not self._server.is_closed:
+            warnings.warn(f"{self!r} was never closed: use `async with`", ResourceWarning, stacklevel=1, source=self)
+            self._server.close_soon()
 
     def interrupt(self) -> None:
         """End every reply, and every call that waits for one, with INTERRUPTED and the text so far. Any thread."""
@@ -227,7 +233,7 @@ class Session:
         if self._server.is_closed:
             raise ClosedError("the session is closed: open another")
         if not self._opened:
-            raise UsageError("the session is not open yet: async with Session(…) as session: …")
+            raise _not_open()
 
     # Tokens.
 
@@ -323,8 +329,8 @@ class Session:
     @property
     def info(self) -> ModelInfo:
         """What the file says of itself."""
-        self._check_open()
-        assert self._server.info is not None  # noqa: S101 - read before the first start
+        if self._server.info is None:
+            raise _not_open()
         return self._server.info
 
     @property
@@ -391,8 +397,12 @@ class Session:
     def _endpoint(self) -> Endpoint:
         endpoint = self._server.endpoint
         if endpoint is None:
-            raise UsageError("the session is not open yet: async with Session(…) as session: …")
+            raise _not_open()
         return endpoint
+
+
+def _not_open() -> UsageError:
+    return UsageError("the session is not open yet: async with Session(…) as session: …")
 
 
 async def _tokenize(endpoint: Endpoint, text: str, *, add_special: bool, special: bool) -> list[int]:

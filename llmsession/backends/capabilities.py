@@ -57,10 +57,10 @@ async def _ask(binary: Path) -> Capabilities:
     try:
         with anyio.fail_after(HELP_TIMEOUT):
             answer = await anyio.run_process([str(binary), "--help"], check=False, env=environment)
-    except OSError as error:
-        raise refuse(str(error.strerror or error)) from error
     except TimeoutError as error:
         raise refuse(f"it did not answer --help within {HELP_TIMEOUT:g} s") from error
+    except OSError as error:
+        raise refuse(str(error.strerror or error)) from error
     flags = frozenset(_FLAG.findall(answer.stdout.decode(errors="replace")))
     if "--ctx-size" not in flags:
         raise refuse("its --help does not know --ctx-size")

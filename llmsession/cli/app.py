@@ -44,7 +44,7 @@ def reported_errors() -> Iterator[None]:
 
 @app.command()
 def run(
-    prompt: Annotated[str, typer.Argument(help="What to say to the model.")],
+    prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="What to say to the model.")],
     *,
     model: Annotated[Path | None, typer.Option(help="A GGUF file. [default: the bundled demonstration model]")] = None,
     backend: Annotated[str, typer.Option(help="Which engine: auto, llama-server or embedded.")] = "auto",

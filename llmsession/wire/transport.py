@@ -7,18 +7,14 @@ https://www.rfc-editor.org/rfc/rfc9112
 
 from __future__ import annotations
 
-import contextlib
-import socket
-import threading
 from collections.abc import AsyncIterator
 
-import anyio
-import anyio.abc
 import httpx
+
+from llmsession.wire.connection import Connection, open_connection
 
 # A larger head is no HTTP server of ours.
 LARGEST_HEAD = 65_536
-RECEIVE_BYTES = 65_536
 
 
 class BodyDecoder:
@@ -84,12 +80,18 @@ class BodyDecoder:
 class BodyStream(httpx.AsyncByteStream):
     """The body as it arrives. Read and closed in its own event loop; `abort` from anywhere."""
 
-    def __init__(self, connection: anyio.abc.SocketStream, decoder: BodyDecoder, first: bytes) -> None:
+    def __init__(self, connection: Connection, decoder: BodyDecoder, first: bytes) -> None:
         self._connection = connection
         self._decoder = decoder
         self._first = first
-        self._lock = threading.Lock()
-        self._open = True
+
+    def abort(self) -> None:
+        """Cut the connection at once: whoever reads it sees its end. Thread-safe, never blocks, never raises."""
+        self._connection.abort()
+
+    async def aclose(self) -> None:
+        """Close the connection."""
+        await self._connection.aclose()
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         decoder, receive = self._decoder, self._connection.receive
@@ -97,26 +99,13 @@ class BodyStream(httpx.AsyncByteStream):
             yield body
         try:
             while not decoder.done:
-                if body := decoder.feed(await receive(RECEIVE_BYTES)):
+                data = await receive()
+                if not data:
+                    decoder.end()
+                elif body := decoder.feed(data):
                     yield body
-        except anyio.EndOfStream:
-            decoder.end()
-        except (anyio.BrokenResourceError, anyio.ClosedResourceError) as error:
+        except OSError as error:
             raise httpx.ReadError("the connection broke") from error
-
-    def abort(self) -> None:
-        """Cut the connection at once: whoever reads it sees its end. Thread-safe, never blocks, never raises."""
-        with self._lock, contextlib.suppress(OSError):
-            if self._open:
-                self._connection.extra(anyio.abc.SocketAttribute.raw_socket).shutdown(socket.SHUT_RDWR)
-
-    async def aclose(self) -> None:
-        """Close the connection."""
-        self.abort()
-        with self._lock:
-            self._open = False
-        with anyio.CancelScope(shield=True):
-            await self._connection.aclose()
 
 
 class DirectTransport(httpx.AsyncBaseTransport):
@@ -127,7 +116,7 @@ class DirectTransport(httpx.AsyncBaseTransport):
         if request.url.scheme != "http":
             raise httpx.UnsupportedProtocol("only http:// is spoken here", request=request)
         try:
-            connection = await anyio.connect_tcp(request.url.host, request.url.port or 80)
+            connection = await open_connection(request.url.host, request.url.port or 80)
         except OSError as error:
             raise httpx.ConnectError(str(error), request=request) from error
         try:
@@ -136,11 +125,8 @@ class DirectTransport(httpx.AsyncBaseTransport):
             status, headers = _parse_head(head)
             decoder = _decoder_for(request.method, status, headers)
         except BaseException as error:
-            with anyio.CancelScope(shield=True):
-                await connection.aclose()
-            if isinstance(error, anyio.EndOfStream):
-                raise httpx.RemoteProtocolError("the server hung up without an answer") from error
-            if isinstance(error, anyio.BrokenResourceError | OSError):
+            await connection.aclose()
+            if isinstance(error, OSError):
                 raise httpx.ReadError("the connection broke") from error
             raise
         body = BodyStream(connection, decoder, rest)
@@ -153,10 +139,10 @@ def _encode_head(request: httpx.Request) -> bytes:
     return b"\r\n".join(lines) + b"\r\n\r\n"
 
 
-async def _receive_head(connection: anyio.abc.SocketStream) -> tuple[bytes, bytes]:
+async def _receive_head(connection: Connection) -> tuple[bytes, bytes]:
     buffer = b""
-    while True:
-        buffer += await connection.receive(RECEIVE_BYTES)
+    while data := await connection.receive():
+        buffer += data
         head, found, rest = buffer.partition(b"\r\n\r\n")
         if found and not head.startswith((b"HTTP/1.1 1", b"HTTP/1.0 1")):
             return head, rest
@@ -164,6 +150,7 @@ async def _receive_head(connection: anyio.abc.SocketStream) -> tuple[bytes, byte
             buffer = rest
         if len(buffer) > LARGEST_HEAD:
             raise httpx.RemoteProtocolError("the answer does not begin as HTTP does")
+    raise httpx.RemoteProtocolError("the server hung up without an answer")
 
 
 def _parse_head(head: bytes) -> tuple[int, list[tuple[bytes, bytes]]]:

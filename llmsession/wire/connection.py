@@ -1,0 +1,112 @@
+"""One TCP connection, in whichever event loop runs; any thread may cut it.
+
+On asyncio its own streams: anyio's pause and resume reading around each receive, two system calls for every token. On
+trio anyio's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import threading
+from typing import Protocol
+
+import anyio
+import anyio.abc
+
+from llmsession.latch import current_loop
+
+RECEIVE_BYTES = 65_536
+
+
+class Connection(Protocol):
+    """Raises OSError where the connection fails or breaks."""
+
+    async def send(self, data: bytes) -> None:
+        """All of it."""
+        ...
+
+    async def receive(self) -> bytes:
+        """What has arrived, at least one byte; empty at the end."""
+        ...
+
+    def abort(self) -> None:
+        """Cut it: whoever receives gets the end. Thread-safe, never blocks, never raises."""
+        ...
+
+    async def aclose(self) -> None:
+        """Close it; shielded and quick."""
+        ...
+
+
+async def open_connection(host: str, port: int) -> Connection:
+    """Connect. Raises OSError."""
+    if isinstance(current_loop(), asyncio.AbstractEventLoop):
+        return _AsyncioConnection(*await asyncio.open_connection(host, port))
+    return _AnyioConnection(await anyio.connect_tcp(host, port))
+
+
+class _Cuttable:
+    """`abort` for both: shutting the socket down wakes its reader, in every loop and from every thread."""
+
+    def __init__(self, raw: socket.socket) -> None:
+        self._raw = raw
+        self._lock = threading.Lock()
+        self._open = True
+
+    def abort(self) -> None:
+        with self._lock, contextlib.suppress(OSError):
+            if self._open:
+                self._raw.shutdown(socket.SHUT_RDWR)
+
+    def _forget_socket(self) -> None:
+        """From now on its descriptor may be another's."""
+        self.abort()
+        with self._lock:
+            self._open = False
+
+
+class _AsyncioConnection(_Cuttable):
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        super().__init__(writer.get_extra_info("socket"))
+        self._reader = reader
+        self._writer = writer
+
+    async def send(self, data: bytes) -> None:
+        self._writer.write(data)
+        await self._writer.drain()
+
+    async def receive(self) -> bytes:
+        return await self._reader.read(RECEIVE_BYTES)
+
+    async def aclose(self) -> None:
+        self._forget_socket()
+        self._writer.transport.abort()
+        with anyio.CancelScope(shield=True), contextlib.suppress(OSError):
+            await self._writer.wait_closed()
+
+
+class _AnyioConnection(_Cuttable):
+    def __init__(self, stream: anyio.abc.SocketStream) -> None:
+        super().__init__(stream.extra(anyio.abc.SocketAttribute.raw_socket))
+        self._stream = stream
+
+    async def send(self, data: bytes) -> None:
+        try:
+            await self._stream.send(data)
+        except (anyio.BrokenResourceError, anyio.ClosedResourceError) as error:
+            raise ConnectionResetError("the connection broke") from error
+
+    async def receive(self) -> bytes:
+        try:
+            return await self._stream.receive(RECEIVE_BYTES)
+        except anyio.EndOfStream:
+            return b""
+        except (anyio.BrokenResourceError, anyio.ClosedResourceError) as error:
+            raise ConnectionResetError("the connection broke") from error
+
+    async def aclose(self) -> None:
+        self._forget_socket()
+        with anyio.CancelScope(shield=True):
+            await self._stream.aclose()
