@@ -327,7 +327,7 @@ def call_tool(rng: random.Random) -> list[Exchange]:
 
 
 TASKS: list[tuple[Callable[[random.Random], list[Exchange]], float]] = [
-    (repeat, 0.34), (remember, 0.27), (not_told, 0.05), (greet, 0.08), (wonder, 0.09), (count, 0.05), (call_tool, 0.12),
+    (repeat, 0.29), (remember, 0.24), (not_told, 0.04), (greet, 0.07), (wonder, 0.08), (count, 0.06), (call_tool, 0.22),
 ]  # fmt: skip
 
 

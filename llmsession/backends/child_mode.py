@@ -61,7 +61,7 @@ class ChildModeProbe:
             self.base_url = find_address(self._log.read_log())
         return Reading(
             ready=self._said_ready and self.base_url is not None,
-            progress=(self._loaded, len(self._log.read_log()) if not self._said_ready else -1),
+            progress=(self._loaded, self._log.size()),
         )
 
     def _take(self, line: bytes) -> None:

@@ -111,7 +111,7 @@ class HealthProbe:
         status = 0
         with contextlib.suppress(LLMSessionError):
             status = await HttpClient(self._address).get_status("/health", timeout=1.0)
-        return Reading(ready=status == 200, progress=len(self._log.read_log()))
+        return Reading(ready=status == 200, progress=self._log.size())
 
 
 def build_argv(binary: Path, launch: Launch, capabilities: Capabilities, *, port: int) -> list[str]:

@@ -51,6 +51,12 @@ class LogFile:
         """What it wrote to stderr."""
         return _read(self.path, offset)
 
+    def size(self) -> int:
+        """Bytes of stderr so far: any word is a sign of life."""
+        with contextlib.suppress(OSError):
+            return self.path.stat().st_size
+        return 0
+
     def tail(self, lines: int = 20) -> str:
         """The last lines of stderr: what an error shows."""
         with contextlib.suppress(OSError), self.path.open("rb") as file:
