@@ -1,8 +1,8 @@
 """A stand-in for llama-server that misbehaves on request. Standard library only.
 
-It speaks what we use of the real one: --help, child mode on stdin and stdout, /health, /props, /slots, /metrics,
-/tokenize, streamed /completion and /v1/chat/completions with the words "one two three …". How it misbehaves stands in the
-variable FAKE, since a session writes its command line; `wrapper` makes a program of it that a session can be given.
+It speaks a part of the real one: --help, child mode on stdin and stdout, /health, /props, and a streamed /completion with
+"word1 word2 …". How it misbehaves stands in the variable FAKE, since a session writes its command line; `wrapper` makes
+a program of it that a session can be given.
 """
 
 from __future__ import annotations
@@ -21,7 +21,9 @@ from pathlib import Path
 from typing import Any
 
 STATE = "cmd_child_to_router:state:"
-HELP = "--model --alias --host --port --parallel --ctx-size --threads --threads-batch --metrics --batch-size --ubatch-size"
+HELP = (
+    "--model --alias --host --port --parallel --ctx-size --threads --threads-batch --metrics --batch-size --ubatch-size"
+)
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
@@ -102,14 +104,8 @@ def watch_stdin() -> None:
     os._exit(1)
 
 
-def main() -> None:
-    """Load, listen, serve."""
-    options = parse(shlex.split(os.environ.get("FAKE", "")))
-    if "--help" in sys.argv:
-        if options.hang_help:
-            time.sleep(3600)
-        print(HELP, "" if options.no_child_mode else "--models-max")
-        return
+def misbehave(options: argparse.Namespace) -> None:
+    """Before it listens."""
     if options.ignore_sigterm:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
     if options.grandchild:  # it keeps our stdout and stderr open
@@ -128,6 +124,17 @@ def main() -> None:
         os._exit(options.die_while_loading)
     if options.hang_before_listening:
         time.sleep(3600)
+
+
+def main() -> None:
+    """Load, listen, serve."""
+    options = parse(shlex.split(os.environ.get("FAKE", "")))
+    if "--help" in sys.argv:
+        if options.hang_help:
+            time.sleep(3600)
+        print(HELP, "" if options.no_child_mode else "--models-max")
+        return
+    misbehave(options)
     port = int(sys.argv[sys.argv.index("--port") + 1]) if "--port" in sys.argv else 0
     Handler.options = options
     server = http.server.ThreadingHTTPServer(("127.0.0.1", port), Handler)
