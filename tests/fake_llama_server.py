@@ -1,6 +1,6 @@
 """A stand-in for llama-server that misbehaves on request. Standard library only.
 
-It speaks a part of the real one: --help, child mode on stdin and stdout, /health, /props, and a streamed /completion with
+It speaks a part of the real one: --help, child mode on stdin and stdout, /health, /props, a streamed /completion with
 "word1 word2 …". How it misbehaves stands in the variable FAKE, since a session writes its command line; `wrapper` makes
 a program of it that a session can be given.
 """

@@ -62,12 +62,12 @@ class _Frame(msgspec.Struct):
     tokens_predicted: int = 0
     tokens_evaluated: int = 0
     completion_probabilities: list[Probability] = []
-    prompt_progress: msgspec.Raw | None = None
+    prompt_progress: Any = None
     stop_type: str = ""
     stopping_word: str = ""
     truncated: bool = False
     timings: EngineTimings | None = None
-    error: msgspec.Raw | None = None
+    error: Any = None
 
 
 _decode_frame = msgspec.json.Decoder(_Frame | None).decode

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Protocol, cast
 
 import anyio
@@ -46,7 +46,10 @@ _FOREIGN_ERRORS: tuple[tuple[type[Exception], type[LLMSessionError], str], ...] 
 class ByteStream(Protocol):
     """A body that arrives; `abort` may be called from any thread."""
 
-    def __aiter__(self) -> AsyncIterator[bytes]: ...
+    async def receive(self) -> bytes:
+        """The next bytes; empty at the end. Raises httpx.HTTPError."""
+        ...
+
     def abort(self) -> None:
         """Cut it: whoever reads it sees its end."""
         ...

@@ -70,7 +70,7 @@ class _Frame(msgspec.Struct):
     choices: list[_Choice] = []
     usage: _Usage | None = None
     timings: EngineTimings | None = None
-    error: msgspec.Raw | None = None
+    error: Any = None
     verbose: _Verbose | None = msgspec.field(name="__verbose", default=None)
 
 

@@ -13,7 +13,7 @@ import threading
 import time
 import warnings
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, Protocol, Self, TextIO
 
 import anyio
@@ -97,7 +97,6 @@ class ReplyStream:
         self._entered = False
         self._left = False
         self._body: ByteStream | None = None
-        self._chunks: AsyncIterator[bytes] | None = None
         self._sse = Decoder()
         self._pending: deque[Event] = deque()
         self._way: str | None = None
@@ -130,6 +129,7 @@ class ReplyStream:
             await self._open()
         except BaseException as error:
             self._leave()
+            await self._close_body()
             if isinstance(error, LLMSessionError):
                 self._fail(await self._source.explain(error))
             raise
@@ -137,8 +137,7 @@ class ReplyStream:
 
     async def __aexit__(self, *exc: object) -> None:
         self._leave()
-        if self._body is not None:
-            await self._body.aclose()
+        await self._close_body()
         if self._completion is None and self._error is None:
             self._completion = self._complete(StopReason.INTERRUPTED)
 
@@ -162,11 +161,10 @@ class ReplyStream:
         self._go("text")
         return self
 
-    async def events(self) -> AsyncIterator[Event]:
+    def events(self) -> AsyncIterator[Event]:
         """Everything that happens, to the Finished. Either this or plain iteration, not both."""
         self._go("events")
-        while (event := await self._next()) is not None:
-            yield event
+        return _Events(self._next)
 
     async def result(self) -> Completion:
         """Read what is left and give the whole. Raises what ended the reply, with its `partial`."""
@@ -253,8 +251,6 @@ class ReplyStream:
                 with self._lock:
                     self._opening = None
             self._body = body
-        if self._body is not None:
-            self._chunks = aiter(self._body)
         if self._verdict is not None:
             if self._body is not None:
                 self._body.abort()
@@ -277,6 +273,13 @@ class ReplyStream:
             self._left = True
         deadlines.unwatch(self)
         self._source.close()
+
+    async def _close_body(self) -> None:
+        if self._body is not None:
+            await self._body.aclose()
+        if isinstance(self._chunks, AsyncGenerator):  # trio warns of one that nobody finishes
+            with contextlib.suppress(RuntimeError):  # another task reads it at this moment, and finds its end
+                await self._chunks.aclose()
 
     def _go(self, way: str) -> None:
         self._check_inside()
@@ -307,11 +310,11 @@ class ReplyStream:
 
         Once for each token, so it has no layers: a context manager here costs as much as decoding the token.
         """
-        assert self._chunks is not None  # noqa: S101 - set by _open
+        assert self._body is not None  # noqa: S101 - set by _open
         try:
             self._reading = True
             try:
-                chunk = await anext(self._chunks, None)
+                chunk = await self._body.receive()
             except httpx.HTTPError as error:
                 raise map_error(error, "the stream of a reply") from error
             finally:
@@ -319,7 +322,7 @@ class ReplyStream:
             if self._verdict is not None:
                 self._conclude()
                 return
-            if chunk is None:
+            if not chunk:
                 self._fail(self._find_truncation())
                 return
             self._take_chunk(chunk)
@@ -414,6 +417,22 @@ class ReplyStream:
             seed=self._request.seed,
             model=self._source.model,
         )
+
+
+class _Events:
+    """Not a generator: one that is not read out is trouble under trio."""
+
+    def __init__(self, read_next: Callable[[], Awaitable[Event | None]]) -> None:
+        self._read_next = read_next
+
+    def __aiter__(self) -> _Events:
+        return self
+
+    async def __anext__(self) -> Event:
+        event = await self._read_next()
+        if event is None:
+            raise StopAsyncIteration
+        return event
 
 
 def _read_calls(calls: dict[int, list[str]]) -> list[ToolCall]:

@@ -93,19 +93,25 @@ class BodyStream(httpx.AsyncByteStream):
         """Close the connection."""
         await self._connection.aclose()
 
-    async def __aiter__(self) -> AsyncIterator[bytes]:
-        decoder, receive = self._decoder, self._connection.receive
-        if self._first and (body := decoder.feed(self._first)):
-            yield body
+    async def receive(self) -> bytes:
+        """The next bytes of it; empty at its end. No generator: one that is not read out is trouble under trio."""
+        decoder, data = self._decoder, self._first
+        self._first = b""
         try:
             while not decoder.done:
-                data = await receive()
+                data = data or await self._connection.receive()
                 if not data:
                     decoder.end()
                 elif body := decoder.feed(data):
-                    yield body
+                    return body
+                data = b""
         except OSError as error:
             raise httpx.ReadError("the connection broke") from error
+        return b""
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        while body := await self.receive():
+            yield body
 
 
 class DirectTransport(httpx.AsyncBaseTransport):
@@ -143,11 +149,10 @@ async def _receive_head(connection: Connection) -> tuple[bytes, bytes]:
     buffer = b""
     while data := await connection.receive():
         buffer += data
-        head, found, rest = buffer.partition(b"\r\n\r\n")
-        if found and not head.startswith((b"HTTP/1.1 1", b"HTTP/1.0 1")):
-            return head, rest
-        if found:  # "100 Continue" and the like come before the answer
-            buffer = rest
+        while b"\r\n\r\n" in buffer:
+            head, _, buffer = buffer.partition(b"\r\n\r\n")
+            if not head.startswith((b"HTTP/1.1 1", b"HTTP/1.0 1")):  # "100 Continue" and the like come before
+                return head, buffer
         if len(buffer) > LARGEST_HEAD:
             raise httpx.RemoteProtocolError("the answer does not begin as HTTP does")
     raise httpx.RemoteProtocolError("the server hung up without an answer")

@@ -57,7 +57,7 @@ async def test_result_may_be_asked_for_after_the_block_and_without_reading(sessi
 
 
 async def test_print_writes_the_pieces_and_an_end(session: Session) -> None:
-    """API.md 3: `await stream.print(file=None, *, end="\\n", flush=True)`."""
+    r"""API.md 3: `await stream.print(file=None, *, end="\\n", flush=True)`."""
     out = io.StringIO()
     async with session.prompt_streaming(OK, temperature=0) as stream:
         reply = await stream.print(out, end="!\n")

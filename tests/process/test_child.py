@@ -57,11 +57,11 @@ async def until(condition: Callable[[], bool]) -> None:
 async def test_it_is_ready_when_it_says_so_and_not_before(make_child: MakeChild) -> None:
     """Issue 1: ready only when the server says so."""
     child = make_child("--ready-after 0.3 --progress-every 0.05")
-    assert State.NEW is child.state
+    assert [State.NEW] == [child.state]
     async with anyio.create_task_group() as group:
         group.start_soon(start, child)
         await until(lambda: b"loading" in child.log.read_out())
-        assert State.STARTING is child.state
+        assert [State.STARTING] == [child.state]
     assert State.READY is child.state
     assert b'"ready"' in child.log.read_out()
     await child.aclose()
