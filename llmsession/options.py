@@ -45,6 +45,8 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         if self.backend not in BACKENDS:
             raise ConfigError(f"backend={self.backend!r} is unknown: use one of {', '.join(BACKENDS)}")
+        if self.model is not None and not isinstance(self.model, str | Path):
+            raise ConfigError(f"model is a name or the path of a .gguf file, not {self.model!r}")
         for name, least in (("context_length", 0), ("parallel", 1), ("threads", 1)):
             _check_whole(name, getattr(self, name), least)
         for name in ("start_timeout", "first_token_timeout", "idle_timeout"):

@@ -12,8 +12,8 @@ import pytest
 
 from tests.engines import ENGINES, Engine
 
-# Our own two, one for the process each; anyio's workers end by themselves after some seconds of idleness.
-LASTING_THREADS = ("llmsession-spawner", "llmsession-deadlines", "AnyIO worker thread", "MainThread", "Trio thread")
+# Sessions that outlive a test; what belongs to them was there before it.
+SHARED = ("session", "engine_session")
 
 
 @pytest.fixture(params=["asyncio", "trio"])
@@ -31,19 +31,23 @@ def cache_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def nothing_left() -> Iterator[None]:
-    """After each test no child of the run is alive, and none of our threads that should have ended."""
-    before = set(psutil.Process().children(recursive=True))
+def nothing_left(request: pytest.FixtureRequest) -> Iterator[None]:
+    """After each test no child of the run is alive, and none of the threads that attend one."""
+    for name in SHARED:
+        if name in request.fixturenames:
+            request.getfixturevalue(name)
+    children = set(psutil.Process().children(recursive=True))
+    threads = set(threading.enumerate())
     yield
     gc.collect()
-    left = [child for child in psutil.Process().children(recursive=True) if child not in before]
+    left = [child for child in psutil.Process().children(recursive=True) if child not in children]
     _, alive = psutil.wait_procs(left, timeout=2)
     names = [" ".join(child.cmdline()) for child in alive if child.is_running()]
     for child in alive:
         child.kill()
-    assert names == []
+    assert [] == names
     for thread in threading.enumerate():
-        if thread.name.startswith("llmsession-") and not thread.name.startswith(LASTING_THREADS):
+        if thread not in threads and thread.name.startswith(("llmsession-attend", "llmsession-stop")):
             thread.join(timeout=2)
             assert not thread.is_alive(), thread.name
 

@@ -1,7 +1,7 @@
 """A stand-in for llama-server that misbehaves on request. Standard library only.
 
-It speaks a part of the real one: --help, child mode on stdin and stdout, /health, /props, a streamed /completion with
-"word1 word2 …". How it misbehaves stands in the variable FAKE, since a session writes its command line; `wrapper` makes
+It speaks a part of the real one: --help, child mode on stdin and stdout, /health, /props, /slots, /metrics, /v1/models,
+/tokenize, and /completion and /v1/chat/completions as streams of "word1 word2 …". How it misbehaves stands in the variable FAKE, since a session writes its command line; `wrapper` makes
 a program of it that a session can be given.
 """
 
@@ -40,6 +40,9 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--grandchild", action="store_true")
     parser.add_argument("--hang-stream", action="store_true")
     parser.add_argument("--hang-help", action="store_true")
+    parser.add_argument("--die-after-tokens", type=int, metavar="N")
+    parser.add_argument("--exit-code", type=int, default=7)
+    parser.add_argument("--token-delay", type=float, default=0.0)
     parser.add_argument("--port-taken-times", metavar="FILE")
     parser.add_argument("--tokens", type=int, default=3)
     return parser.parse_args(arguments)
@@ -63,28 +66,53 @@ class Handler(http.server.BaseHTTPRequestHandler):
             return self.answer({"status": "ok"})
         if self.path == "/props":
             return self.answer({"default_generation_settings": {"n_ctx": 2048}, "total_slots": 4, "build_info": "fake"})
+        if self.path == "/slots":
+            return self.answer([{"id": number, "n_ctx": 2048, "is_processing": False} for number in range(4)])
+        if self.path == "/metrics":
+            return self.answer(b"# TYPE llamacpp:requests_processing gauge\nllamacpp:requests_processing 0\n")
+        if self.path == "/v1/models":
+            return self.answer({"object": "list", "data": [{"id": "fake", "object": "model"}]})
         return self.answer({"error": {"code": 404, "message": "File Not Found"}}, 404)
 
     def do_POST(self) -> None:
-        """A stream of words."""
-        self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        """A stream of words, and tokens: each byte is one."""
+        asked = json.loads(self.rfile.read(int(self.headers.get("Content-Length", 0))))
+        if self.path == "/tokenize":
+            return self.answer({"tokens": list(asked["content"].encode())})
+        if self.path not in ("/completion", "/v1/chat/completions"):
+            return self.answer({"error": {"code": 404, "message": "File Not Found"}}, 404)
         if self.options.hang_stream:
             time.sleep(3600)
         self.send_response(200)
         self.send_header("Content-Type", "text/event-stream")
         self.send_header("Connection", "close")
         self.end_headers()
+        chat = self.path == "/v1/chat/completions"
         for number in range(1, self.options.tokens + 1):
-            self.send({"content": f"word{number} ", "tokens_predicted": number, "tokens_evaluated": 5})
-        self.send({"stop": True, "stop_type": "eos", "tokens_predicted": self.options.tokens, "tokens_evaluated": 5})
+            time.sleep(self.options.token_delay)
+            word = f"word{number} "
+            if chat:
+                self.send({"choices": [{"delta": {"content": word}, "finish_reason": None}]})
+            else:
+                self.send({"content": word, "tokens_predicted": number, "tokens_evaluated": 5})
+            if number == self.options.die_after_tokens:
+                os._exit(self.options.exit_code)
+        tokens = self.options.tokens
+        if chat:
+            self.send({"choices": [{"delta": {}, "finish_reason": "stop"}]})
+            self.send({"choices": [], "usage": {"prompt_tokens": 5, "completion_tokens": tokens}})
+            self.wfile.write(b"data: [DONE]\n\n")
+        else:
+            self.send({"stop": True, "stop_type": "eos", "tokens_predicted": tokens, "tokens_evaluated": 5})
+        return None
 
     def send(self, frame: dict[str, Any]) -> None:
         """One event."""
         self.wfile.write(b"data: " + json.dumps(frame).encode() + b"\n\n")
 
-    def answer(self, body: dict[str, Any], status: int = 200) -> None:
-        """One object."""
-        content = json.dumps(body).encode()
+    def answer(self, body: dict[str, Any] | list[Any] | bytes, status: int = 200) -> None:
+        """One value, or a text."""
+        content = body if isinstance(body, bytes) else json.dumps(body).encode()
         self.send_response(status)
         self.send_header("Content-Length", str(len(content)))
         self.end_headers()

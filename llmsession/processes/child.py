@@ -70,6 +70,7 @@ class Child:
         self._state = State.NEW
         self._ends_as = State.STOPPED
         self._process: lifetime.OwnedProcess | None = None
+        self._owner_pid = 0
         self._spawn_error: OSError | None = None
 
     @property
@@ -92,6 +93,7 @@ class Child:
             if self._state is not State.NEW:
                 raise ClosedError(f"{self.command.name} was started or closed before")
             self._state = State.STARTING
+            self._owner_pid = os.getpid()
         lifetime.submit(self._spawn)
         try:
             is_ready = await await_ready(probe, self.exited, timeout=timeout)
@@ -154,8 +156,10 @@ class Child:
             was, self._state = self._state, State.STOPPING
             self._ends_as = as_state
             process = self._process
-            if was is State.NEW:
-                self._state = State.STOPPED
+            if was is State.NEW or self._owner_pid != os.getpid():
+                # Never started; or we are a forked copy of its owner: the process is not ours to end, and no thread
+                # of ours attends it.
+                self._state, process = State.STOPPED, None
                 self.exited.set()
         if process is not None:
             self._climb_in_thread(process, gently=was is State.READY)

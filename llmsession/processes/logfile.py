@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
+import re
 import time
 from pathlib import Path
 
@@ -20,6 +21,9 @@ LARGEST_LOG = 16_000_000
 KEPT_OF_LARGEST = 1_000_000
 
 _numbers = itertools.count(1)
+
+# Only what has a name that we gave: `cache_dir=` may be a folder in which others keep their logs.
+_OURS = re.compile(r"(.+-\d{8}-\d{6}-\d+-\d+)\.(?:log|out|log\.1)")
 
 
 class LogFile:
@@ -70,7 +74,9 @@ class LogFile:
             if self.path.stat().st_size <= LARGEST_LOG:
                 return
             kept = self.path.with_suffix(".log.1")
-            kept.write_bytes(self.read_log(-KEPT_OF_LARGEST))
+            flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
+            with os.fdopen(os.open(kept, flags, 0o600), "wb") as file:
+                file.write(self.read_log(-KEPT_OF_LARGEST))
             os.truncate(self.path, 0)  # the child appends (O_APPEND), so it goes on at the start
         except OSError:
             return  # a full disk must not end a reply; the next one tries again
@@ -80,8 +86,9 @@ def prune(folder: Path) -> None:
     """Remove the runs that were written to longest ago, beyond KEPT_RUNS and KEPT_BYTES."""
     runs: dict[str, list[tuple[Path, os.stat_result]]] = {}
     for path in folder.iterdir():
-        with contextlib.suppress(OSError):
-            runs.setdefault(path.name.split(".", 1)[0], []).append((path, path.stat()))
+        if (ours := _OURS.fullmatch(path.name)) is not None:
+            with contextlib.suppress(OSError):
+                runs.setdefault(ours.group(1), []).append((path, path.stat()))
     newest_first = sorted(runs.values(), key=lambda run: max(s.st_mtime for _, s in run), reverse=True)
     total = 0
     for number, run in enumerate(newest_first):

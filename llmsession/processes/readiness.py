@@ -39,10 +39,12 @@ async def await_ready(probe: Probe, exited: Latch, *, timeout: float) -> bool:
     progress: Hashable = None
     while not exited.is_set():
         reading = Reading()
-        with anyio.CancelScope(deadline=deadline):
+        with anyio.CancelScope(deadline=deadline) as look:
             reading = await probe()
         if reading.ready:
             return True
+        if look.cancelled_caught:  # what it would have seen is unknown: no sign of progress
+            raise NotReadyError
         now = anyio.current_time()
         if reading.progress != progress:
             progress, deadline = reading.progress, now + timeout

@@ -79,7 +79,7 @@ def _owner_of(half: Path) -> int:
 
 
 def _is_alive(pid: int, started: float) -> bool:
-    with contextlib.suppress(psutil.Error):
+    with contextlib.suppress(psutil.Error, ValueError):  # ValueError: no process can have such a number
         process = psutil.Process(pid)
         return process.create_time() == started and process.status() != psutil.STATUS_ZOMBIE
     return False

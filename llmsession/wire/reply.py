@@ -277,9 +277,6 @@ class ReplyStream:
     async def _close_body(self) -> None:
         if self._body is not None:
             await self._body.aclose()
-        if isinstance(self._chunks, AsyncGenerator):  # trio warns of one that nobody finishes
-            with contextlib.suppress(RuntimeError):  # another task reads it at this moment, and finds its end
-                await self._chunks.aclose()
 
     def _go(self, way: str) -> None:
         self._check_inside()

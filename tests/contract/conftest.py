@@ -2,37 +2,13 @@
 
 from __future__ import annotations
 
-import gc
-import threading
 from collections.abc import Iterator
 
 import anyio
-import psutil
 import pytest
 
 from llmsession import Session
 from tests.engines import ENGINES, Engine
-
-
-@pytest.fixture(autouse=True)
-def nothing_left(request: pytest.FixtureRequest) -> Iterator[None]:
-    """As everywhere, but the shared session's child and the thread that attends it were there before."""
-    if "session" in request.fixturenames:
-        request.getfixturevalue("session")
-    children = set(psutil.Process().children(recursive=True))
-    threads = set(threading.enumerate())
-    yield
-    gc.collect()
-    left = [child for child in psutil.Process().children(recursive=True) if child not in children]
-    _, alive = psutil.wait_procs(left, timeout=2)
-    names = [" ".join(child.cmdline()) for child in alive if child.is_running()]
-    for child in alive:
-        child.kill()
-    assert [] == names
-    for thread in threading.enumerate():
-        if thread not in threads and thread.name.startswith("llmsession-attend"):
-            thread.join(timeout=2)
-            assert not thread.is_alive(), thread.name
 
 
 @pytest.fixture(scope="session", params=ENGINES, ids=lambda engine: engine.backend)
@@ -45,7 +21,7 @@ def engine(request: pytest.FixtureRequest) -> Engine:
 @pytest.fixture(scope="session", params=[None, "chat"], ids=["completion", "chat"])
 def api(request: pytest.FixtureRequest) -> str | None:
     """What prompt_encoding= makes of it: /completion with our own encoding, or the chat endpoint."""
-    return request.param  # type: ignore[no-any-return]
+    return None if request.param is None else str(request.param)
 
 
 @pytest.fixture(scope="session")

@@ -58,9 +58,7 @@ def test_a_file_that_stands_in_its_place_is_not_written_into(tmp_path: Path) -> 
     assert "mine" == precious.read_text()
 
 
-def test_the_runs_that_were_written_to_longest_ago_are_removed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_runs_that_were_written_to_longest_ago_are_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """DESIGN 4: enough to look back, never enough to fill a disk; both files of a run go together."""
     monkeypatch.setattr(logfile, "KEPT_RUNS", 3)
     logs = [begin(LogFile(tmp_path, "engine")) for _ in range(3)]

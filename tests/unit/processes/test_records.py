@@ -130,7 +130,7 @@ def test_a_record_that_cannot_be_read_harms_nobody(
 
 @pytest.mark.parametrize("number", [-1, 0, 2**40, 2**62])
 def test_a_record_with_an_impossible_number_is_removed(tmp_path: Path, ended: int, number: int) -> None:
-    """Whatever stands in the file: no exception in the thread that has to wait for a child, and no kill of a group 0."""
+    """Whatever stands in the file: the thread that waits for a child goes on, and no group 0 is killed."""
     record = Record(pid=number, started=0.0, owner_pid=number, owner_started=0.0, name="engine", log="log")
     (tmp_path / "1.json").write_bytes(msgspec.json.encode(record))
     assert [] == clear_leftovers(tmp_path)
