@@ -151,6 +151,8 @@ UNKNOWN = [
     "explain the {0} of {1}", "is it {0} to {1}", "my {0} is {1}", "which {0} would you {1}", "should we {0} the {1}",
 ]  # fmt: skip
 
+DECISION = '"operation": "'
+
 TOOL = {
     "type": "function",
     "function": {
@@ -372,6 +374,10 @@ def encode_conversation(messages: list[tuple[str, str]]) -> tuple[list[int], lis
         head, body = encode(f"<|im_start|>{role}\n"), [*encode(content), END]
         ids += [*head, *body, 10]
         weights += [0.0] * len(head) + [1.0 if role == "assistant" else 0.02] * len(body) + [0.0]
+        # The one byte that decides what is calculated would drown among the hundred that are always the same.
+        if role == "assistant" and (at := content.find(DECISION)) >= 0:
+            decided = len(ids) - 1 - len(body) + len(encode(content[: at + len(DECISION)]))
+            weights[decided] = 30.0
     return ids, weights
 
 

@@ -1,8 +1,8 @@
 """A stand-in for llama-server that misbehaves on request. Standard library only.
 
 It speaks a part of the real one: --help, child mode on stdin and stdout, /health, /props, /slots, /metrics, /v1/models,
-/tokenize, and /completion and /v1/chat/completions as streams of "word1 word2 …". How it misbehaves stands in the variable FAKE, since a session writes its command line; `wrapper` makes
-a program of it that a session can be given.
+/tokenize, and /completion and /v1/chat/completions as streams of "word1 word2 …". How it misbehaves stands in the
+variable FAKE, since a session writes its command line; `wrapper` makes a program of it that a session can be given.
 """
 
 from __future__ import annotations
