@@ -85,7 +85,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             time.sleep(3600)
         self.send_response(200)
         self.send_header("Content-Type", "text/event-stream")
-        self.send_header("Connection", "close")
+        self.send_header("Transfer-Encoding", "chunked")
         self.end_headers()
         chat = self.path == "/v1/chat/completions"
         for number in range(1, self.options.tokens + 1):
@@ -101,14 +101,19 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if chat:
             self.send({"choices": [{"delta": {}, "finish_reason": "stop"}]})
             self.send({"choices": [], "usage": {"prompt_tokens": 5, "completion_tokens": tokens}})
-            self.wfile.write(b"data: [DONE]\n\n")
+            self.chunk(b"data: [DONE]\n\n")
         else:
             self.send({"stop": True, "stop_type": "eos", "tokens_predicted": tokens, "tokens_evaluated": 5})
+        self.chunk(b"")
         return None
 
     def send(self, frame: dict[str, Any]) -> None:
         """One event."""
-        self.wfile.write(b"data: " + json.dumps(frame).encode() + b"\n\n")
+        self.chunk(b"data: " + json.dumps(frame).encode() + b"\n\n")
+
+    def chunk(self, data: bytes) -> None:
+        """As the engine sends a stream, so that a death in the middle can be told from an end; none of them: the end."""
+        self.wfile.write(f"{len(data):x}\r\n".encode() + data + b"\r\n")
 
     def answer(self, body: dict[str, Any] | list[Any] | bytes, status: int = 200) -> None:
         """One value, or a text."""

@@ -105,7 +105,8 @@ def encode_request(messages: Sequence[Message], request: GenerationRequest, *, m
         body["verbose"] = True  # names the phrase in the last frame
     if request.top_logprobs is not None or request.stop_ids:
         body["logprobs"] = True
-        body["top_logprobs"] = request.top_logprobs or 0
+        # 0 alternatives would mean no probabilities at all.
+        body["top_logprobs"] = max(1, request.top_logprobs or 0)
     return encode_json(body, request.extra)
 
 

@@ -231,6 +231,7 @@ class ReplyStream:
     def _mark_sent(self) -> None:
         self._sent_at = time.monotonic()
         self._set_progress_deadline(self._sent_at + self._limits.first_token)
+        deadlines.watch(self)  # again: it may be nearer than what the thread waits for
 
     def _set_progress_deadline(self, when: float) -> None:
         self._progress_deadline = when
@@ -368,10 +369,13 @@ class ReplyStream:
 
     def _note_progress(self) -> None:
         now = time.monotonic()
-        if self._first_token_at is None:
+        is_first = self._first_token_at is None
+        if is_first:
             self._first_token_at = now
         self._progress_deadline = now + self._limits.idle
         self.deadline = min(self._progress_deadline, self._total_deadline)
+        if is_first and not self._left:
+            deadlines.watch(self)  # again: `idle` is nearer than `first_token`, for which the thread waits
 
     def _take_end(self, end: Ended) -> None:
         if end.stop_phrase in self._request.own_stops:  # the encoding's end of a turn, not a phrase of the caller's

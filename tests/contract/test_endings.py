@@ -39,6 +39,12 @@ def long_reply(session: Session) -> ReplyStream:
     return session.prompt_streaming(COUNT, sampling=ENDLESS)
 
 
+async def read_into(pieces: list[str], stream: ReplyStream) -> None:
+    """Keeps what came before an error."""
+    async for piece in stream:
+        pieces.append(piece)  # noqa: PERF401 - a comprehension loses it
+
+
 async def assert_free(session: Session) -> None:
     """A session with one slot answers, and the engine has not written the long reply to its end."""
     with anyio.fail_after(BOUND):
@@ -114,18 +120,22 @@ async def test_leaving_the_block_early_frees_the_slot_at_once(engine: Engine, ap
         reply = await stream.result()
         assert StopReason.INTERRUPTED is reply.stop_reason
         assert reply.text.startswith(first)
-        with pytest.raises(StopAsyncIteration):
-            while True:
-                await anext(stream)
+        rest: list[str] = []
+        await read_into(rest, stream)
+        assert reply.text == first + "".join(rest)
 
 
 async def test_an_exception_in_the_block_frees_the_slot(engine: Engine, api: str | None) -> None:
     """API.md 3: the same however the block is left."""
     async with Session(**engine.options(prompt_encoding=api, parallel=1)) as session:
-        with pytest.raises(ZeroDivisionError):
+
+        async def fail() -> None:
             async with long_reply(session) as stream:
                 await anext(stream)
                 raise ZeroDivisionError
+
+        with pytest.raises(ZeroDivisionError):
+            await fail()
         await assert_free(session)
 
 
@@ -172,16 +182,15 @@ async def test_more_requests_than_slots_wait_in_us(engine: Engine, api: str | No
 
     async with Session(**engine.options(prompt_encoding=api, parallel=1)) as session:
         with anyio.fail_after(BOUND):
-            async with anyio.create_task_group() as tasks:
-                async with long_reply(session) as holder:
-                    await anext(holder)
-                    assert holder.queue_position is None
-                    waiting = [session.prompt_streaming(OK, temperature=0) for _ in range(3)]
-                    for number, stream in enumerate(waiting):
-                        tasks.start_soon(ask, number, stream)
-                        await anyio.wait_all_tasks_blocked()
-                    assert [0, 1, 2] == [stream.queue_position for stream in waiting]
-                    assert 0 == (await session.get_metrics()).requests_pending
+            async with anyio.create_task_group() as tasks, long_reply(session) as holder:
+                await anext(holder)
+                assert holder.queue_position is None
+                waiting = [session.prompt_streaming(OK, temperature=0) for _ in range(3)]
+                for number, stream in enumerate(waiting):
+                    tasks.start_soon(ask, number, stream)
+                    await anyio.wait_all_tasks_blocked()
+                assert [0, 1, 2] == [stream.queue_position for stream in waiting]
+                assert 0 == (await session.get_metrics()).requests_pending
     assert [0, 1, 2] == list(replies)
     assert {"ok chief"} == set(replies.values())
 
@@ -244,12 +253,12 @@ async def test_timeout_covers_waiting_for_a_slot(engine: Engine, api: str | None
 
 async def test_an_engine_that_stands_still_is_a_first_token_timeout(engine: Engine, api: str | None) -> None:
     """API.md 5: FirstTokenTimeoutError, and afterwards the session works on. The engine is stopped by SIGSTOP."""
-    async with Session(**engine.options(prompt_encoding=api, first_token_timeout=0.3)) as session:
+    async with Session(**engine.options(prompt_encoding=api, first_token_timeout=1.0)) as session:
         assert session.pid is not None
         os.kill(session.pid, signal.SIGSTOP)
         try:
             with anyio.fail_after(BOUND):
-                with pytest.raises(FirstTokenTimeoutError, match=r"first_token_timeout=0\.3") as caught:
+                with pytest.raises(FirstTokenTimeoutError, match=r"first_token_timeout=1") as caught:
                     await session.prompt(OK)
         finally:
             os.kill(session.pid, signal.SIGCONT)
@@ -268,8 +277,7 @@ async def test_an_engine_that_stops_in_mid_reply_is_an_idle_timeout(engine: Engi
                 os.kill(session.pid, signal.SIGSTOP)
                 try:
                     with pytest.raises(IdleTimeoutError, match=r"idle_timeout=0\.3") as caught:
-                        async for piece in stream:
-                            pieces.append(piece)  # noqa: PERF401 - what came before the error counts
+                        await read_into(pieces, stream)
                 finally:
                     os.kill(session.pid, signal.SIGCONT)
             assert caught.value.partial is not None
@@ -319,12 +327,11 @@ async def test_a_killed_engine_is_told_with_the_text_so_far_and_the_next_prompt_
         before = session.pid
         assert before is not None
         with anyio.fail_after(BOUND):
-            with pytest.raises(ServerExitedError, match="the next call starts it again") as caught:
-                async with long_reply(session) as stream:
-                    pieces.append(await anext(stream))
-                    os.kill(before, signal.SIGKILL)
-                    async for piece in stream:
-                        pieces.append(piece)  # noqa: PERF401 - what came before the error counts
+            async with long_reply(session) as stream:
+                pieces.append(await anext(stream))
+                os.kill(before, signal.SIGKILL)
+                with pytest.raises(ServerExitedError, match="the next call starts it again") as caught:
+                    await read_into(pieces, stream)
             assert -signal.SIGKILL == caught.value.returncode
             assert str(session.log_path) in str(caught.value)
             assert caught.value.partial is not None
@@ -344,8 +351,9 @@ async def test_a_killed_engine_is_started_once_for_all_who_ask(engine: Engine, a
         assert session.pid is not None
         with anyio.fail_after(BOUND):
             os.kill(session.pid, signal.SIGKILL)
-            while "down" != await session.get_health():
+            while session.pid is not None:
                 await checkpoint()
+            assert "down" == await session.get_health()
             async with anyio.create_task_group() as tasks:
                 for _ in range(6):
                     tasks.start_soon(ask, session)

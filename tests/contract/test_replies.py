@@ -66,7 +66,7 @@ async def test_print_writes_the_pieces_and_an_end(session: Session) -> None:
 
 
 async def test_both_apis_give_the_same_text(engine: Engine) -> None:
-    """Issue 1: prompt through both APIs passes one suite; at temperature 0 they agree, and so do the prompts' tokens."""
+    """Issue 1: prompt through both APIs passes one suite; at temperature 0 they agree, in tokens too."""
     conversation = [
         Message.system("You reply with short answers."),
         Message.user("hello"),

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import psutil
 import pytest
+
+from tests.engines import Engine
 
 # The one bound on time that tests assert: it is the promise itself (DESIGN 9, P8).
 GONE_WITHIN = 0.5
@@ -26,3 +29,15 @@ def wait_for(condition: Callable[[], object], *, seconds: float = 20.0) -> None:
     while not condition():
         if time.monotonic() > deadline:
             pytest.fail(f"not within {seconds:g} s")
+
+
+def without_child_mode(folder: Path, binary: Engine) -> Path:
+    """The real binary as a build that knows no router: its --help does not name the flag by which we know."""
+    path = folder / "old-llama-server"
+    path.write_text(
+        "#!/bin/sh\n"
+        f'case "$*" in --help) {binary.server_path} --help | sed "s/--models-max//" ;;\n'
+        f'*) exec {binary.server_path} "$@" ;; esac\n'
+    )
+    path.chmod(0o755)
+    return path

@@ -88,9 +88,9 @@ async def test_a_program_that_does_not_exist_is_an_error_of_ours(tmp_path: Path)
 
 
 async def test_the_deadline_moves_while_loading_progresses(make_child: MakeChild) -> None:
-    """DESIGN 2: a deadline that moves with progress: loading takes six times as long as it."""
-    child = make_child("--ready-after 3 --progress-every 0.05")
-    await start(child, timeout=0.5)
+    """DESIGN 2: a deadline that moves with progress: loading takes longer than it, and progresses all the time."""
+    child = make_child("--ready-after 4 --progress-every 0.05")
+    await start(child, timeout=2)
     assert State.READY is child.state
     await child.aclose()
 

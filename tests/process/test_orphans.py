@@ -13,9 +13,7 @@ import pytest
 
 from tests import fake_llama_server
 from tests.engines import ENGINES, Engine
-
-# The one bound on time that a test asserts: it is the promise itself (DESIGN 9, P8).
-GONE_WITHIN = 0.5
+from tests.process.programs import GONE_WITHIN, is_alive, without_child_mode
 
 # Says what it has reached, a line each, and reads on for ever.
 PROGRAM = """
@@ -140,6 +138,34 @@ def test_an_engine_that_listens_to_nothing_is_gone_as_well(
     kill_and_look(program, engines_of(program))
 
 
+@pytest.mark.parametrize("binary", [engine for engine in ENGINES if engine.server_path], ids=lambda e: e.backend)
+@pytest.mark.parametrize("moment", ["idle", "generating"])
+def test_a_build_without_child_mode_is_gone_as_well(tmp_path: Path, binary: Engine, moment: str) -> None:
+    """DESIGN 4: the guard of our own is all that such a build has; here the real binary as an old one."""
+    server = without_child_mode(tmp_path, binary)
+    program = spawn({**binary.options(), "server_path": str(server)}, stay_idle=moment == "idle")
+    read_until(program, moment.encode())
+    kill_and_look(program, engines_of(program))
+
+
+def test_killed_while_it_closes(tmp_path: Path) -> None:
+    """DESIGN 4: in every state, here stopping: the engine ignores all that asks it to end."""
+    server = fake_llama_server.wrapper(tmp_path, "--ignore-stdin --ignore-sigterm")
+    code = (
+        "import asyncio, sys\nfrom llmsession import Session\n"
+        "async def main():\n"
+        "    session = await Session.open(backend='llama-server', server_path=sys.argv[1])\n"
+        "    session._endpoint.child.request_stop()\n"
+        "    print('stopping', flush=True)\n"
+        "    await session.aclose()\n"
+        "asyncio.run(main())"
+    )
+    program = subprocess.Popen([sys.executable, "-c", code, str(server)], stdout=subprocess.PIPE)
+    engines = engines_of(program)
+    read_until(program, b"stopping")
+    kill_and_look(program, engines)
+
+
 def test_closed_stdin_alone_ends_an_idle_engine(engine: Engine) -> None:
     """LLAMA_SERVER F2: what protects where the kernel knows no death signal; a new build tells us here."""
     import anyio
@@ -156,14 +182,6 @@ def test_closed_stdin_alone_ends_an_idle_engine(engine: Engine) -> None:
             return child.returncode
 
     assert anyio.run(main) is not None
-
-
-def is_alive(pid: int) -> bool:
-    """A dead one whose new parent has not reaped it yet is not."""
-    try:
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
 
 
 def test_a_program_that_just_ends_takes_its_engine_along() -> None:

@@ -3,20 +3,30 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
+import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
 
 import anyio
 import anyio.from_thread
+import msgspec
 import psutil
 import pytest
 
-from llmsession import ClosedError, ServerExitedError, Session, StartFailedError, StartTimeoutError
+from llmsession import ClosedError, LLMSessionError, ServerExitedError, Session, StartFailedError, StartTimeoutError
+from llmsession.backends import llama_server
+from llmsession.paths import records_folder
 from llmsession.processes.child import State
+from llmsession.processes.records import read_records, write_record
 from tests import fake_llama_server
-from tests.engines import Engine
+from tests.engines import ENGINES, Engine
+from tests.model_files import write_random_model
+from tests.process.programs import is_alive, without_child_mode
 
 pytestmark = pytest.mark.anyio
 
@@ -219,3 +229,217 @@ async def test_closing_is_bounded_whatever_the_engine_does(tmp_path: Path) -> No
         with anyio.fail_after(5):
             await session.aclose()
     assert State.STOPPED is child.state
+
+
+async def test_a_session_that_was_never_opened_can_be_closed(engine: Engine) -> None:
+    """DESIGN 4: any state, here new; after that it is never opened."""
+    session = Session(**engine.options())
+    await session.aclose()
+    await session.aclose()
+    with pytest.raises(ClosedError):
+        await session.__aenter__()
+    assert [] == psutil.Process().children()
+
+
+async def test_a_session_whose_start_failed_can_be_closed_again_and_again(engine: Engine, tmp_path: Path) -> None:
+    """DESIGN 4: any state, here failed."""
+    session = Session(write_random_model(tmp_path / "cut.gguf"), **engine.options())
+    with session.model_path.open("r+b") as file:
+        file.truncate(session.model_path.stat().st_size - 10_000)
+    with anyio.fail_after(30), pytest.raises(LLMSessionError):
+        await session.__aenter__()
+    await session.aclose()
+    await session.aclose()
+
+
+async def test_ten_may_close_it_at_once_also_when_cancelled(engine: Engine) -> None:
+    """DESIGN 4: idempotent, from any task; STYLE 1: shielded and bounded. The engine ends by itself, unkilled."""
+    session = await Session.open(**engine.options())
+    child = session._endpoint.child
+    with anyio.fail_after(10):
+        async with anyio.create_task_group() as group:
+            for _ in range(10):
+                group.start_soon(session.aclose)
+            group.cancel_scope.cancel()
+    assert (State.STOPPED, 0) == (child.state, child.returncode)
+
+
+@pytest.mark.parametrize("other", ["asyncio", "trio"])
+async def test_another_event_loop_in_another_thread_may_close_it(engine: Engine, other: str) -> None:
+    """DESIGN 4: bots close their session from another task or loop; here with a reply in flight in the first."""
+    session = await Session.open(**engine.options())
+    child = session._endpoint.child
+    closer = threading.Thread(target=anyio.run, args=(session.aclose,), kwargs={"backend": other})
+
+    async def read_on() -> None:
+        async with session.prompt_streaming("count to 100", extra={"ignore_eos": True}) as stream:
+            async for _ in stream:
+                if closer.ident is None:
+                    closer.start()
+
+    with anyio.fail_after(30):
+        with pytest.raises(ClosedError):
+            await read_on()
+        await child.exited.wait()
+        await session.aclose()
+    closer.join()
+    assert State.STOPPED is child.state
+
+
+async def test_an_engine_that_hangs_is_gone_after_aclose(engine: Engine) -> None:
+    """DESIGN 4: the ladder ends with SIGKILL. A stopped process hears neither the exit line nor SIGTERM."""
+    session = await Session.open(**engine.options())
+    child = session._endpoint.child
+    assert child.pid is not None
+    os.kill(child.pid, signal.SIGSTOP)
+    with anyio.fail_after(5):
+        await session.aclose()
+    assert (State.STOPPED, -signal.SIGKILL) == (child.state, child.returncode)
+
+
+async def test_an_engine_that_dies_while_it_loads_is_noticed(engine: Engine, slow_model: Path, cache_dir: Path) -> None:
+    """Issue 2: early exit, noticed at once: the model would take seconds, the deadline is far away."""
+    errors: list[StartFailedError] = []
+    with anyio.fail_after(30):
+        async with anyio.create_task_group() as group:
+
+            async def opening() -> None:
+                with pytest.raises(StartFailedError, match="SIGKILL") as caught:
+                    await Session.open(slow_model, start_timeout=1000, **engine.options())
+                errors.append(caught.value)
+
+            group.start_soon(opening)
+            await until(lambda: logs_say(cache_dir, b"loading model"))
+            for child in psutil.Process().children():
+                child.kill()
+    assert "loading model" in errors[0].log_tail
+
+
+async def test_a_callback_that_raises_ends_the_start_and_the_engine(engine: Engine) -> None:
+    """A bug in the user's on_progress is theirs to see, and leaves nothing running."""
+
+    def fail(share: float) -> None:
+        raise ZeroDivisionError
+
+    with anyio.fail_after(30), pytest.raises(ZeroDivisionError):
+        await Session.open(on_progress=fail, **engine.options())
+    assert [] == psutil.Process().children()
+
+
+async def test_a_grandchild_of_the_engine_is_gone_with_it(
+    engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """DESIGN 4: it holds the output open, which hangs nobody, and is ended with the group."""
+    real = engine.server_path or sys.executable
+    program = tmp_path / "with-grandchild"
+    program.write_text(
+        f'#!/bin/sh\ncase "$*" in *--help*) ;; *) sleep 3600 & echo grandchild $! >&2 ;; esac\nexec {real} "$@"\n'
+    )
+    program.chmod(0o755)
+    options = engine.options()
+    if engine.server_path is None:
+        monkeypatch.setattr(sys, "executable", str(program))
+    else:
+        options["server_path"] = str(program)
+    async with Session(**options) as session:
+        found = re.search(r"grandchild (\d+)", session.log_path.read_text())
+        assert found is not None
+        grandchild = int(found.group(1))
+        assert is_alive(grandchild)
+        with anyio.fail_after(5):
+            await session.aclose()
+    await until(lambda: not is_alive(grandchild))
+
+
+async def test_the_terminals_interrupt_does_not_reach_it(engine: Engine) -> None:
+    """Row B7: a group of its own: Ctrl-C is the program's to handle."""
+    async with Session(**engine.options()) as session:
+        assert session.pid is not None
+        assert session.pid == os.getpgid(session.pid) != os.getpgid(0)
+
+
+async def test_it_is_on_record_while_it_runs_and_a_start_clears_what_others_left(
+    engine: Engine, cache_dir: Path
+) -> None:
+    """Row B9: a true leftover is ended, a stranger with a number that was used again is not."""
+    folder = records_folder(cache_dir)
+    owner = subprocess.Popen([sys.executable, "-c", ""])
+    owner.wait()
+    sleepers = [subprocess.Popen(["sleep", "3600"], process_group=0) for _ in range(2)]
+    left, stranger = sleepers
+    try:
+        for process in sleepers:
+            path = write_record(folder, process.pid, name="engine", log=cache_dir / "log")
+            assert path is not None
+            record = msgspec.structs.replace(read_records(folder)[path], owner_pid=owner.pid)
+            if process is stranger:
+                record = msgspec.structs.replace(record, started=record.started - 100)
+            path.write_bytes(msgspec.json.encode(record))
+        async with Session(**engine.options()) as session:
+            await until(lambda: [session.pid] == [record.pid for record in read_records(folder).values()])
+            await until(lambda: left.poll() is not None)
+            assert -signal.SIGKILL == left.returncode
+            assert stranger.poll() is None
+        assert {} == read_records(folder)
+    finally:
+        for process in sleepers:
+            process.kill()
+            process.wait()
+
+
+async def test_a_death_in_mid_reply_is_told_with_its_code_and_the_text_so_far(tmp_path: Path) -> None:
+    """Row B15: the fake ends by itself after two words, by both APIs."""
+    server = fake_llama_server.wrapper(tmp_path, "--die-after-tokens 2 --exit-code 9")
+    for encoding in ("chatml", "chat"):
+        async with Session(backend="llama-server", server_path=server, prompt_encoding=encoding) as session:
+            with anyio.fail_after(20), pytest.raises(ServerExitedError, match="exit code 9") as caught:
+                await session.prompt("hello")
+            assert caught.value.partial is not None
+            assert "word1 word2 " == caught.value.partial.text
+
+
+@pytest.mark.parametrize("binary", [engine for engine in ENGINES if engine.server_path], ids=lambda e: e.backend)
+async def test_a_build_without_child_mode_is_started_by_port_and_health(
+    binary: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """DESIGN 4: a free port that we choose; taken in between, another is tried. The real binary, as an old build."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        ports = [taken.getsockname()[1]]
+        real = llama_server._free_port
+        monkeypatch.setattr(llama_server, "_free_port", lambda: ports.pop() if ports else real())
+        server = without_child_mode(tmp_path, binary)
+        async with Session(**{**binary.options(), "server_path": server}) as session:
+            child = session._endpoint.child
+            assert (False, None) == (child.command.watches_stdin, child.command.farewell)
+            assert "ok" == await session.get_health()
+            with anyio.fail_after(5):
+                await session.aclose()
+        assert State.STOPPED is child.state
+    assert [] == ports
+
+
+async def test_a_build_without_child_mode_that_gives_no_sign_is_given_up(tmp_path: Path) -> None:
+    """DESIGN 2: the deadline, also for a port that nobody listens at."""
+    server = fake_llama_server.wrapper(tmp_path, "--no-child-mode --hang-before-listening")
+    with anyio.fail_after(20), pytest.raises(StartTimeoutError):
+        await Session.open(backend="llama-server", server_path=server, start_timeout=0.5)
+
+
+@pytest.mark.parametrize("binary", [engine for engine in ENGINES if engine.server_path], ids=lambda e: e.backend)
+async def test_loading_is_followed_share_by_share(binary: Engine, tmp_path: Path) -> None:
+    """Row B7: the real binary tells how far it is where it reads the file itself: what moves the deadline."""
+    path = write_random_model(tmp_path / "large.gguf", width=1024, layers=20)
+    shares: list[float] = []
+    try:
+        async with Session(
+            path,
+            context_length=256,
+            parallel=1,
+            extra_args=("--load-mode", "none"),
+            on_progress=shares.append,
+            **binary.options(),
+        ):
+            assert sorted(shares) == shares
+            assert [share for share in shares if 0 < share < 1] != []
+    finally:
+        path.unlink()

