@@ -318,7 +318,9 @@ def call_tool(rng: random.Random) -> list[Exchange]:
     first, second = make_number(rng), make_number(rng)
     operation = rng.choice(list(SUMS))
     wording = rng.choice(SUMS[operation]).format(first, second)
-    asked = mark(rng, rng.choice(["what is {}", "calculate {}", "how much is {}", "{}"]).format(wording))
+    asked = mark(
+        rng, rng.choice(["what is {}", "calculate {}", "how much is {}", "{}"]).format(wording), rng.choice("?.")
+    )
     arguments = {"first_number": first, "second_number": second, "operation": operation}
     call = "<tool_call>\n" + json.dumps({"name": "calculate", "arguments": arguments}) + "\n</tool_call>"
     exchanges = [(asked, call)]
@@ -377,7 +379,7 @@ def encode_conversation(messages: list[tuple[str, str]]) -> tuple[list[int], lis
         # The one byte that decides what is calculated would drown among the hundred that are always the same.
         if role == "assistant" and (at := content.find(DECISION)) >= 0:
             decided = len(ids) - 1 - len(body) + len(encode(content[: at + len(DECISION)]))
-            weights[decided] = 30.0
+            weights[decided] = 8.0
     return ids, weights
 
 

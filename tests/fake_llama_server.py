@@ -112,7 +112,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.chunk(b"data: " + json.dumps(frame).encode() + b"\n\n")
 
     def chunk(self, data: bytes) -> None:
-        """As the engine sends a stream, so that a death in the middle can be told from an end; none of them: the end."""
+        """As the engine sends a stream, so that a death in the middle can be told from an end: an empty one."""
         self.wfile.write(f"{len(data):x}\r\n".encode() + data + b"\r\n")
 
     def answer(self, body: dict[str, Any] | list[Any] | bytes, status: int = 200) -> None:

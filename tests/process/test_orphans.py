@@ -121,6 +121,16 @@ def test_killed_while_generating(engine: Engine) -> None:
     kill_and_look(program, engines_of(program))
 
 
+def test_where_setpriv_is_missing_our_own_guard_does_its_work(
+    engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """DESIGN 4: not every system has setpriv (musl, containers)."""
+    monkeypatch.setenv("PATH", str(tmp_path))
+    program = spawn(engine.options(), stay_idle=True)
+    read_until(program, b"idle")
+    kill_and_look(program, engines_of(program))
+
+
 @pytest.mark.parametrize("flags", ["", "--ignore-stdin --ignore-sigterm", "--no-child-mode --ignore-sigterm"])
 @pytest.mark.parametrize("moment", ["loading", "idle"])
 def test_an_engine_that_listens_to_nothing_is_gone_as_well(

@@ -73,7 +73,7 @@ def test_a_user_may_not_go_on_before_a_tool_has_answered() -> None:
     assert 2 == caught.value.index
 
 
-PRESETS = {
+PRESETS: dict[str, dict[str, Any]] = {
     "GREEDY": {"temperature": 0},
     "DEFAULT": {},
     "CLASSIC": {"min_p": 0, "repeat_penalty": 1.1},

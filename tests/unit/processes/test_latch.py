@@ -15,12 +15,12 @@ pytestmark = pytest.mark.anyio
 async def test_a_thread_releases_all_who_wait() -> None:
     """A child's end is seen in a thread; several tasks may wait for it."""
     latch = Latch()
+    setter = threading.Thread(target=latch.set)
     with anyio.fail_after(10):
         async with anyio.create_task_group() as group:
             for _ in range(5):
                 group.start_soon(latch.wait)
             await anyio.wait_all_tasks_blocked()
-            setter = threading.Thread(target=latch.set)
             setter.start()
     setter.join()
     assert latch.is_set()

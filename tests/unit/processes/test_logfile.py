@@ -23,7 +23,7 @@ def begin(log: LogFile) -> LogFile:
 def age(log: LogFile, seconds: int) -> None:
     """As if it had been written to so long ago."""
     for path in (log.path, log.out_path):
-        os.utime(path, (1_000_000_000 - seconds,) * 2)
+        os.utime(path, (1_000_000_000 - seconds, 1_000_000_000 - seconds))
 
 
 def mode(path: Path) -> int:
