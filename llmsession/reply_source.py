@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from llmsession.admission import Admission, Ticket
-from llmsession.errors import LLMSessionError, ProtocolError, TransportError
+from llmsession.errors import ConnectionLostError, LLMSessionError, ProtocolError, TransportError
 from llmsession.latch import Latch
 from llmsession.server import Server
 
@@ -44,6 +44,14 @@ class ReplySource:
         granted = Latch()
         self._ticket = self._admission.enter(granted.set)
         await granted.wait()
+        endpoint = await self._server.ensure_ready()
+        mark_sent()
+        try:
+            return await endpoint.client.open_stream(self._path, self._body)
+        except ConnectionLostError:
+            if not await self._server.has_died(endpoint):
+                raise
+        # It died before it had answered, perhaps before we asked. Nothing was delivered: the same request again, once.
         endpoint = await self._server.ensure_ready()
         mark_sent()
         return await endpoint.client.open_stream(self._path, self._body)

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 # What a conversation may use where nobody says otherwise: enough for a chat, and no gigabytes of KV cache.
 DEFAULT_CONTEXT = 8192
 
-# An engine that dies closes its connections a moment before it can be waited for.
+# So long, at most, lies between an engine's connections being closed and its end being known.
 EXIT_LAG = 0.5
 
 
@@ -150,18 +150,20 @@ class Server:
         if self._endpoint is not None:
             self._endpoint.child.log.rotate()
 
+    async def has_died(self, endpoint: Endpoint) -> bool:
+        """Whether it has, or does so within a moment: a dying engine hangs up before it can be waited for."""
+        with anyio.CancelScope(shield=True), anyio.move_on_after(EXIT_LAG):
+            await endpoint.child.exited.wait()
+        return endpoint.child.exited.is_set()
+
     async def explain(self, error: LLMSessionError) -> LLMSessionError:
         """A lost connection is the engine's death where it has died."""
         endpoint = self._endpoint
-        if endpoint is None:
-            return error
-        child = endpoint.child
-        with anyio.CancelScope(shield=True), anyio.move_on_after(EXIT_LAG):
-            await child.exited.wait()
-        if not child.exited.is_set():
+        if endpoint is None or not await self.has_died(endpoint):
             return error
         if self._closed:
             return ClosedError("the session was closed")
+        child = endpoint.child
         exited = ServerExitedError(
             f"{endpoint.backend} {describe_exit(child.returncode)} while it replied; the next call starts it again "
             f"(its last words are in {child.log.path})",

@@ -155,6 +155,15 @@ async def test_a_killed_engine_is_an_error_with_the_text_so_far_and_starts_again
         assert session.pid not in (None, first)
 
 
+async def test_a_prompt_right_after_the_engines_death_is_answered(engine: Engine) -> None:
+    """DESIGN 4: nothing delivered: the same request again. Its end need not be known yet when the prompt is sent."""
+    async with Session(**engine.options()) as session:
+        for _ in range(3):
+            assert session.pid is not None
+            os.kill(session.pid, signal.SIGKILL)
+            assert "river" == str(await session.prompt('say "river"', temperature=0))
+
+
 async def test_many_who_find_it_dead_start_it_once(engine: Engine, cache_dir: Path) -> None:
     """DESIGN 4: ensure_ready under a lock: one log for each start."""
     async with Session(**engine.options()) as session:
