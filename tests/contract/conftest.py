@@ -11,20 +11,20 @@ from llmsession import Session
 from tests.engines import ENGINES, Engine
 
 
-@pytest.fixture(scope="session", params=ENGINES, ids=lambda engine: engine.backend)
+@pytest.fixture(scope="module", params=ENGINES, ids=lambda engine: engine.backend)
 def engine(request: pytest.FixtureRequest) -> Engine:
     """Each real engine that is here, for sessions that outlive a test."""
     found: Engine = request.param
     return found
 
 
-@pytest.fixture(scope="session", params=[None, "chat"], ids=["completion", "chat"])
+@pytest.fixture(scope="module", params=[None, "chat"], ids=["completion", "chat"])
 def api(request: pytest.FixtureRequest) -> str | None:
     """What prompt_encoding= makes of it: /completion with our own encoding, or the chat endpoint."""
     return None if request.param is None else str(request.param)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def session(engine: Engine, api: str | None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Session]:
     """Opened and closed in event loops of their own, used in those of the tests: a session is bound to none."""
     cache = tmp_path_factory.mktemp("cache")

@@ -11,7 +11,7 @@ from llmsession import Session
 from tests.engines import ENGINES
 
 
-@pytest.fixture(scope="session", params=ENGINES, ids=lambda engine: engine.backend)
+@pytest.fixture(scope="module", params=ENGINES, ids=lambda engine: engine.backend)
 def engine_session(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Session]:
     """Opened and closed in loops of their own: a session is bound to none."""
     session = Session(cache_dir=tmp_path_factory.mktemp("cache"), **request.param.options())
