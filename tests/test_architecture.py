@@ -53,6 +53,7 @@ NO_IO = (
     "wire.completion_api",
     "wire.openai_api",
     "wire.metrics",
+    "wire.assembly",
     "admission",
     "models.encoding",
 )

@@ -6,7 +6,6 @@ verdict and cuts its connection; the reader wakes and finds the verdict.
 
 from __future__ import annotations
 
-import contextlib
 import math
 import sys
 import threading
@@ -20,7 +19,7 @@ import anyio
 import httpx
 import msgspec
 
-from llmsession.completion import Completion, StopReason, Timings, Token, Usage
+from llmsession.completion import Completion, StopReason, Usage
 from llmsession.errors import (
     FirstTokenTimeoutError,
     IdleTimeoutError,
@@ -30,9 +29,9 @@ from llmsession.errors import (
     UsageError,
 )
 from llmsession.latch import call_soon, current_loop
-from llmsession.messages import ToolCall
 from llmsession.wire import deadlines
-from llmsession.wire.events import Delta, Ended, Event, Finished, ReasoningDelta, TextDelta, ToolCallDelta
+from llmsession.wire.assembly import Assembly
+from llmsession.wire.events import Delta, Ended, Event, Finished, TextDelta
 from llmsession.wire.http import ByteStream, decode_error_frame, map_error
 from llmsession.wire.request import GenerationRequest
 from llmsession.wire.sse import Decoder
@@ -100,10 +99,7 @@ class ReplyStream:
         self._sse = Decoder()
         self._pending: deque[Event] = deque()
         self._way: str | None = None
-        self._text: list[str] = []
-        self._reasoning: list[str] = []
-        self._tokens: list[Token] = []
-        self._calls: dict[int, list[str]] = {}
+        self._assembly = Assembly(id=id, model=source.model, seed=request.seed)
         self._completion: Completion | None = None
         self._error: BaseException | None = None
         self._reading = False
@@ -351,20 +347,10 @@ class ReplyStream:
         if isinstance(event, Ended):
             self._take_end(event)
             return
-        if type(event) is TextDelta:
-            if not event.text and not event.tokens:
-                self._note_progress()
-                return
-            self._text.append(event.text)
-            self._tokens.extend(event.tokens)
-        elif type(event) is ReasoningDelta:
-            self._reasoning.append(event.text)
-        elif type(event) is ToolCallDelta:
-            call = self._calls.setdefault(event.index, ["", "", ""])
-            call[0] = event.id or call[0]
-            call[1] = event.name or call[1]
-            call[2] += event.arguments
         self._note_progress()
+        if type(event) is TextDelta and not event.text and not event.tokens:
+            return  # a token whose text is held back
+        self._assembly.take(event)
         self._pending.append(event)
 
     def _note_progress(self) -> None:
@@ -381,8 +367,9 @@ class ReplyStream:
         if end.stop_phrase in self._request.own_stops:  # the encoding's end of a turn, not a phrase of the caller's
             end = msgspec.structs.replace(end, stop_reason=StopReason.END, stop_phrase=None)
         if end.stop_phrase and self._request.echo_stop:
-            self._text.append(end.stop_phrase)
-            self._pending.append(TextDelta(text=end.stop_phrase, completion_tokens=end.usage.completion_tokens))
+            kept = TextDelta(text=end.stop_phrase, completion_tokens=end.usage.completion_tokens)
+            self._assembly.take(kept)
+            self._pending.append(kept)
         self._finish(end.stop_reason, end)
 
     def _finish(self, reason: StopReason, end: Ended | None = None) -> None:
@@ -403,21 +390,7 @@ class ReplyStream:
         first = None
         if self._first_token_at is not None and self._sent_at is not None:
             first = self._first_token_at - self._sent_at
-        timings = end.timings if end is not None else Timings()
-        return Completion(
-            id=self.id,
-            text="".join(self._text),
-            stop_reason=reason,
-            stop_phrase=end.stop_phrase if end is not None else None,
-            context_full=end.context_full if end is not None else False,
-            usage=end.usage if end is not None else self._source.decoder.usage,
-            timings=msgspec.structs.replace(timings, first_token_seconds=first),
-            tokens=tuple(self._tokens),
-            tool_calls=tuple(_read_calls(self._calls)),
-            reasoning="".join(self._reasoning),
-            seed=self._request.seed,
-            model=self._source.model,
-        )
+        return self._assembly.complete(reason, end, usage=self._source.decoder.usage, first_token_seconds=first)
 
 
 class _Events:
@@ -434,14 +407,3 @@ class _Events:
         if event is None:
             raise StopAsyncIteration
         return event
-
-
-def _read_calls(calls: dict[int, list[str]]) -> list[ToolCall]:
-    """The calls that are whole: one that was cut has no arguments to be called with."""
-    whole = []
-    for _, (id_, name, arguments) in sorted(calls.items()):
-        with contextlib.suppress(msgspec.DecodeError):
-            whole.append(
-                ToolCall(id=id_, name=name, arguments=msgspec.json.decode(arguments or "{}", type=dict[str, Any]))
-            )
-    return whole

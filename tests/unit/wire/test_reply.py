@@ -24,6 +24,7 @@ from llmsession.errors import (
     TruncatedReplyError,
     UsageError,
 )
+from llmsession.messages import ToolCall
 from llmsession.wire import completion_api, openai_api
 from llmsession.wire.events import Finished, TextDelta
 from llmsession.wire.reply import Limits, ReplyStream
@@ -368,3 +369,29 @@ async def test_one_that_was_never_left_is_warned_about_and_cut() -> None:
     assert source.body.cut.is_set()
     assert 1 == source.closed
     await reply.__aexit__(None, None, None)
+
+
+async def test_reasoning_and_tool_calls_are_put_together() -> None:
+    """API 2: reasoning apart from the answer; a call with its arguments decoded, and one that was cut left out."""
+    request = make()
+    source = Source([], openai_api.EventDecoder(request))
+
+    def chunk(delta: dict[str, Any], finish: str | None = None) -> bytes:
+        return frame({"choices": [{"delta": delta, "finish_reason": finish}]})
+
+    def call(index: int, arguments: str, name: str | None = None) -> dict[str, Any]:
+        return {"tool_calls": [{"index": index, "id": name, "function": {"name": name, "arguments": arguments}}]}
+
+    source.body.pieces = [
+        chunk({"reasoning_content": "hm "}),
+        chunk({"reasoning_content": "so"}),
+        chunk({"content": "I look."}),
+        chunk(call(0, '{"zone":', "clock")),
+        chunk(call(0, '"UTC"}')),
+        chunk(call(1, '{"cut', "calculate")),
+        chunk({}, "tool_calls") + b"data: [DONE]\n\n",
+    ]
+    async with ReplyStream(source, request, id="reply-1", limits=Limits()) as reply:
+        whole = await reply.result()
+    assert ("I look.", "hm so", StopReason.TOOL_CALLS) == (whole.text, whole.reasoning, whole.stop_reason)
+    assert (ToolCall(id="clock", name="clock", arguments={"zone": "UTC"}),) == whole.tool_calls
