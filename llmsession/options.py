@@ -78,6 +78,5 @@ def _check_whole(name: str, value: object, least: int) -> None:
 
 
 def _check_seconds(name: str, value: object) -> None:
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not is_number or math.isnan(value) or value <= 0:  # type: ignore[arg-type,operator]
+    if isinstance(value, bool) or not isinstance(value, int | float) or math.isnan(value) or value <= 0:
         raise ConfigError(f"{name} is a number of seconds above 0, not {value!r}")
