@@ -54,7 +54,12 @@ class UsageError(LLMSessionError, ValueError):
 
 
 class ConfigError(UsageError):
-    """An option has a value that cannot be used."""
+    """An option has a value that cannot be used. `path` and `line` say where it stands, if it stands in a file."""
+
+    def __init__(self, message: str, *, path: Path | None = None, line: int | None = None) -> None:
+        super().__init__(message)
+        self.path = path
+        self.line = line
 
 
 class InvalidMessagesError(UsageError):

@@ -1,11 +1,13 @@
-"""Options: what a Session is asked to run. Checked when made, by keyword."""
+"""Options: what a Session is asked to run. Checked when made: by keyword, from the environment, from a YAML file."""
 
 from __future__ import annotations
 
+import difflib
 import math
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import msgspec
 
@@ -14,6 +16,8 @@ from llmsession.models.encoding import PromptEncoding
 from llmsession.sampling import Sampling
 
 BACKENDS = ("auto", "llama-server", "embedded")
+# Never printed.
+SECRETS = ("api_key", "headers")
 
 
 class Options(msgspec.Struct, frozen=True, kw_only=True):
@@ -25,9 +29,14 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     for the trained length; memory grows with `context_length × parallel`. `parallel` replies are generated at once.
     `extra_args` are llama-server's own flags. Time-outs are in seconds; `start_timeout` counts from each progress.
     `on_progress` is called with the share of the model that is loaded, 0.0 to 1.0.
+
+    `remote`: `host:port` or the URL of a server that is already there; nothing is started then, and nothing ended.
+    `model` is the name that is sent to it. `api_key`, `headers` and `verify` (False for any certificate, or a file of
+    trusted ones) are for it alone.
     """
 
     model: str | Path | None = None
+    remote: str | None = None
     backend: str = "auto"
     prompt_encoding: str | PromptEncoding | None = None
     context_length: int | None = None
@@ -41,6 +50,34 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     idle_timeout: float = 60.0
     extra_args: tuple[str, ...] = ()
     on_progress: Callable[[float], None] | None = None
+    api_key: str | None = None
+    headers: Mapping[str, str] = {}
+    verify: bool | str | Path = True
+
+    @classmethod
+    def load(cls, path: str | Path | None = None, **explicit: Any) -> Self:
+        """From what is given here, else the environment, else a YAML file, else the defaults.
+
+        Each field may be a variable, such as LLMSESSION_PARALLEL=8. The file is `path`, or what LLMSESSION_CONFIG
+        names; it is a mapping of fields. Raises ConfigError, with file and line.
+        """
+        from llmsession.written_options import read_environment, read_file
+
+        if unknown := sorted(set(explicit) - set(cls.__struct_fields__)):
+            raise ConfigError(describe_unknown(unknown[0]))
+        if path is None and (named := os.environ.get("LLMSESSION_CONFIG")):
+            path = named
+        fields = dict(read_file(Path(path))) if path is not None else {}
+        return cls(**(fields | read_environment(os.environ) | explicit))
+
+    def __repr__(self) -> str:
+        """What differs from the defaults, without secrets."""
+        shown = []
+        for field in msgspec.structs.fields(self):
+            value = getattr(self, field.name)
+            if value != (field.default if field.default_factory is msgspec.NODEFAULT else field.default_factory()):
+                shown.append(f"{field.name}={'…' if field.name in SECRETS else repr(value)}")
+        return f"Options({', '.join(shown)})"
 
     def __post_init__(self) -> None:
         if self.backend not in BACKENDS:
@@ -54,13 +91,20 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
         if isinstance(self.extra_args, str):
             raise ConfigError('extra_args is a list of arguments, such as ("--flash-attn", "on"), not one str')
         msgspec.structs.force_setattr(self, "extra_args", tuple(self.extra_args))
+        for name in ("remote", "api_key"):
+            if not isinstance(getattr(self, name), str | None):
+                raise ConfigError(f"{name} is a text, not {type(getattr(self, name)).__name__}")
+        if not isinstance(self.verify, bool | str | Path):
+            raise ConfigError(f"verify is True, False or a file of certificates, not {self.verify!r}")
+        _check_headers(self.headers)
+        if self.remote is None and (self.api_key is not None or self.headers or self.verify is not True):
+            raise ConfigError("api_key, headers and verify are for a server that is already there: name it, remote=")
 
 
 def make_options(given: Options | str | Path | None, fields: dict[str, Any]) -> Options:
     """From what a Session was called with: Options, or a model and further fields. Raises ConfigError."""
-    unknown = sorted(set(fields) - set(Options.__struct_fields__))
-    if unknown:
-        raise ConfigError(f"{', '.join(unknown)}: no such option; there are {', '.join(Options.__struct_fields__)}")
+    if unknown := sorted(set(fields) - set(Options.__struct_fields__)):
+        raise ConfigError(describe_unknown(unknown[0]))
     if isinstance(given, Options):
         return msgspec.structs.replace(given, **fields) if fields else given
     if given is not None and not isinstance(given, str | Path):
@@ -80,3 +124,20 @@ def _check_whole(name: str, value: object, least: int) -> None:
 def _check_seconds(name: str, value: object) -> None:
     if isinstance(value, bool) or not isinstance(value, int | float) or math.isnan(value) or value <= 0:
         raise ConfigError(f"{name} is a number of seconds above 0, not {value!r}")
+
+
+def _check_headers(value: object) -> None:
+    if not isinstance(value, Mapping):
+        raise ConfigError(f"headers is a mapping of names to texts, not {type(value).__name__}")
+    for name, text in value.items():
+        if not isinstance(name, str) or not isinstance(text, str) or not name.isascii() or not name.strip():
+            raise ConfigError("headers is a mapping of names to texts")
+        if any(mark in name + text for mark in "\r\n\0"):
+            raise ConfigError(f"the header {name!r} holds a line break")
+
+
+def describe_unknown(name: str) -> str:
+    """What to say of an option that there is not."""
+    fields = Options.__struct_fields__
+    near = difflib.get_close_matches(name, fields, n=1)
+    return f"{name!r} is no option: " + (f"did you mean {near[0]!r}?" if near else f"there are {', '.join(fields)}")

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 from llmsession.admission import Admission, Ticket
 from llmsession.errors import ConnectionLostError, LLMSessionError, ProtocolError, TransportError
 from llmsession.latch import Latch
-from llmsession.server import Server
 
 if TYPE_CHECKING:
+    from llmsession.remote_server import RemoteServer
+    from llmsession.server import Server
     from llmsession.wire.http import ByteStream
     from llmsession.wire.reply import EventDecoder
 
@@ -22,7 +23,9 @@ def _nothing() -> None:
 class ReplySource:
     """For one reply. `on_open` and `on_over` are called when it begins to wait and when its slot is free again."""
 
-    def __init__(self, server: Server, admission: Admission, *, path: str, body: bytes, decoder: EventDecoder) -> None:
+    def __init__(
+        self, server: Server | RemoteServer, admission: Admission, *, path: str, body: bytes, decoder: EventDecoder
+    ) -> None:
         self.decoder = decoder
         self.model = server.model.name
         self.on_open: Callable[[], None] = _nothing

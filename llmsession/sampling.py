@@ -16,7 +16,7 @@ from llmsession.errors import UsageError
 _COLLECTIONS = ("dry_sequence_breakers", "samplers", "logit_bias")
 
 
-class Sampling(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class Sampling(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
     """Settings of the samplers. `samplers` is their order; `logit_bias` maps token id to bias."""
 
     temperature: float | None = None

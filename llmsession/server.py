@@ -35,10 +35,13 @@ EXIT_LAG = 0.5
 
 
 class Model(msgspec.Struct, frozen=True, kw_only=True):
-    """The file to run, and how it is spoken to: by an encoding, or through the chat endpoint (None)."""
+    """The file to run, and how it is spoken to: by an encoding, or through the chat endpoint (None).
+
+    A remote server has no `path` here, and a `name` once it was asked.
+    """
 
     name: str
-    path: Path
+    path: Path | None
     encoding: PromptEncoding | None
 
 
@@ -47,7 +50,7 @@ class Server:
 
     def __init__(self, options: Options) -> None:
         self._options = options
-        self.model = resolve_model(options)
+        self.model, self._path = resolve_model(options)
         self.info: ModelInfo | None = None
         self._lock = threading.Lock()
         self._endpoint: Endpoint | None = None
@@ -77,7 +80,7 @@ class Server:
                 if self._closed:
                     raise ClosedError("the session is closed: open another")
                 endpoint = self._endpoint
-                if endpoint is not None and not endpoint.child.exited.is_set():
+                if endpoint is not None and not endpoint.has_exited:
                     return endpoint
                 others_start = self._starting
                 mine = self._starting = others_start or Latch()
@@ -93,7 +96,7 @@ class Server:
 
     async def _start(self) -> Endpoint:
         if self.info is None:
-            self.info = await anyio.to_thread.run_sync(read_model_info, self.model.path)
+            self.info = await anyio.to_thread.run_sync(read_model_info, self._path)
         backend, launch = self._plan(self.info)
         endpoint = await backend.prepare(launch, self._keep_child)
         with self._lock:
@@ -105,7 +108,7 @@ class Server:
         server_path = Path(options.server_path) if options.server_path is not None else None
         cache = cache_folder(Path(options.cache_dir) if options.cache_dir is not None else None)
         launch = Launch(
-            model_path=self.model.path,
+            model_path=self._path,
             alias=self.model.name,
             context_length=fit_context_length(options.context_length, info),
             parallel=options.parallel,
@@ -147,19 +150,20 @@ class Server:
 
     def rotate_log(self) -> None:
         """Keep the log of a long run within bounds."""
-        if self._endpoint is not None:
-            self._endpoint.child.log.rotate()
+        if self._child is not None:
+            self._child.log.rotate()
 
     async def has_died(self, endpoint: Endpoint) -> bool:
         """Whether it has, or does so within a moment: a dying engine hangs up before it can be waited for."""
-        with anyio.CancelScope(shield=True), anyio.move_on_after(EXIT_LAG):
-            await endpoint.child.exited.wait()
-        return endpoint.child.exited.is_set()
+        if endpoint.child is not None:
+            with anyio.CancelScope(shield=True), anyio.move_on_after(EXIT_LAG):
+                await endpoint.child.exited.wait()
+        return endpoint.has_exited
 
     async def explain(self, error: LLMSessionError) -> LLMSessionError:
         """A lost connection is the engine's death where it has died."""
         endpoint = self._endpoint
-        if endpoint is None or not await self.has_died(endpoint):
+        if endpoint is None or endpoint.child is None or not await self.has_died(endpoint):
             return error
         if self._closed:
             return ClosedError("the session was closed")
@@ -174,21 +178,23 @@ class Server:
         return exited
 
 
-def resolve_model(options: Options) -> Model:
-    """Which file, under which name, with which encoding. Raises UnknownModelError and ConfigError."""
-    encoding = _resolve_encoding(options.prompt_encoding)
+def resolve_model(options: Options) -> tuple[Model, Path]:
+    """What to run, and its file. Raises UnknownModelError and ConfigError."""
+    encoding = resolve_encoding(options.prompt_encoding)
     if options.model is None or options.model == bundled.NAME:
         if options.prompt_encoding is None:
             encoding = load_known_llms().encodings[bundled.ENCODING]
-        return Model(name=bundled.NAME, path=bundled.bundled_path(), encoding=encoding)
-    text = str(options.model)
-    path = Path(text).expanduser().absolute()
-    if isinstance(options.model, str) and not path.exists() and not _looks_like_path(text):
-        raise UnknownModelError(
-            f"no model is called {text!r}: give the path of a .gguf file, or {bundled.NAME!r} for the bundled one",
-            candidates=(bundled.NAME,),
-        )
-    return Model(name=path.stem or text, path=path, encoding=encoding)
+        name, path = bundled.NAME, bundled.bundled_path()
+    else:
+        text = str(options.model)
+        path = Path(text).expanduser().absolute()
+        name = path.stem or text
+        if isinstance(options.model, str) and not path.exists() and not _looks_like_path(text):
+            raise UnknownModelError(
+                f"no model is called {text!r}: give the path of a .gguf file, or {bundled.NAME!r} for the bundled one",
+                candidates=(bundled.NAME,),
+            )
+    return Model(name=name, path=path, encoding=encoding), path
 
 
 def fit_context_length(asked: int | None, info: ModelInfo) -> int:
@@ -206,7 +212,8 @@ def fit_context_length(asked: int | None, info: ModelInfo) -> int:
     return asked
 
 
-def _resolve_encoding(given: str | PromptEncoding | None) -> PromptEncoding | None:
+def resolve_encoding(given: str | PromptEncoding | None) -> PromptEncoding | None:
+    """By its name; None for the chat endpoint. Raises ConfigError."""
     if given is None or given == "chat" or isinstance(given, PromptEncoding):
         return given if isinstance(given, PromptEncoding) else None
     encodings = load_known_llms().encodings

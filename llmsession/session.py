@@ -14,7 +14,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn, Self, TypedDict, Unpack
 
-import anyio.to_thread
 import msgspec
 
 from llmsession.admission import Admission
@@ -24,17 +23,17 @@ from llmsession.errors import (
     LLMSessionError,
     UsageError,
 )
-from llmsession.messages import MessagesLike, as_messages, is_unicode
-from llmsession.models.encoding import PromptEncoding
-from llmsession.models.gguf import ModelInfo, read_vocabulary
+from llmsession.messages import Message, MessagesLike, Role, as_messages, is_unicode
 from llmsession.options import Options, make_options
 from llmsession.reply_source import ReplySource
 from llmsession.sampling import Sampling
 from llmsession.server import Server
+from llmsession.server_facts import ServerFacts
+from llmsession.system_prompt import render_system_prompt
 
 if TYPE_CHECKING:
     from llmsession.backends.backend import Endpoint
-    from llmsession.wire.metrics import Metrics, Slot
+    from llmsession.remote_server import RemoteServer
     from llmsession.wire.reply import EventDecoder, ReplyStream
     from llmsession.wire.request import GenerationRequest
 
@@ -61,7 +60,7 @@ class GenerateKeywords(TypedDict, total=False):
     extra: Mapping[str, Any] | None
 
 
-class Session:
+class Session(ServerFacts):
     """A server for one model, from `async with` (or `open`) to its end (or `aclose`).
 
     Whatever happens to this program, the server does not outlive it.
@@ -70,7 +69,7 @@ class Session:
     def __init__(self, options_or_model: Options | str | Path | None = None, **fields: Any) -> None:
         self._opened = False
         self._options = make_options(options_or_model, fields)
-        self._server = Server(self._options)
+        self._server = _make_server(self._options)
         self._admission = Admission(self._options.parallel)
         self._lock = threading.Lock()
         self._replies: set[ReplyStream] = set()
@@ -140,13 +139,26 @@ class Session:
         """The same as a stream: `async with` it. Raises UsageError at once where the call is wrong."""
         from llmsession.wire import openai_api
 
-        turns = as_messages(messages)
+        self._check_open()
+        turns = self._read_messages(messages)
         encoding = self._server.model.encoding
         if encoding is not None:
             return self._complete(encoding.render(turns), keywords, own_stops=encoding.stop)
         request = self._make_request(keywords)
-        body = openai_api.encode_request(turns, request, model=self._server.model.name)
+        features = self._endpoint.features
+        if "sampling" not in features and (beyond := openai_api.find_beyond_openai(request)) is not None:
+            self._refuse(beyond)
+        body = openai_api.encode_request(turns, request, model=self._server.model.name, features=features)
         return self._stream(openai_api.PATH, body, openai_api.EventDecoder(request), request, keywords)
+
+    def _read_messages(self, messages: MessagesLike) -> list[Message]:
+        """As they are sent: with the system prompt's `{now}` and `{model}` filled in."""
+        turns = as_messages(messages)
+        if turns[0].role is Role.SYSTEM:
+            turns[0] = msgspec.structs.replace(
+                turns[0], content=render_system_prompt(turns[0].content, model=self.model)
+            )
+        return turns
 
     async def generate(
         self, text_or_token_ids: str | Sequence[int], **keywords: Unpack[GenerateKeywords]
@@ -166,6 +178,8 @@ class Session:
     ) -> ReplyStream:
         from llmsession.wire import completion_api
 
+        self._check_open()
+        self._require("completion")
         request = self._make_request(keywords, own_stops)
         body = completion_api.encode_request(prompt, request)
         return self._stream(completion_api.PATH, body, completion_api.EventDecoder(request), request, keywords)
@@ -229,17 +243,12 @@ class Session:
         with self._lock:
             self._replies.discard(reply)
 
-    def _check_open(self) -> None:
-        if self._server.is_closed:
-            raise ClosedError("the session is closed: open another")
-        if not self._opened:
-            raise _not_open()
-
     # Tokens.
 
     async def tokenize(self, text: str, *, bos: bool = False, eos: bool = False, special: bool = False) -> list[int]:
         """The ids of a text. `special`: spellings of special tokens in it mean those; `bos`, `eos`: around it."""
         endpoint = await self._ready()
+        self._require("tokens")
         ids = await _tokenize(endpoint, _check_text(text), add_special=False, special=special)
         return [
             *([self._special_token("bos")] if bos else []),
@@ -252,10 +261,13 @@ class Session:
         from llmsession.wire import completion_api
 
         endpoint = await self._ready()
-        size = self.info.vocab_size or 0
+        self._require("tokens")
+        size = self._server.info.vocab_size if self._server.info is not None else None
         for id_ in ids:
-            if not _is_token_id(id_) or id_ >= size:
-                raise UsageError(f"{id_!r} is no token id: they go from 0 to {size - 1}")
+            if not _is_token_id(id_) or (size is not None and id_ >= size):
+                raise UsageError(
+                    f"{id_!r} is no token id: they go from 0" + (f" to {size - 1}" if size else " upwards")
+                )
         answer = await endpoint.client.post("/detokenize", msgspec.json.encode({"tokens": list(ids)}))
         return completion_api.decode_text(answer)
 
@@ -265,11 +277,14 @@ class Session:
 
         endpoint = await self._ready()
         if isinstance(messages_or_text, str):
+            self._require("tokens")
             return len(await _tokenize(endpoint, _check_text(messages_or_text), add_special=True, special=True))
-        turns = as_messages(messages_or_text)
+        turns = self._read_messages(messages_or_text)
         encoding = self._server.model.encoding
         if encoding is not None:
+            self._require("tokens")
             return len(await _tokenize(endpoint, encoding.render(turns), add_special=True, special=True))
+        self._require("chat_count")
         body = openai_api.encode_count(turns, model=self._server.model.name)
         return openai_api.decode_count(await endpoint.client.post(openai_api.COUNT_PATH, body))
 
@@ -279,130 +294,13 @@ class Session:
             raise UsageError(f"this model has no {name} token")
         return token
 
-    async def _ready(self) -> Endpoint:
-        self._check_open()
-        return await self._server.ensure_ready()
 
-    # The server's state.
+def _make_server(options: Options) -> Server | RemoteServer:
+    if options.remote is None:
+        return Server(options)
+    from llmsession.remote_server import RemoteServer
 
-    async def get_health(self) -> str:
-        """`ok`, `loading` or `down`; asks the server, and never starts one."""
-        endpoint = self._server.endpoint
-        if self._server.is_starting:
-            return "loading"
-        if endpoint is None or endpoint.child.exited.is_set():
-            return "down"
-        try:
-            status = await endpoint.client.get_status("/health")
-        except LLMSessionError:
-            return "down"
-        return "ok" if status == 200 else "loading" if status == 503 else "down"
-
-    async def get_metrics(self) -> Metrics:
-        """Counts since the server started. Each call also reads the slots: not for tight loops."""
-        from llmsession.wire.metrics import parse_metrics
-
-        endpoint = await self._ready()
-        slots = await self.get_slots()
-        text = await endpoint.client.get("/metrics")
-        return parse_metrics(text.decode(errors="replace"), slots)
-
-    async def get_slots(self) -> list[Slot]:
-        """What each slot of the server holds and does."""
-        from llmsession.wire.metrics import parse_slots
-
-        endpoint = await self._ready()
-        return parse_slots(await endpoint.client.get("/slots"))
-
-    # Facts. Those that the server tells are there once it is ready.
-
-    @property
-    def model(self) -> str:
-        """The name of the model."""
-        return self._server.model.name
-
-    @property
-    def model_path(self) -> Path:
-        """The file that is run."""
-        return self._server.model.path
-
-    @property
-    def info(self) -> ModelInfo:
-        """What the file says of itself."""
-        if self._server.info is None:
-            raise _not_open()
-        return self._server.info
-
-    @property
-    def encoding(self) -> PromptEncoding | None:
-        """How prompts are written; None: the server applies the model's own template."""
-        return self._server.model.encoding
-
-    @property
-    def special_tokens(self) -> dict[str, int | None]:
-        """Ids of `bos eos eot nl prefix middle suffix cls sep`; None for those that the model does not have."""
-        return self.info.special_tokens
-
-    @property
-    def context_length(self) -> int:
-        """Tokens that one conversation may use: what was asked for, or a little more (the engine rounds up)."""
-        return self._endpoint.facts.context_length
-
-    @property
-    def parallel(self) -> int:
-        """Replies that are generated at once."""
-        return self._endpoint.facts.parallel
-
-    @property
-    def max_top_logprobs(self) -> int:
-        """The most alternatives that `top_logprobs` can ask for: the whole vocabulary."""
-        return self.info.vocab_size or 0
-
-    @property
-    def version(self) -> str:
-        """The engine's own version."""
-        return self._endpoint.version
-
-    @property
-    def backend(self) -> str:
-        """Which engine runs: `llama-server` or `embedded`."""
-        return self._endpoint.backend
-
-    @property
-    def base_url(self) -> str:
-        """Where the server listens."""
-        return self._endpoint.client.base_url
-
-    @property
-    def api_key(self) -> str:
-        """What the server asks for as a bearer token; drawn anew for each start."""
-        return self._endpoint.api_key
-
-    @property
-    def pid(self) -> int | None:
-        """The server's process; None while there is none."""
-        return self._endpoint.child.pid
-
-    @property
-    def log_path(self) -> Path:
-        """Where the server's words are kept."""
-        return self._endpoint.child.log.path
-
-    async def vocab(self) -> list[str]:
-        """The spelling of every token by id, as the model's file has them."""
-        self._check_open()
-        return await anyio.to_thread.run_sync(read_vocabulary, self.model_path)
-
-    @property
-    def _endpoint(self) -> Endpoint:
-        endpoint = self._server.endpoint
-        if endpoint is None:
-            raise _not_open()
-        return endpoint
-
-
-def _not_open() -> UsageError:
-    return UsageError("the session is not open yet: async with Session(…) as session: …")
+    return RemoteServer(options)
 
 
 async def _tokenize(endpoint: Endpoint, text: str, *, add_special: bool, special: bool) -> list[int]:

@@ -135,8 +135,10 @@ async def _first_token(backend: str) -> dict[str, Any]:
         async with session.prompt_streaming("hello") as stream:
             await anext(aiter(stream))
             seconds = time.perf_counter() - begun
-        child = session._endpoint.child.command  # noqa: SLF001 - the same command line is the point
-    return {"seconds": seconds, "argv": child.argv, "env": child.env, "greeting": child.greeting}
+        child = session._endpoint.child  # noqa: SLF001 - the same command line is the point
+        assert child is not None
+    command = child.command
+    return {"seconds": seconds, "argv": command.argv, "env": command.env, "greeting": command.greeting}
 
 
 def _bare_first_token(command: dict[str, Any]) -> float:
@@ -185,10 +187,41 @@ def measure_import(backend: str, rounds: int) -> None:
     show("P3", samples, "ms", 1e3, "import openai")
 
 
+def measure_stop(backend: str, rounds: int) -> None:
+    """P8: seconds of aclose() with ten replies in flight on four slots."""
+    seconds = [asyncio.run(_close_with_ten(backend)) for _ in range(rounds)]
+    worst = max(seconds)
+    print(f"P8 {backend}  aclose() with 10 replies in flight {statistics.median(seconds):.3f} s, at most {worst:.3f} s")
+
+
+async def _close_with_ten(backend: str) -> float:
+    from llmsession import ClosedError, Session
+
+    async with Session(backend=backend, threads=1, context_length=2048) as session:
+        begun = asyncio.Event()
+
+        async def read() -> None:
+            try:
+                async with session.prompt_streaming(PROMPT, extra={"ignore_eos": True}) as stream:
+                    async for _ in stream:
+                        begun.set()
+            except ClosedError:
+                pass
+
+        readers = [asyncio.create_task(read()) for _ in range(10)]
+        await begun.wait()
+        before = time.perf_counter()
+        await session.aclose()
+        seconds = time.perf_counter() - before
+        await asyncio.gather(*readers)
+    return seconds
+
+
 MEASURES: dict[str, Callable[[str, int], None]] = {
     "client": measure_client,
     "start": measure_start,
     "import": measure_import,
+    "stop": measure_stop,
 }
 
 
@@ -197,7 +230,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="scripts/bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("what", nargs="*", choices=[[], *MEASURES], help="client (P1), start (P2), import (P3); all")
+    parser.add_argument(
+        "what", nargs="*", choices=[[], *MEASURES], help="client (P1), start (P2), import (P3), stop (P8); all"
+    )
     parser.add_argument("--backend", default="embedded", help="embedded or llama-server (embedded)")
     parser.add_argument("--rounds", type=int, default=7, help="of each contender, in turn (7)")
     arguments = parser.parse_args()

@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from llmsession import Session
+from llmsession.processes.child import Child
+
 
 @dataclass(frozen=True)
 class Engine:
@@ -33,3 +36,17 @@ def find_engines() -> list[Engine]:
 
 ENGINES = find_engines()
 EMBEDDED = ENGINES[0]
+
+
+def own_child(session: Session) -> Child:
+    """The process of a session's server."""
+    child = session._endpoint.child
+    assert child is not None
+    return child
+
+
+def own_files(session: Session) -> tuple[Path, Path]:
+    """The model's file and the server's log."""
+    assert session.model_path is not None
+    assert session.log_path is not None
+    return session.model_path, session.log_path

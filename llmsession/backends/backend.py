@@ -6,7 +6,7 @@ import os
 import secrets
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias, get_args
 
 import msgspec
 
@@ -45,22 +45,34 @@ class Launch(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Facts(msgspec.Struct, frozen=True, kw_only=True):
-    """What the server says of itself. `context_length` is that of one slot."""
+    """What the server says of itself. `context_length` is that of one slot; None where it does not tell."""
 
-    context_length: int
+    context_length: int | None
     parallel: int
     build: str
 
 
+# What a server may offer beyond OpenAI's chat endpoint: raw completion, tokens, the count of a chat's tokens, slots,
+# metrics, llama.cpp's further sampling settings, and the phrase that stopped a chat.
+Feature: TypeAlias = Literal["completion", "tokens", "chat_count", "slots", "metrics", "sampling", "stop_phrase"]
+LLAMA_SERVER_FEATURES: frozenset[Feature] = frozenset(get_args(Feature))
+
+
 class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
-    """A server that is ready."""
+    """A server that is ready. `child` is its process; None for one that is not ours."""
 
     backend: str
     client: HttpClient
     api_key: str
-    child: Child
     facts: Facts
     version: str
+    child: Child | None = None
+    features: frozenset[Feature] = LLAMA_SERVER_FEATURES
+
+    @property
+    def has_exited(self) -> bool:
+        """Whether its process is known to have ended."""
+        return self.child is not None and self.child.exited.is_set()
 
 
 class Backend(Protocol):
@@ -130,6 +142,7 @@ async def start_engine(
             raise ProtocolError(f"{backend} said that it is ready, but not where it listens")
         client = HttpClient(probe.base_url, api_key=api_key)
         facts = parse_facts(await client.get("/props"))
+        child.annotate({"url": probe.base_url, "key": api_key, "model": launch.alias})
     except BaseException:
         await child.aclose()
         raise

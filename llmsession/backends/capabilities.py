@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import os
 import re
+import subprocess
 from pathlib import Path
 
 import anyio
@@ -16,6 +17,7 @@ from llmsession.errors import StartFailedError
 # --help prints at once; a binary that hangs is none of llama.cpp's.
 HELP_TIMEOUT = 20.0
 
+_VERSION = re.compile(r"version: *(.+)")
 _FLAG = re.compile(r"(?<![\w-])--?[a-z][a-z0-9-]*")
 
 
@@ -45,6 +47,23 @@ async def probe_capabilities(binary: Path, cache: Path) -> Capabilities:
     return found
 
 
+async def ask_version(binary: Path) -> str:
+    """The first line of what it says to --version; "unknown" where it does not."""
+    with contextlib.suppress(OSError, TimeoutError):
+        answer = await _run(binary, "--version")
+        said = (answer.stdout + b"\n" + answer.stderr).decode(errors="replace")
+        if found := _VERSION.search(said):
+            return found[1].strip()
+    return "unknown"
+
+
+async def _run(binary: Path, flag: str) -> subprocess.CompletedProcess[bytes]:
+    """Raises OSError, and TimeoutError where it hangs."""
+    environment = {name: os.environ[name] for name in ("PATH", "LD_LIBRARY_PATH") if name in os.environ}
+    with anyio.fail_after(HELP_TIMEOUT):
+        return await anyio.run_process([str(binary), flag], check=False, env=environment)
+
+
 async def _ask(binary: Path) -> Capabilities:
     def refuse(why: str) -> StartFailedError:
         return StartFailedError(
@@ -53,10 +72,8 @@ async def _ask(binary: Path) -> Capabilities:
             log_tail="",
         )
 
-    environment = {name: os.environ[name] for name in ("PATH", "LD_LIBRARY_PATH") if name in os.environ}
     try:
-        with anyio.fail_after(HELP_TIMEOUT):
-            answer = await anyio.run_process([str(binary), "--help"], check=False, env=environment)
+        answer = await _run(binary, "--help")
     except TimeoutError as error:
         raise refuse(f"it did not answer --help within {HELP_TIMEOUT:g} s") from error
     except OSError as error:

@@ -20,6 +20,13 @@ def default_threads() -> int:
     return max(1, min(usable, physical, _cgroup_cores(usable)) - 1)
 
 
+def describe_machine() -> str:
+    """For people: `2 cores, 23.4 GiB of memory, 21.0 GiB of it free`."""
+    memory = psutil.virtual_memory()
+    total, free = memory.total / 2**30, memory.available / 2**30
+    return f"{os.cpu_count()} cores, {total:.1f} GiB of memory, {free:.1f} GiB of it free"
+
+
 def cache_ram_mib() -> int:
     """A budget for the engine's cache of prompts, in MiB."""
     return int(min(LARGEST_CACHE_MIB, psutil.virtual_memory().available * CACHE_SHARE / 2**20))

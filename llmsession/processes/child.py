@@ -71,6 +71,9 @@ class Child:
         self._ends_as = State.STOPPED
         self._process: lifetime.OwnedProcess | None = None
         self._owner_pid = 0
+        self._record_lock = threading.Lock()  # apart from the other, which nobody holds while a file is written
+        self._record: Path | None = None
+        self._note: dict[str, str] = {}
         self._spawn_error: OSError | None = None
 
     @property
@@ -197,16 +200,31 @@ class Child:
         if stop_now:
             self._climb_in_thread(process, gently=False)
 
-    def _attend(self, process: lifetime.OwnedProcess) -> None:
-        record = None
-        if self._records is not None:
-            from llmsession.processes.records import clear_leftovers, write_record
+    def annotate(self, note: Mapping[str, str]) -> None:
+        """Add to its record what others of this user may want to know, such as where it listens."""
+        with self._record_lock:
+            self._note = dict(note)
+            if self._record is not None and self._process is not None:
+                self._write_record(self._process.pid)
 
-            record = write_record(self._records, process.pid, name=self.command.name, log=self.log.path)
+    def _write_record(self, pid: int) -> None:
+        """Under its lock, so that none is written after the end."""
+        if self._records is not None:
+            from llmsession.processes.records import write_record
+
+            self._record = write_record(self._records, pid, name=self.command.name, log=self.log.path, note=self._note)
+
+    def _attend(self, process: lifetime.OwnedProcess) -> None:
+        with self._record_lock:
+            self._write_record(process.pid)
+        if self._records is not None:
+            from llmsession.processes.records import clear_leftovers
+
             clear_leftovers(self._records)
         returncode = process.wait()
-        if record is not None:
-            with contextlib.suppress(OSError):
+        with self._record_lock, contextlib.suppress(OSError):
+            record, self._record = self._record, None
+            if record is not None:
                 record.unlink()
         self._finish(returncode)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 import msgspec
@@ -17,7 +18,9 @@ from llmsession.processes.lifetime import kill_stray
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True):
-    """Who runs, since when, and for whom. Times are seconds since the epoch, as psutil gives them."""
+    """Who runs, since when, and for whom. Times are seconds since the epoch, as psutil gives them. `note` is for others
+    who look for it, such as where it listens.
+    """
 
     pid: int
     started: float
@@ -25,10 +28,16 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     owner_started: float
     name: str
     log: str
+    note: dict[str, str] = {}
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether the process still runs."""
+        return _is_alive(self.pid, self.started)
 
 
-def write_record(folder: Path, pid: int, *, name: str, log: Path) -> Path | None:
-    """Put it on record; None where the process is already gone or the folder cannot be written."""
+def write_record(folder: Path, pid: int, *, name: str, log: Path, note: Mapping[str, str] | None = None) -> Path | None:
+    """Put it on record, for this user's eyes only; None where the process is gone or the folder cannot be written."""
     with contextlib.suppress(OSError, psutil.Error):
         record = Record(
             pid=pid,
@@ -37,10 +46,12 @@ def write_record(folder: Path, pid: int, *, name: str, log: Path) -> Path | None
             owner_started=psutil.Process().create_time(),
             name=name,
             log=str(log),
+            note=dict(note or {}),
         )
         path = folder / f"{pid}.json"
         half = path.with_suffix(f".{os.getpid()}.new")
-        half.write_bytes(msgspec.json.encode(record))
+        with os.fdopen(os.open(half, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+            file.write(msgspec.json.encode(record))
         half.replace(path)
         return path
     return None

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+import ssl
 import threading
 from typing import Protocol
 
@@ -40,11 +41,16 @@ class Connection(Protocol):
         ...
 
 
-async def open_connection(host: str, port: int) -> Connection:
-    """Connect. Raises OSError."""
+async def open_connection(host: str, port: int, tls: ssl.SSLContext | None = None) -> Connection:
+    """Connect, over TLS where a context is given. Raises OSError, of which ssl.SSLError is one."""
     if isinstance(current_loop(), asyncio.AbstractEventLoop):
-        return _AsyncioConnection(*await asyncio.open_connection(host, port))
-    return _AnyioConnection(await anyio.connect_tcp(host, port))
+        return _AsyncioConnection(*await asyncio.open_connection(host, port, ssl=tls))
+    if tls is None:
+        return _AnyioConnection(await anyio.connect_tcp(host, port))
+    # Servers hang up without TLS's own goodbye; whether a body is whole, HTTP says.
+    return _AnyioConnection(
+        await anyio.connect_tcp(host, port, tls=True, ssl_context=tls, tls_standard_compatible=False)
+    )
 
 
 class _Cuttable:
@@ -88,7 +94,7 @@ class _AsyncioConnection(_Cuttable):
 
 
 class _AnyioConnection(_Cuttable):
-    def __init__(self, stream: anyio.abc.SocketStream) -> None:
+    def __init__(self, stream: anyio.abc.ByteStream) -> None:
         super().__init__(stream.extra(anyio.abc.SocketAttribute.raw_socket))
         self._stream = stream
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import ssl
 from collections.abc import Iterator, Mapping
 from typing import Any, Protocol, cast
 
@@ -70,6 +71,12 @@ def foreign_errors(address: str) -> Iterator[None]:
 
 def map_error(error: Exception, address: str) -> LLMSessionError:
     """The error of ours for one of httpx's."""
+    if isinstance(error.__cause__, ssl.SSLCertVerificationError):
+        why = error.__cause__.verify_message
+        return ConnectionLostError(
+            f"the server cannot be trusted ({address}): {why} (name the file of its authority with verify=, "
+            "or trust any with verify=False)"
+        )
     ours, words = next((ours, words) for foreign, ours, words in _FOREIGN_ERRORS if isinstance(error, foreign))
     return ours(f"{words} ({address}): {error}")
 
@@ -78,18 +85,24 @@ class HttpClient:
     """Asks one server. Holds no connection between calls, so it may be used from one event loop after another."""
 
     def __init__(
-        self, base_url: str, *, api_key: str | None = None, transport: httpx.AsyncBaseTransport | None = None
+        self,
+        base_url: str,
+        *,
+        api_key: str | None = None,
+        headers: Mapping[str, str] | None = None,
+        tls: ssl.SSLContext | None = None,
+        transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
         self.base_url = base_url.rstrip("/")
-        headers = {"Accept-Encoding": "identity", "Connection": "close"}
+        always = {"Accept-Encoding": "identity", "Connection": "close"}
         if api_key is not None:
-            headers["Authorization"] = f"Bearer {api_key}"
+            always["Authorization"] = f"Bearer {api_key}"
         # trust_env=False: a proxy of the user's must not get between us and a server on this machine.
         with foreign_errors(base_url):
             self._client = httpx.AsyncClient(
                 base_url=self.base_url,
-                headers=headers,
-                transport=transport or DirectTransport(),
+                headers=always | dict(headers or {}),
+                transport=transport or DirectTransport(tls),
                 trust_env=False,
                 timeout=None,  # noqa: S113 - each call has a bound of its own
             )

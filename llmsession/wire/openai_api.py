@@ -5,7 +5,7 @@ https://platform.openai.com/docs/api-reference/chat; what llama-server adds to i
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from typing import Any
 
 import msgspec
@@ -19,6 +19,9 @@ from llmsession.wire.request import GenerationRequest, encode_json
 
 PATH = "/v1/chat/completions"
 COUNT_PATH = f"{PATH}/input_tokens"
+
+# Those of llama-server that this module makes use of.
+ALL_FEATURES = frozenset({"sampling", "stop_phrase"})
 
 
 class _Function(msgspec.Struct):
@@ -35,6 +38,7 @@ class _ToolCall(msgspec.Struct):
 class _Delta(msgspec.Struct):
     content: str | None = None
     reasoning_content: str | None = None
+    reasoning: str | None = None  # another name of the same, in vLLM and Ollama
     tool_calls: list[_ToolCall] | None = None
 
 
@@ -45,6 +49,7 @@ class _Logprobs(msgspec.Struct):
 class _Choice(msgspec.Struct):
     delta: _Delta = msgspec.field(default_factory=_Delta)
     finish_reason: str | None = None
+    stop_reason: str | int | None = None  # the phrase, in vLLM
     logprobs: _Logprobs | None = None
 
 
@@ -87,22 +92,41 @@ _STOP_REASONS = {
 }
 
 
-def encode_request(messages: Sequence[Message], request: GenerationRequest, *, model: str) -> bytes:
-    """The body of a streamed request."""
+# What OpenAI's API itself knows of Sampling.
+_STANDARD = {"temperature", "top_p", "presence_penalty", "frequency_penalty", "logit_bias"}
+
+
+def find_beyond_openai(request: GenerationRequest) -> str | None:
+    """The first thing in it that only llama.cpp's servers understand."""
+    for field in msgspec.structs.fields(request.sampling):
+        if field.name not in _STANDARD and getattr(request.sampling, field.name) is not None:
+            return f"sampling setting {field.name}"
+    return "stop by a token's id" if request.stop_ids else None
+
+
+def encode_request(
+    messages: Sequence[Message], request: GenerationRequest, *, model: str, features: Container[str] = ALL_FEATURES
+) -> bytes:
+    """The body of a streamed request. `features` are those of the server: "sampling" for llama.cpp's settings,
+    "stop_phrase" where it can name the phrase that stopped a reply.
+    """
     body: dict[str, Any] = {
         "model": model,
         "messages": [encode_message(message) for message in messages],
         "stream": True,
         "stream_options": {"include_usage": True},
-        "cache_prompt": True,
         "seed": request.seed,
-        **encode_sampling(request),
     }
+    if "sampling" in features:
+        body |= {"cache_prompt": True, **encode_sampling(request)}
+    else:
+        body |= msgspec.to_builtins(request.sampling, str_keys=True)
     if request.max_tokens is not None:
         body["max_tokens"] = request.max_tokens
     if request.stop:
         body["stop"] = request.stop
-        body["verbose"] = True  # names the phrase in the last frame
+        if "stop_phrase" in features:
+            body["verbose"] = True  # names the phrase in the last frame
     if request.top_logprobs is not None or request.stop_ids:
         body["logprobs"] = True
         # 0 alternatives would mean no probabilities at all.
@@ -152,6 +176,7 @@ class EventDecoder:
     def __init__(self, request: GenerationRequest) -> None:
         self._request = request
         self._finish_reason: str | None = None
+        self._stop_phrase: str | None = None
         self._verbose: _Verbose | None = None
         self._timings = EngineTimings()
         self.usage = Usage()
@@ -183,12 +208,13 @@ class EventDecoder:
     def _decode_choice(self, choice: _Choice) -> list[Delta | Ended]:
         if choice.finish_reason is not None:
             self._finish_reason = choice.finish_reason
+            self._stop_phrase = choice.stop_reason if isinstance(choice.stop_reason, str) else None
         entries = (choice.logprobs.content or []) if choice.logprobs is not None else []
         if self._request.stop_ids and any(entry.id in self._request.stop_ids for entry in entries):
             return [Ended(stop_reason=StopReason.STOP_PHRASE, usage=self.usage, timings=Timings())]
         delta, events = choice.delta, list[Delta | Ended]()
-        if delta.reasoning_content:
-            events.append(ReasoningDelta(text=delta.reasoning_content))
+        if thought := delta.reasoning_content or delta.reasoning:
+            events.append(ReasoningDelta(text=thought))
         for call in delta.tool_calls or ():
             function = call.function
             events.append(
@@ -216,8 +242,10 @@ class EventDecoder:
 
     def _decode_end(self) -> Ended:
         reason = _STOP_REASONS.get(self._finish_reason or "", StopReason.END)
-        phrase = None
+        phrase = self._stop_phrase
         context_full = False
+        if phrase is not None:
+            reason = StopReason.STOP_PHRASE
         if self._verbose is not None:
             context_full = self._verbose.truncated
             if self._verbose.stop_type == "word":

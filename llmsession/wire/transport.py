@@ -7,6 +7,7 @@ https://www.rfc-editor.org/rfc/rfc9112
 
 from __future__ import annotations
 
+import ssl
 from collections.abc import AsyncIterator
 
 import httpx
@@ -115,14 +116,22 @@ class BodyStream(httpx.AsyncByteStream):
 
 
 class DirectTransport(httpx.AsyncBaseTransport):
-    """Opens a connection, sends the request, gives the response as soon as its head is there. Plain HTTP only."""
+    """Opens a connection, sends the request, gives the response as soon as its head is there.
+
+    `tls` is what https:// is spoken with; without it only http:// is.
+    """
+
+    def __init__(self, tls: ssl.SSLContext | None = None) -> None:
+        self._tls = tls
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         """The response, its body still to come. Raises httpx's own errors."""
-        if request.url.scheme != "http":
-            raise httpx.UnsupportedProtocol("only http:// is spoken here", request=request)
+        secure = request.url.scheme == "https" and self._tls is not None
+        if request.url.scheme != "http" and not secure:
+            raise httpx.UnsupportedProtocol(f"{request.url.scheme}:// is not spoken here", request=request)
+        port = request.url.port or (443 if secure else 80)
         try:
-            connection = await open_connection(request.url.host, request.url.port or 80)
+            connection = await open_connection(request.url.host, port, self._tls if secure else None)
         except OSError as error:
             raise httpx.ConnectError(str(error), request=request) from error
         try:

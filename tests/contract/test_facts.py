@@ -17,7 +17,7 @@ from anyio.lowlevel import checkpoint
 from llmsession import Message, PromptEncoding, Sampling, Session
 from llmsession.wire import completion_api, openai_api
 from llmsession.wire.request import GenerationRequest
-from tests.engines import Engine
+from tests.engines import Engine, own_files
 
 pytestmark = pytest.mark.anyio
 
@@ -115,9 +115,10 @@ async def ask(session: Session, path: str, body: bytes) -> list[dict[str, Any]]:
 async def test_the_facts_of_a_session(session: Session, engine: Engine, api: str | None) -> None:
     """API.md 3, the last row of the table of calls."""
     assert "tiny-chat" == session.model
-    assert session.model_path.is_file()
-    assert "tiny-chat.gguf" == session.model_path.name
-    assert session.model_path.stat().st_size == session.info.size_bytes
+    model_path, _ = own_files(session)
+    assert model_path.is_file()
+    assert "tiny-chat.gguf" == model_path.name
+    assert model_path.stat().st_size == session.info.size_bytes
     assert "llama" == session.info.architecture
     assert session.info.vocab_size == session.max_top_logprobs
     if api is None:
@@ -155,15 +156,16 @@ async def test_the_process_is_ours_and_its_log_is_kept(session: Session) -> None
     """API.md 3: pid, log_path."""
     assert session.pid is not None
     assert os.getpid() == psutil.Process(session.pid).ppid()
-    assert session.log_path.is_file()
-    assert session.log_path.stat().st_size > 0
+    _, log_path = own_files(session)
+    assert log_path.is_file()
+    assert log_path.stat().st_size > 0
 
 
 async def test_the_key_is_on_no_command_line_and_in_no_log(session: Session) -> None:
     """LLAMA_SERVER F9: the key not in argv, which everyone can read."""
     assert session.pid is not None
     assert session.api_key not in " ".join(psutil.Process(session.pid).cmdline())
-    assert session.api_key not in session.log_path.read_text(errors="replace")
+    assert session.api_key not in own_files(session)[1].read_text(errors="replace")
 
 
 @pytest.mark.parametrize("headers", [{}, {"Authorization": "Bearer wrong"}], ids=["no key", "wrong key"])
@@ -249,7 +251,7 @@ async def test_options_reach_the_engine(engine: Engine, tmp_path: Path) -> None:
     async with Session(**options) as session:
         assert 768 == session.context_length
         assert 2 == session.parallel
-        assert cache in session.log_path.parents
+        assert cache in own_files(session)[1].parents
     assert all(0.0 <= share <= 1.0 for share in progress)
 
 

@@ -108,12 +108,24 @@ async def test_a_second_turn_is_read_from_the_cache(session: Session) -> None:
     assert again.usage.cached_tokens >= reply.usage.prompt_tokens - 1
 
 
+async def test_the_system_prompt_is_filled_in(session: Session) -> None:
+    """CAPABILITIES C2: `{now}` and `{model}` there and nowhere else; counted as it is sent."""
+    braces = "{now} {model} {other}"
+    messages = [Message.system(braces), Message.user(f"reply with '{braces}'")]
+    reply = await session.prompt(messages, temperature=0)
+    assert braces == reply.text
+    filled = [Message.system(f"Friday 2026-11-20 19:19 {session.model} {{other}}"), messages[1]]
+    days = len("Wednesday") - len("Friday")
+    assert 0 <= reply.usage.prompt_tokens - await session.count_tokens(filled) <= days
+    assert await session.count_tokens(messages) == reply.usage.prompt_tokens
+
+
 async def test_a_name_is_remembered_over_two_turns(session: Session) -> None:
     """Issue 1: the bundled model is good enough for a remembered name."""
     messages = [Message.user("My name is Rosalind.")]
     reply = await session.prompt(messages, temperature=0)
     messages += [Message.assistant(reply.text), Message.user("What is my name?")]
-    assert "Rosalind" in (await session.prompt(messages, temperature=0)).text
+    assert "Your name is Rosalind." == (await session.prompt(messages, temperature=0)).text
 
 
 async def test_a_long_reply_arrives_in_many_pieces(session: Session) -> None:

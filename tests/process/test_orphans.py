@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from tests import fake_llama_server
-from tests.engines import ENGINES, Engine
+from tests.engines import ENGINES, Engine, own_child
 from tests.process.programs import GONE_WITHIN, is_alive, without_child_mode
 
 # Says what it has reached, a line each, and reads on for ever.
@@ -184,7 +184,7 @@ def test_closed_stdin_alone_ends_an_idle_engine(engine: Engine) -> None:
 
     async def main() -> int | None:
         async with Session(**engine.options()) as session:
-            child = session._endpoint.child
+            child = own_child(session)
             assert child._process is not None
             child._process.close_stdin()
             with anyio.fail_after(10):

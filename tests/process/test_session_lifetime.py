@@ -24,7 +24,7 @@ from llmsession.paths import records_folder
 from llmsession.processes.child import State
 from llmsession.processes.records import read_records, write_record
 from tests import fake_llama_server
-from tests.engines import ENGINES, Engine
+from tests.engines import ENGINES, Engine, own_child, own_files
 from tests.model_files import write_random_model
 from tests.process.programs import is_alive, without_child_mode
 
@@ -169,7 +169,7 @@ async def test_many_who_find_it_dead_start_it_once(engine: Engine, cache_dir: Pa
     async with Session(**engine.options()) as session:
         assert session.pid is not None
         os.kill(session.pid, signal.SIGKILL)
-        await session._endpoint.child.exited.wait()
+        await own_child(session).exited.wait()
         with anyio.fail_after(30):
             async with anyio.create_task_group() as group:
                 for _ in range(12):
@@ -226,7 +226,7 @@ async def test_closing_is_bounded_whatever_the_engine_does(tmp_path: Path) -> No
     """DESIGN 9, P8: an engine that ignores everything, with a reply in flight that never begins."""
     server = fake_llama_server.wrapper(tmp_path, "--ignore-stdin --ignore-sigterm --hang-stream")
     session = await Session.open(backend="llama-server", server_path=server)
-    child = session._endpoint.child
+    child = own_child(session)
 
     async def waiting() -> None:
         with pytest.raises(ClosedError):
@@ -252,9 +252,10 @@ async def test_a_session_that_was_never_opened_can_be_closed(engine: Engine) -> 
 
 async def test_a_session_whose_start_failed_can_be_closed_again_and_again(engine: Engine, tmp_path: Path) -> None:
     """DESIGN 4: any state, here failed."""
-    session = Session(write_random_model(tmp_path / "cut.gguf"), **engine.options())
-    with session.model_path.open("r+b") as file:
-        file.truncate(session.model_path.stat().st_size - 10_000)
+    model_path = write_random_model(tmp_path / "cut.gguf")
+    session = Session(model_path, **engine.options())
+    with model_path.open("r+b") as file:
+        file.truncate(model_path.stat().st_size - 10_000)
     with anyio.fail_after(30), pytest.raises(LLMSessionError):
         await session.__aenter__()
     await session.aclose()
@@ -264,7 +265,7 @@ async def test_a_session_whose_start_failed_can_be_closed_again_and_again(engine
 async def test_ten_may_close_it_at_once_also_when_cancelled(engine: Engine) -> None:
     """DESIGN 4: idempotent, from any task; STYLE 1: shielded and bounded. The engine ends by itself, unkilled."""
     session = await Session.open(**engine.options())
-    child = session._endpoint.child
+    child = own_child(session)
     with anyio.fail_after(10):
         async with anyio.create_task_group() as group:
             for _ in range(10):
@@ -277,7 +278,7 @@ async def test_ten_may_close_it_at_once_also_when_cancelled(engine: Engine) -> N
 async def test_another_event_loop_in_another_thread_may_close_it(engine: Engine, other: str) -> None:
     """DESIGN 4: bots close their session from another task or loop; here with a reply in flight in the first."""
     session = await Session.open(**engine.options())
-    child = session._endpoint.child
+    child = own_child(session)
     closer = threading.Thread(target=anyio.run, args=(session.aclose,), kwargs={"backend": other})
 
     async def read_on() -> None:
@@ -298,7 +299,7 @@ async def test_another_event_loop_in_another_thread_may_close_it(engine: Engine,
 async def test_an_engine_that_hangs_is_gone_after_aclose(engine: Engine) -> None:
     """DESIGN 4: the ladder ends with SIGKILL. A stopped process hears neither the exit line nor SIGTERM."""
     session = await Session.open(**engine.options())
-    child = session._endpoint.child
+    child = own_child(session)
     assert child.pid is not None
     os.kill(child.pid, signal.SIGSTOP)
     with anyio.fail_after(5):
@@ -351,7 +352,7 @@ async def test_a_grandchild_of_the_engine_is_gone_with_it(
     else:
         options["server_path"] = str(program)
     async with Session(**options) as session:
-        found = re.search(r"grandchild (\d+)", session.log_path.read_text())
+        found = re.search(r"grandchild (\d+)", own_files(session)[1].read_text())
         assert found is not None
         grandchild = int(found.group(1))
         assert is_alive(grandchild)
@@ -418,7 +419,7 @@ async def test_a_build_without_child_mode_is_started_by_port_and_health(
         monkeypatch.setattr(llama_server, "_free_port", lambda: ports.pop() if ports else real())
         server = without_child_mode(tmp_path, binary)
         async with Session(**{**binary.options(), "server_path": server}) as session:
-            child = session._endpoint.child
+            child = own_child(session)
             assert (False, None) == (child.command.watches_stdin, child.command.farewell)
             assert "ok" == await session.get_health()
             with anyio.fail_after(5):

@@ -135,3 +135,16 @@ def test_a_record_with_an_impossible_number_is_removed(tmp_path: Path, ended: in
     (tmp_path / "1.json").write_bytes(msgspec.json.encode(record))
     assert [] == clear_leftovers(tmp_path)
     assert [] == list(tmp_path.iterdir())
+
+
+def test_a_record_carries_a_note_and_is_its_owners_alone(tmp_path: Path, sleeper: subprocess.Popen[bytes]) -> None:
+    """Where a server listens and with which key: for this user's `llmsession metrics`."""
+    note = {"url": "http://127.0.0.1:1", "key": "secret"}
+    path = write_record(tmp_path, sleeper.pid, name="engine", log=tmp_path / "log", note=note)
+    assert path is not None
+    record = read_records(tmp_path)[path]
+    assert (note, True) == (record.note, record.is_alive)
+    assert 0o600 == path.stat().st_mode & 0o777
+    sleeper.kill()
+    sleeper.wait()
+    assert not record.is_alive

@@ -9,6 +9,7 @@ import pytest
 
 from llmsession.completion import StopReason, Usage
 from llmsession.messages import Message, Role, ToolCall
+from llmsession.sampling import Sampling
 from llmsession.wire import openai_api
 from llmsession.wire.events import Ended, ReasoningDelta, TextDelta, ToolCallDelta
 from tests.unit.wire.test_completion_api import make
@@ -86,10 +87,22 @@ def test_a_length_below_the_limit_is_the_contexts_end(max_tokens: int | None, fu
     assert (StopReason.LENGTH, full) == (end.stop_reason, end.context_full)
 
 
-def test_reasoning_comes_apart() -> None:
-    """LLAMA_SERVER 3.8: delta.reasoning_content."""
+@pytest.mark.parametrize(
+    ("stopped", "expected"), [("###", (StopReason.STOP_PHRASE, "###")), (7, (StopReason.END, None))]
+)
+def test_vllm_names_the_phrase_in_a_field_of_its_own(
+    stopped: str | int, expected: tuple[StopReason, str | None]
+) -> None:
+    """Its `stop_reason`: the phrase, or the id of a token that ended the reply."""
+    (end,) = decode(chunk(finish="stop", choice={"stop_reason": stopped}), COUNTED)
+    assert expected == (end.stop_reason, end.stop_phrase)
+
+
+@pytest.mark.parametrize("name", ["reasoning_content", "reasoning"])
+def test_reasoning_comes_apart(name: str) -> None:
+    """LLAMA_SERVER 3.8: delta.reasoning_content; vLLM and Ollama say reasoning."""
     assert [ReasoningDelta(text="hm"), TextDelta(text="ok", completion_tokens=2)] == decode(
-        chunk({"reasoning_content": "hm"}), chunk({"content": "ok"})
+        chunk({name: "hm"}), chunk({"content": "ok"})
     )
 
 
@@ -144,3 +157,29 @@ def test_the_body_streams_and_asks_for_the_counts() -> None:
         body["stream"], body["stream_options"]["include_usage"], body["max_tokens"], body["stop"], body["verbose"],
         body["logprobs"], body["top_logprobs"],
     )  # fmt: skip
+
+
+def test_a_server_that_knows_openais_api_only_gets_no_more() -> None:
+    """OpenAI refuses fields that it does not know."""
+    sampling = Sampling(temperature=0.5, top_p=0.9, presence_penalty=0.1, frequency_penalty=0.2, logit_bias={5: 1.0})
+    request = make(max_tokens=3, stop="x", top_logprobs=2, sampling=sampling)
+    assert openai_api.find_beyond_openai(request) is None
+    body = json.loads(openai_api.encode_request([Message.user("hi")], request, model="m", features=()))
+    assert {
+        "model", "messages", "stream", "stream_options", "seed", "max_tokens", "stop", "temperature", "top_p",
+        "presence_penalty", "frequency_penalty", "logit_bias", "logprobs", "top_logprobs",
+    } == set(body)  # fmt: skip
+    assert {"5": 1.0} == body["logit_bias"]
+
+
+@pytest.mark.parametrize(
+    ("given", "name"),
+    [
+        ({"sampling": Sampling(top_k=3)}, "sampling setting top_k"),
+        ({"sampling": Sampling(temperature=1.0, ignore_eos=False)}, "sampling setting ignore_eos"),
+        ({"stop": [5]}, "stop by a token's id"),
+    ],
+)
+def test_what_only_llama_cpp_understands_is_found(given: dict[str, Any], name: str) -> None:
+    """CAPABILITIES B5: less what it lacks."""
+    assert name == openai_api.find_beyond_openai(make(**given))

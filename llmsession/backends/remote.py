@@ -1,0 +1,229 @@
+"""A server that somebody else runs: where it is, what it is, and what it can therefore do. Nothing is started here.
+
+What it is, is read off its answers: llama-server and llamafile have /props; everything else that speaks OpenAI's API
+lists its models under /v1/models, where vLLM signs its name; Ollama has a version of its own.
+https://platform.openai.com/docs/api-reference/models/list
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+import ssl
+import time
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import anyio
+import msgspec
+
+from llmsession.backends.backend import LLAMA_SERVER_FEATURES, Endpoint, Facts, Feature, parse_facts
+from llmsession.errors import (
+    AuthError,
+    ConfigError,
+    OverloadedError,
+    ProtocolError,
+    ReplyTimeoutError,
+    ServerError,
+    StartTimeoutError,
+    UndecodableError,
+)
+from llmsession.wire.http import HttpClient
+
+# So long one question may take that a server answers beside its work.
+PROBE_TIMEOUT = 10.0
+LOADING_PAUSE = 0.25
+
+_HOST_PORT = re.compile(r"(?:[^/?#@:\s]+|\[[0-9a-fA-F:.%]+\])(?::[^/?#\s]*)?(?:/[^?#\s]*)?")
+
+
+class Address(msgspec.Struct, frozen=True, kw_only=True):
+    """Where it is, and how it is spoken to. `verify`: False for any certificate, or a file of trusted ones."""
+
+    base_url: str
+    api_key: str | None = None
+    headers: dict[str, str] = {}
+    verify: bool | str | Path = True
+
+    def make_client(self) -> HttpClient:
+        """Raises ConfigError where the certificates cannot be read."""
+        tls = make_tls(self.verify) if self.base_url.startswith("https:") else None
+        return HttpClient(self.base_url, api_key=self.api_key, headers=self.headers, tls=tls)
+
+
+def parse_remote(text: str) -> str:
+    """The base URL of `host`, `host:port` or a URL; `/v1` at its end is what we add ourselves. Raises ConfigError."""
+    given = text.strip()
+    if "://" not in given and _HOST_PORT.fullmatch(given):
+        given = f"http://{given}"
+    wanted = "give host:port, or a URL such as https://host/path"
+    try:
+        parts = urlsplit(given)
+        port = parts.port
+    except ValueError as error:
+        raise ConfigError(f"remote={text!r} is no address of a server ({error}): {wanted}") from None
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment or port == 0:
+        raise ConfigError(f"remote={text!r} is no address of a server: {wanted}")
+    if parts.netloc.endswith(":"):
+        raise ConfigError(f"remote={text!r} has no port after its colon: {wanted}")
+    if parts.username is not None or parts.password is not None:
+        raise ConfigError("remote= holds a user or a password, which would end up in logs: use api_key= or headers=")
+    host = parts.hostname
+    if ":" in host:
+        try:
+            ipaddress.IPv6Address(host.partition("%")[0])
+        except ValueError:
+            raise ConfigError(f"remote={text!r} is no address of a server: {wanted}") from None
+        host = f"[{host}]"
+    path = parts.path.rstrip("/").removesuffix("/v1").rstrip("/")
+    return f"{parts.scheme}://{host}{f':{port}' if port is not None else ''}{path}"
+
+
+def make_tls(verify: bool | str | Path) -> ssl.SSLContext:  # noqa: FBT001 - the option's own form
+    """Raises ConfigError where the named certificates cannot be read."""
+    if isinstance(verify, bool):
+        context = ssl.create_default_context()
+        if not verify:
+            context.check_hostname = False
+            context.verify_mode = ssl.CERT_NONE
+        return context
+    try:
+        return ssl.create_default_context(cafile=str(verify))
+    except (OSError, ssl.SSLError) as error:
+        raise ConfigError(f"verify={str(verify)!r} is no file of certificates: {error}") from error
+
+
+async def attach(address: Address, *, model: str | None, parallel: int, timeout: float) -> tuple[str, Endpoint]:
+    """The model's name and the server, once it is ready; a model that is still loading is waited for.
+
+    Raises ConnectionLostError where nobody is there, AuthError where it wants another key, ProtocolError where it is no
+    server for language models, StartTimeoutError where it is not ready in time.
+    """
+    client = address.make_client()
+    deadline = time.monotonic() + timeout
+    while True:
+        try:
+            return await _identify(address, client, model, parallel)
+        except OverloadedError as error:
+            if time.monotonic() > deadline:
+                raise StartTimeoutError(f"{client.base_url} is not ready after {timeout:g} s: {error}") from error
+        await anyio.sleep(LOADING_PAUSE)
+
+
+async def _identify(address: Address, client: HttpClient, model: str | None, parallel: int) -> tuple[str, Endpoint]:
+    key = address.api_key or ""
+    props = await _ask(client, "/props")
+    if props is not None and (facts := _read_props(props)) is not None:
+        said = msgspec.json.decode(props, type=_Props)
+        name = model or await _first_model(client) or Path(said.model_path).stem or "unknown"
+        features = set(LLAMA_SERVER_FEATURES)
+        if said.endpoint_slots is False:
+            features.discard("slots")
+        if said.endpoint_metrics is False:
+            features.discard("metrics")
+        kind = "llama-server"
+        if not said.build_info:  # those of before 2025, llamafile's among them
+            kind = "llamafile"
+            features -= {"chat_count", "stop_phrase"}
+        endpoint = Endpoint(
+            backend=kind, client=client, api_key=key, facts=facts, version=said.build_info or "unknown",
+            features=frozenset(features),
+        )  # fmt: skip
+        return name, endpoint
+    models = await _read_models(client)
+    kind, version = await _recognise(client, models)
+    chosen = next((entry for entry in models if entry.id == model), models[0] if models else None)
+    context = chosen.max_model_len if chosen is not None else None
+    name = model or (chosen.id if chosen is not None else "default")
+    endpoint = Endpoint(
+        backend=kind,
+        client=client,
+        api_key=key,
+        facts=Facts(context_length=context, parallel=parallel, build=version),
+        version=version,
+        features=frozenset[Feature](),
+    )
+    return name, endpoint
+
+
+class _Props(msgspec.Struct):
+    model_path: str = ""
+    build_info: str = ""
+    endpoint_slots: bool | None = None
+    endpoint_metrics: bool | None = None
+
+
+class _ListedModel(msgspec.Struct):
+    id: str
+    owned_by: str = ""
+    max_model_len: int | None = None
+
+
+class _Models(msgspec.Struct):
+    data: list[_ListedModel]
+
+
+class _Version(msgspec.Struct):
+    version: str
+
+
+def _read_props(props: bytes) -> Facts | None:
+    """None where this is not llama.cpp's."""
+    try:
+        return parse_facts(props)
+    except UndecodableError:
+        return None
+
+
+async def _first_model(client: HttpClient) -> str | None:
+    listed = await _ask(client, "/v1/models")
+    try:
+        models = msgspec.json.decode(listed or b"", type=_Models).data
+    except msgspec.DecodeError:
+        return None
+    return models[0].id if models else None
+
+
+async def _read_models(client: HttpClient) -> list[_ListedModel]:
+    """Raises ProtocolError where there is no list of models."""
+    listed = await _ask(client, "/v1/models")
+    why = "it has neither /props nor /v1/models"
+    if listed is not None:
+        try:
+            return msgspec.json.decode(listed, type=_Models).data
+        except msgspec.DecodeError:
+            start = listed[:200].decode(errors="replace").lstrip().lower()
+            web = start.startswith(("<!doctype", "<html"))
+            why = "it answered with a web page" if web else "its list of models cannot be read"
+    raise ProtocolError(f"{client.base_url} is no server for language models: {why} (is the address right?)")
+
+
+async def _recognise(client: HttpClient, models: list[_ListedModel]) -> tuple[str, str]:
+    """What it calls itself, and its version."""
+    if any(entry.owned_by == "vllm" for entry in models):
+        return "vllm", await _ask_version(client, "/version") or "unknown"
+    if version := await _ask_version(client, "/api/version"):
+        return "ollama", version
+    return "openai", "unknown"
+
+
+async def _ask_version(client: HttpClient, path: str) -> str | None:
+    answer = await _ask(client, path)
+    try:
+        return msgspec.json.decode(answer or b"", type=_Version).version
+    except msgspec.DecodeError:
+        return None
+
+
+async def _ask(client: HttpClient, path: str) -> bytes | None:
+    """None where it has no such page. Raises what a user has to mend: no connection, the key, nothing but silence."""
+    try:
+        return await client.get(path, timeout=PROBE_TIMEOUT)
+    except (AuthError, OverloadedError):
+        raise
+    except ServerError:
+        return None
+    except ReplyTimeoutError as error:
+        raise StartTimeoutError(
+            f"{client.base_url} accepts connections and does not answer: is a language model's server there?"
+        ) from error

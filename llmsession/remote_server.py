@@ -1,0 +1,110 @@
+"""RemoteServer: the server of a session that somebody else runs. It is asked who it is, and otherwise left alone."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from llmsession.backends.backend import Endpoint
+from llmsession.backends.remote import Address, attach, parse_remote
+from llmsession.errors import ClosedError, ConfigError, UnsupportedFeatureError
+from llmsession.models import bundled
+from llmsession.server import Model, resolve_encoding
+
+if TYPE_CHECKING:
+    from llmsession.errors import LLMSessionError
+    from llmsession.models.gguf import ModelInfo
+    from llmsession.options import Options
+
+# What only a server that we start can be told.
+_OURS_ONLY = ("context_length", "threads", "server_path", "extra_args", "on_progress")
+
+
+class RemoteServer:
+    """What a Server is to its session, for one that was already there."""
+
+    def __init__(self, options: Options) -> None:
+        if options.remote is None:
+            raise ConfigError("remote= names the server")
+        wrong = [name for name in _OURS_ONLY if getattr(options, name)]
+        if options.backend != "auto":
+            wrong.append("backend")
+        if wrong:
+            raise ConfigError(f"{', '.join(wrong)}: not for a remote server, which was started by somebody else")
+        self._address = Address(
+            base_url=parse_remote(options.remote),
+            api_key=options.api_key,
+            headers=dict(options.headers),
+            verify=options.verify,
+        )
+        self._options = options
+        self._endpoint: Endpoint | None = None
+        self._closed = False
+        self.info: ModelInfo | None = None
+        given = str(options.model) if options.model is not None else None
+        known = bundled.ENCODING if given == bundled.NAME and options.prompt_encoding is None else None
+        self.model = Model(name=given or "", path=None, encoding=resolve_encoding(known or options.prompt_encoding))
+
+    @property
+    def endpoint(self) -> Endpoint | None:
+        """What it is, once it was asked."""
+        return self._endpoint
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether the session was closed; the server goes on."""
+        return self._closed
+
+    @property
+    def is_starting(self) -> bool:
+        """Never: it is not ours to start."""
+        return False
+
+    async def ensure_ready(self) -> Endpoint:
+        """What it is. Raises ClosedError and what the first look at it can raise."""
+        if self._closed:
+            raise ClosedError("the session is closed: open another")
+        if self._endpoint is not None:
+            return self._endpoint
+        name, endpoint = await attach(
+            self._address,
+            model=self.model.name or None,
+            parallel=self._options.parallel,
+            timeout=self._options.start_timeout,
+        )
+        encoding = self.model.encoding
+        if encoding is not None and "completion" not in endpoint.features:
+            if self._options.prompt_encoding is not None:
+                raise UnsupportedFeatureError(
+                    f"{endpoint.backend} at {endpoint.client.base_url} has no /completion for a prompt of our own "
+                    'encoding: use prompt_encoding="chat"',
+                    feature="prompt_encoding",
+                    backend=endpoint.backend,
+                )
+            encoding = None
+        self.model = Model(name=name, path=None, encoding=encoding)
+        self._endpoint = endpoint
+        return endpoint
+
+    def refuse_starts(self) -> None:
+        """From now on it is not asked any more."""
+        self._closed = True
+
+    def close_soon(self) -> None:
+        """The same: there is nothing to end."""
+        self._closed = True
+
+    async def aclose(self) -> None:
+        """The same."""
+        self._closed = True
+
+    def rotate_log(self) -> None:
+        """Its log is its owner's."""
+
+    async def has_died(self, endpoint: Endpoint) -> bool:
+        """Nobody here can know."""
+        del endpoint
+        return False
+
+    async def explain(self, error: LLMSessionError) -> LLMSessionError:
+        """A lost connection is no more than that."""
+        return ClosedError("the session was closed") if self._closed else error
