@@ -13,6 +13,8 @@ TOKENS = "contract/test_tokens.py"
 FACTS = "contract/test_facts.py"
 BAD_INPUT = "integration/test_bad_input.py"
 COMMAND = "integration/test_command.py"
+CHAT_COMMAND = "integration/test_chat_command.py"
+REMOTE = "integration/test_remote.py"
 CHILD = "process/test_child.py"
 ORPHANS = "process/test_orphans.py"
 LIFETIME = "process/test_session_lifetime.py"
@@ -56,6 +58,10 @@ CAPABILITIES = {
             f"{BAD_INPUT}::test_the_embedded_engine_takes_no_flags",
         ),
     ),
+    "B5": Capability(
+        "backend remote: host:port or URL, key, TLS, path prefix; whatever speaks OpenAI's API, less what it lacks",
+        (REMOTE, "unit/test_remote_address.py"),
+    ),
     "B7": Capability(
         "start: race-free port, private key, loopback, own group, a deadline that moves with progress",
         (LIFETIME, f"{BAD_INPUT}::test_a_cache_folder_that_cannot_be_made_is_a_config_error"),
@@ -88,6 +94,10 @@ CAPABILITIES = {
             f"{BAD_INPUT}::test_a_plain_with_is_told_the_right_word",
             f"{BAD_INPUT}::test_a_session_is_opened_once",
         ),
+    ),
+    "C2": Capability(
+        "{now} and {model} in the system prompt, to the minute; nothing else is rendered",
+        ("unit/test_system_prompt.py", f"{REPLIES}::test_the_system_prompt_is_filled_in"),
     ),
     "C3": Capability(
         "generate: raw text or token ids; stop phrases, kept or not",
@@ -124,6 +134,6 @@ CAPABILITIES = {
             ENDINGS,
         ),
     ),
-    "E2": Capability("the command: run, version", (COMMAND,)),
+    "E2": Capability("the command: run, chat, metrics, doctor, version", (COMMAND, CHAT_COMMAND)),
     "E3": Capability("README's code runs in a test", ("test_readme.py",)),
 }

@@ -14,15 +14,22 @@ BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 EXPECTED = [
     r"ok chief\n",
     r"Your name is Rosalind\.\nend: \d+ tokens, \d+ a second\n",
+    r"llama-server river\n",
+    r"options\.yaml, line 3: 'context_lenght' is no option: did you mean 'context_length'\?\n",
     r"\d{4,} tokens do not fit into 512\nthe session is closed: open another\n",
 ]
 
 
 @pytest.mark.parametrize(("block", "expected"), list(zip(BLOCKS, EXPECTED, strict=True)), ids=range(len(BLOCKS)))
-def test_each_block_of_code_prints_what_a_reader_expects(block: str, expected: str) -> None:
+def test_each_block_of_code_prints_what_a_reader_expects(block: str, expected: str, tmp_path: Path) -> None:
     """STYLE 6: README's code blocks are run by a test."""
     done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", block], capture_output=True, text=True, timeout=120, check=False
+        [sys.executable, "-W", "error", "-c", block],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+        cwd=tmp_path,
     )
     assert ("", 0) == (done.stderr, done.returncode)
     assert re.fullmatch(expected, done.stdout), done.stdout

@@ -8,7 +8,7 @@ import platform
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -23,10 +23,19 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-
-@app.callback()
-def _commands() -> None:
-    """Only there so that one command alone keeps its name."""
+Model = Annotated[str | None, typer.Option(help="A GGUF file. [default: the bundled demonstration model]")]
+Remote = Annotated[
+    str | None,
+    typer.Option(help="HOST:PORT or the URL of a server that is already there; its key in LLMSESSION_API_KEY."),
+]
+Backend = Annotated[str | None, typer.Option(help="Which engine: auto, llama-server or embedded. [default: auto]")]
+Config = Annotated[Path | None, typer.Option(help="A YAML file of options.")]
+System = Annotated[str | None, typer.Option(help="The system prompt; {now} and {model} in it are filled in.")]
+MaxTokens = Annotated[int | None, typer.Option(help="The longest reply, in tokens.")]
+Temperature = Annotated[float | None, typer.Option(help="0 for the likeliest words, more for variety.")]
+Seed = Annotated[int | None, typer.Option(help="The same seed gives the same reply.")]
+Json = Annotated[bool, typer.Option("--json", help="Print data for programs.")]
+Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="Say where the engine's log is.")]
 
 
 @contextlib.contextmanager
@@ -44,17 +53,88 @@ def reported_errors() -> Iterator[None]:
 
 @app.command()
 def run(
-    prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="What to say to the model.")],
+    prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="What to say to the model; - reads it from stdin.")],
     *,
-    model: Annotated[Path | None, typer.Option(help="A GGUF file. [default: the bundled demonstration model]")] = None,
-    backend: Annotated[str, typer.Option(help="Which engine: auto, llama-server or embedded.")] = "auto",
-    verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Say where the engine's log is.")] = False,
+    system: System = None,
+    max_tokens: MaxTokens = None,
+    temperature: Temperature = None,
+    seed: Seed = None,
+    model: Model = None,
+    remote: Remote = None,
+    backend: Backend = None,
+    config: Config = None,
+    as_json: Json = False,
+    verbose: Verbose = False,
 ) -> None:
     """One reply to PROMPT on stdout, and nothing else there."""
     from llmsession.cli.run import run_prompt
 
     with reported_errors():
-        run_prompt(prompt, model=model, backend=backend, verbose=verbose)
+        run_prompt(
+            prompt,
+            options=_given(model=model, remote=remote, backend=backend),
+            config=config,
+            system=system,
+            keywords=_given(max_tokens=max_tokens, temperature=temperature, seed=seed),
+            as_json=as_json,
+            verbose=verbose,
+        )
+
+
+@app.command()
+def chat(
+    *,
+    system: System = None,
+    max_tokens: MaxTokens = None,
+    temperature: Temperature = None,
+    seed: Seed = None,
+    model: Model = None,
+    remote: Remote = None,
+    backend: Backend = None,
+    config: Config = None,
+    verbose: Verbose = False,
+) -> None:
+    """Talk with a model: a line is a question, also through a pipe. Ctrl-C stops an answer, Ctrl-D leaves."""
+    from llmsession.cli.chat import run_chat
+
+    with reported_errors():
+        run_chat(
+            options=_given(model=model, remote=remote, backend=backend),
+            config=config,
+            system=system,
+            keywords=_given(max_tokens=max_tokens, temperature=temperature, seed=seed),
+            verbose=verbose,
+        )
+
+
+@app.command()
+def metrics(
+    *,
+    remote: Remote = None,
+    watch: Annotated[bool, typer.Option("--watch", help="Show them again each second, until Ctrl-C.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Tokens and rates of this user's servers that run now, or of a remote one."""
+    from llmsession.cli.metrics import show_metrics
+
+    with reported_errors():
+        show_metrics(remote=remote, watch=watch, as_json=as_json)
+
+
+@app.command()
+def doctor(
+    *,
+    model: Model = None,
+    backend: Backend = None,
+    as_json: Json = False,
+) -> None:
+    """What would run here, why, and whether it does: engines, versions, memory, threads, folders, a first reply."""
+    from llmsession.cli.doctor import examine
+
+    with reported_errors():
+        healthy = examine(options=_given(model=model, backend=backend), as_json=as_json)
+    if not healthy:
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -64,3 +144,8 @@ def version() -> None:
         f"llmsession {importlib.metadata.version('llmsession')}, "
         f"Python {platform.python_version()} on {platform.system()} {platform.machine()}"
     )
+
+
+def _given(**values: Any) -> dict[str, Any]:
+    """Those that were."""
+    return {name: value for name, value in values.items() if value is not None}

@@ -4,27 +4,52 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import anyio
 
-from llmsession.models import bundled
-from llmsession.session import Session
+from llmsession.cli.start import load_options, started
+from llmsession.errors import UsageError
+from llmsession.messages import Message
+from llmsession.options import Options
 
 
-def run_prompt(prompt: str, *, model: Path | None, backend: str, verbose: bool) -> None:
+def run_prompt(
+    prompt: str,
+    *,
+    options: dict[str, Any],
+    config: Path | None,
+    system: str | None,
+    keywords: dict[str, Any],
+    as_json: bool,
+    verbose: bool,
+) -> None:
     """Stream the reply to stdout. Raises LLMSessionError; KeyboardInterrupt after Ctrl-C, with everything put away."""
-    if model is None:
-        _say(bundled.NOTICE)
-    anyio.run(_reply, prompt, model, backend, verbose)
+    text = _read_stdin() if prompt == "-" else prompt
+    messages = [*([Message.system(system)] if system else []), Message.user(text)]
+    anyio.run(_reply, messages, load_options(options, config), keywords, as_json, verbose)
 
 
-async def _reply(prompt: str, model: Path | None, backend: str, verbose: bool) -> None:
-    async with Session(model, backend=backend) as session:
-        if verbose:
-            _say(f"{session.backend} {session.version}, log in {session.log_path}")
-        async with session.prompt_streaming(prompt) as stream:
+def _read_stdin() -> str:
+    """All of it, in UTF-8, without the line break at its end."""
+    if sys.stdin is None:
+        raise UsageError("there is no standard input to read the prompt from: it is closed")
+    text = sys.stdin.buffer.read().decode(errors="replace").removesuffix("\n").removesuffix("\r")
+    if not text.strip():
+        raise UsageError("there is nothing on standard input to reply to")
+    return text
+
+
+async def _reply(
+    messages: list[Message],
+    options: Options,
+    keywords: dict[str, Any],
+    as_json: bool,
+    verbose: bool,
+) -> None:
+    async with started(options, verbose=verbose) as session:
+        if as_json:
+            print((await session.prompt(messages, **keywords)).to_json())  # noqa: T201
+            return
+        async with session.prompt_streaming(messages, **keywords) as stream:
             await stream.print()
-
-
-def _say(sentence: str) -> None:
-    print(f"llmsession: {sentence}", file=sys.stderr)  # noqa: T201

@@ -10,7 +10,8 @@ ENCODING = "chatml"
 # Said once by the command line, so that nobody takes its answers for more than they are.
 NOTICE = (
     "tiny-chat is a demonstration of two megabytes: it repeats phrases, remembers a name and little more. "
-    "For a real model, give a GGUF file with --model PATH."
+    "For a real model, give a GGUF file with --model PATH; a good first one is Qwen3-0.6B-Q8_0.gguf "
+    "of Qwen/Qwen3-0.6B-GGUF on Hugging Face."
 )
 
 

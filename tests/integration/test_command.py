@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
+import anyio
 import pytest
 
+from llmsession import Session
 from tests.engines import Engine
 from tests.model_files import write_random_model
 
@@ -67,6 +71,110 @@ def test_wrong_use_is_one_sentence_and_exit_code_two(arguments: list[str], code:
     assert "Traceback" not in done.stderr
 
 
+def test_a_prompt_comes_from_stdin_with_a_dash() -> None:
+    """Issue 3: `-` reads the prompt from stdin; nothing, or a closed one, is wrong use."""
+    assert "river\n" == run("run", "-", "--temperature", "0", stdin='say "river"\n').stdout
+    for given in ("", " \n"):
+        done = run("run", "-", stdin=given)
+        assert ("", 2) == (done.stdout, done.returncode)
+        assert "nothing on standard input" in done.stderr
+    closed = ["/bin/sh", "-c", '"$@" <&-', "sh", *COMMAND, "run", "-"]
+    refused = subprocess.run(closed, capture_output=True, text=True, timeout=60, check=False)
+    assert 2 == refused.returncode
+    assert "it is closed" in refused.stderr
+
+
+def test_a_megabyte_on_stdin_is_one_sentence() -> None:
+    """Issue 3: a prompt of 1 MB on stdin."""
+    done = run("run", "-", stdin="long " * 200_000)
+    assert ("", 1) == (done.stdout, done.returncode)
+    assert 1 == sum("context_length=" in line for line in done.stderr.splitlines())
+
+
+def test_run_takes_the_keywords_of_a_reply() -> None:
+    """Issue 3: --system, --max-tokens, --temperature, --seed, --json."""
+    arguments = ["--temperature", "0", "--seed", "7", "--max-tokens", "5", "--json", "--system", "You are kind."]
+    done = run("run", "count to 10", *arguments)
+    said = json.loads(done.stdout)
+    assert ("1 2 3", 7, "length") == (said["text"], said["seed"], said["stop_reason"])
+    assert 5 == said["usage"]["completion_tokens"]
+
+
+def test_options_come_from_a_file_and_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """API 3: explicit before environment before YAML."""
+    config = tmp_path / "options.yaml"
+    config.write_text("context_length: 512\nbackend: chatgpt\n")
+    done = run("run", "hi", "--config", str(config))
+    assert 2 == done.returncode
+    assert f"{config}, line 2: backend='chatgpt' is unknown" in done.stderr
+    monkeypatch.setenv("LLMSESSION_PARALLEL", "many")
+    assert "LLMSESSION_PARALLEL='many'" in run("run", "hi").stderr
+    monkeypatch.setenv("LLMSESSION_PARALLEL", "2")
+    config.write_text("context_length: 100\n")
+    monkeypatch.setenv("LLMSESSION_CONFIG", str(config))
+    done = run("run", "x" * 2000)
+    assert "a conversation may use 256" in done.stderr
+
+
+def test_a_remote_is_talked_to(engine: Engine) -> None:
+    """Issue 3: --remote, its key in the environment."""
+
+    async def ask(*arguments: str) -> tuple[bytes, bytes]:
+        async with Session(**engine.options()) as session:
+            done = await anyio.run_process(
+                [*COMMAND, *arguments, "--remote", session.base_url],
+                env={**os.environ, "LLMSESSION_API_KEY": session.api_key},
+                check=False,
+            )
+        return done.stdout, done.stderr
+
+    assert (b"river\n", b"") == anyio.run(ask, "run", 'say "river"', "--temperature", "0")
+    out, err = anyio.run(ask, "metrics", "--json")
+    assert b"" == err
+    assert "tiny-chat" == json.loads(out)[0]["model"]
+
+
+def test_metrics_lists_what_runs_now(engine: Engine) -> None:
+    """Issue 3: tokens and rates of the running servers of this user; nothing where none runs."""
+    assert "no server of yours runs now\n" == run("metrics").stdout
+    assert "[]\n" == run("metrics", "--json").stdout
+
+    async def ask() -> tuple[Any, str]:
+        async with Session(**engine.options()) as session:
+            await session.prompt("hello", temperature=0, max_tokens=9)
+            return json.loads(run("metrics", "--json").stdout), run("metrics").stdout
+
+    (row,), table = anyio.run(ask)
+    assert ("tiny-chat", 9) == (row["model"], row["metrics"]["generated"]["count"])
+    assert row["seconds"] > 0
+    assert "tiny-chat" in table
+    assert str(row["pid"]) in table
+
+
+def test_the_record_of_a_server_is_for_its_owner_only(engine: Engine, cache_dir: Path) -> None:
+    """The key stands there, so nobody else may read it."""
+
+    async def look() -> list[int]:
+        async with Session(**engine.options()):
+            files = list((cache_dir / "running").iterdir())
+            return [path.stat().st_mode & 0o777 for path in (*files, cache_dir / "running")]
+
+    assert [0o600, 0o700] == anyio.run(look)
+
+
+def test_doctor_says_what_runs_and_why() -> None:
+    """Issue 3: which engine was found and why it was chosen, versions, memory, threads, where logs are."""
+    done = run("doctor")
+    assert 0 == done.returncode
+    for word in ("embedded (chosen)", "xllamacpp", "threads", "GiB", "logs", "first reply", "'ok'"):
+        assert word in done.stdout
+    report = json.loads(run("doctor", "--json").stdout)
+    assert ("embedded", "ok", None) == (report["chosen"], report["reply"], report["error"])
+    failed = run("doctor", "--model", "/nowhere/x.gguf")
+    assert 1 == failed.returncode
+    assert "no usable model" in failed.stdout
+
+
 def test_work_that_failed_is_exit_code_one() -> None:
     """API 6: the prompt does not fit into the context."""
     done = run("run", "x" * 100_000)
@@ -110,7 +218,11 @@ def test_version_names_what_runs() -> None:
     assert 0 == done.returncode
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["version", "-h"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [["--help"], ["run", "--help"], ["chat", "-h"], ["metrics", "-h"], ["doctor", "-h"], ["version", "-h"]],
+    ids=" ".join,
+)
 def test_everything_has_help(arguments: list[str]) -> None:
     """API 6: every one takes --help."""
     done = run(*arguments)

@@ -1,0 +1,117 @@
+"""`llmsession metrics`: what the running servers have done."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import anyio
+import msgspec
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+from llmsession.backends.remote import Address, attach, parse_remote
+from llmsession.errors import LLMSessionError, UnsupportedFeatureError
+from llmsession.options import Options
+from llmsession.paths import cache_folder, records_folder
+from llmsession.processes.records import read_records
+from llmsession.wire.http import HttpClient
+from llmsession.wire.metrics import Metrics, parse_metrics, parse_slots
+
+PAUSE = 1.0
+
+
+class Row(msgspec.Struct, frozen=True, kw_only=True):
+    """One server, and its counts since it started. `pid` and `seconds` (its age) are None for a remote one."""
+
+    model: str
+    url: str
+    metrics: Metrics
+    pid: int | None = None
+    seconds: float | None = None
+
+
+def show_metrics(*, remote: str | None, watch: bool, as_json: bool) -> None:
+    """Raises LLMSessionError; KeyboardInterrupt ends a watch, which is no failure."""
+    anyio.run(_show, remote, watch, as_json)
+
+
+async def _show(remote: str | None, watch: bool, as_json: bool) -> None:
+    console = Console(highlight=False)
+    if as_json or not (watch and console.is_terminal):
+        while True:
+            rows = await _read(remote)
+            if as_json:
+                print(msgspec.json.encode(rows).decode(), flush=True)  # noqa: T201
+            else:
+                console.print(_table(rows))
+            if not watch:
+                return
+            await anyio.sleep(PAUSE)
+    with Live(_table(await _read(remote)), console=console, auto_refresh=False) as live:
+        while True:
+            await anyio.sleep(PAUSE)
+            live.update(_table(await _read(remote)), refresh=True)
+
+
+async def _read(remote: str | None) -> list[Row]:
+    if remote is None:
+        return [row for record in _own() if (row := await _ask(record)) is not None]
+    options = Options.load(remote=remote)
+    address = Address(
+        base_url=parse_remote(remote),
+        api_key=options.api_key,
+        headers=dict(options.headers),
+        verify=options.verify,
+    )
+    name, endpoint = await attach(address, model=None, parallel=1, timeout=options.start_timeout)
+    if "metrics" not in endpoint.features:
+        raise UnsupportedFeatureError(
+            f"{endpoint.backend} at {endpoint.client.base_url} has no metrics that can be read here",
+            feature="metrics",
+            backend=endpoint.backend,
+        )
+    return [Row(model=name, url=address.base_url, metrics=await _read_metrics(endpoint.client))]
+
+
+def _own() -> list[dict[str, Any]]:
+    """What stands on record of the servers of this user that run now, the oldest first."""
+    records = [record for record in read_records(records_folder(cache_folder())).values() if record.is_alive]
+    return [
+        {**record.note, "pid": record.pid, "seconds": time.time() - record.started}
+        for record in sorted(records, key=lambda record: record.started)
+        if "url" in record.note
+    ]
+
+
+async def _ask(record: dict[str, Any]) -> Row | None:
+    """None where it has ended meanwhile."""
+    client = HttpClient(record["url"], api_key=record["key"])
+    try:
+        metrics = await _read_metrics(client)
+    except LLMSessionError:
+        return None
+    return Row(model=record["model"], url=record["url"], metrics=metrics, pid=record["pid"], seconds=record["seconds"])
+
+
+async def _read_metrics(client: HttpClient) -> Metrics:
+    slots = parse_slots(await client.get("/slots"))
+    return parse_metrics((await client.get("/metrics")).decode(errors="replace"), slots)
+
+
+def _table(rows: list[Row]) -> Table | str:
+    if not rows:
+        return "no server of yours runs now"
+    table = Table(box=None, pad_edge=False)
+    table.add_column("model")
+    for name in ("pid", "prompt tokens", "from cache", "generated", "a second", "busy", "KV cache"):
+        table.add_column(name, justify="right")
+    for row in rows:
+        metrics = row.metrics
+        usage = f"{metrics.kv_cache_usage:.0%}" if metrics.kv_cache_usage is not None else "?"
+        table.add_row(
+            row.model, str(row.pid or row.url), str(metrics.prompt.count), str(metrics.cached_prompt_tokens),
+            str(metrics.generated.count), f"{metrics.generated.rate:.0f}", str(metrics.requests_processing), usage,
+        )  # fmt: skip
+    return table
