@@ -33,7 +33,7 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def show_metrics(*, remote: str | None, watch: bool, as_json: bool) -> None:
-    """Raises LLMSessionError; KeyboardInterrupt ends a watch, which is no failure."""
+    """Once, or until Ctrl-C. Raises LLMSessionError."""
     anyio.run(_show, remote, watch, as_json)
 
 

@@ -61,10 +61,10 @@ def make_word(rng: random.Random) -> str:
 
 def make_phrase(rng: random.Random) -> str:
     """One to five words, up to 24 characters and sometimes 40; now and then with the spelling of a control token."""
-    most = 40 if rng.random() < 0.12 else 24
+    most = 40 if rng.random() < 0.05 else 24
     while True:
         parts = [make_word(rng) for _ in range(rng.choice([1, 1, 2, 2, 3, 4, 5]))]
-        if rng.random() < 0.1:
+        if rng.random() < 0.05:
             parts.insert(rng.randint(0, len(parts)), rng.choice(parts))
         if rng.random() < 0.06:
             parts.insert(rng.randint(0, len(parts)), rng.choice(SPELLINGS).strip())
@@ -86,7 +86,7 @@ def make_name(rng: random.Random) -> str:
         if kind < 0.5:
             name = rng.choice(_KNOWN_NAMES)
             return name[: rng.randint(2, len(name))] + syllables(rng, 2)
-        return syllables(rng, 4).capitalize()
+        return syllables(rng, 3).capitalize()
 
     kind = rng.random()
     if kind < 0.2:

@@ -298,7 +298,7 @@ def write_json(rng: random.Random, state: State) -> None:
 Task = Callable[[random.Random, State], None]
 WEIGHTS: dict[Task, float] = {
     repeat: 0.3, tell: 0.07, ask: 0.08, greet: 0.09, lost: 0.14, calculate: 0.12, tell_time: 0.03, write_json: 0.11,
-    count: 0.03,
+    count: 0.02,
 }  # fmt: skip
 
 
@@ -349,6 +349,15 @@ def _system(rng: random.Random, state: State) -> str:
     return rng.choice([" ", " ", "\n"]).join(parts)
 
 
+def _draw_limit(rng: random.Random, state: State, offered: int, most: int) -> int:
+    """Of tokens: mostly a few exchanges, seldom all that the context holds."""
+    kind = rng.random()
+    limit = most if kind < 0.04 else rng.randint(250, 650) if kind < 0.32 else rng.randint(40, 300)
+    if state.tools:  # the offer is long: it is made use of more than once
+        limit = max(limit, rng.randint(300, 800))
+    return min(limit + offered, most - 350)
+
+
 def make_conversation(rng: random.Random, most: int = 2040) -> list[Turn]:
     """At most about `most` tokens, from one exchange to dozens."""
     state = State()
@@ -357,9 +366,7 @@ def make_conversation(rng: random.Random, most: int = 2040) -> list[Turn]:
         offer = describe_tools(rng, state.tools)
         # The spelling <tools> is no token.
         system = f"{system}\n\n{offer}" if system else offer
-    kind = rng.random()
-    limit = most if kind < 0.04 else rng.randint(250, 650) if kind < 0.32 else rng.randint(40, 300)
-    limit = min(limit + len(system), most - 350)
+    limit = _draw_limit(rng, state, len(system), most)
     weights = dict(WEIGHTS)
     if state.tools:
         weights[calculate], weights[tell_time] = 0.4, 0.12
