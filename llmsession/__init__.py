@@ -31,6 +31,7 @@ if TYPE_CHECKING:
         IdleTimeoutError,
         InvalidMessagesError,
         InvalidModelError,
+        InvalidRefError,
         LLMSessionError,
         OverloadedError,
         ProtocolError,
@@ -60,6 +61,10 @@ if TYPE_CHECKING:
     from llmsession.models.gguf import (
         ModelInfo,
         read_model_info,
+    )
+    from llmsession.models.references import (
+        PackedFileRef,
+        PackedRepoRef,
     )
     from llmsession.models.registry import (
         Registry,
@@ -104,12 +109,15 @@ __all__ = [
     "IdleTimeoutError",
     "InvalidMessagesError",
     "InvalidModelError",
+    "InvalidRefError",
     "LLMSessionError",
     "Message",
     "Metrics",
     "ModelInfo",
     "Options",
     "OverloadedError",
+    "PackedFileRef",
+    "PackedRepoRef",
     "PromptEncoding",
     "ProtocolError",
     "ReasoningDelta",
@@ -149,7 +157,7 @@ _HOMES = {
     "errors": (
         "AuthError BackendError BackendNotFoundError BadRequestError ClosedError "
         "ConfigError ConnectionLostError ContextOverflowError FirstTokenTimeoutError IdleTimeoutError "
-        "InvalidMessagesError InvalidModelError LLMSessionError OverloadedError ProtocolError "
+        "InvalidMessagesError InvalidModelError InvalidRefError LLMSessionError OverloadedError ProtocolError "
         "ReplyTimeoutError ServerError ServerExitedError StartFailedError StartTimeoutError "
         "TotalTimeoutError TransportError TruncatedReplyError UndecodableError UnknownModelError "
         "UnsupportedFeatureError UsageError "
@@ -157,6 +165,7 @@ _HOMES = {
     "messages": "Control Message Role Text ToolCall",
     "models.encoding": "PromptEncoding",
     "models.gguf": "ModelInfo read_model_info",
+    "models.references": "PackedFileRef PackedRepoRef",
     "models.registry": "Registry load_known_llms",
     "options": "Options",
     "sampling": "Sampling",

@@ -5,6 +5,7 @@
     │  ├─ ConfigError
     │  ├─ InvalidMessagesError
     │  ├─ InvalidModelError
+    │  ├─ InvalidRefError
     │  ├─ UnknownModelError
     │  └─ UnsupportedFeatureError
     ├─ BackendError
@@ -77,6 +78,10 @@ class InvalidModelError(UsageError):
         super().__init__(message)
         self.path = path
         self.reason = reason
+
+
+class InvalidRefError(UsageError):
+    """This is no reference to a file or a repository on Hugging Face."""
 
 
 class UnknownModelError(UsageError):

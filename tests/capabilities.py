@@ -28,6 +28,11 @@ class Capability(NamedTuple):
 
 
 CAPABILITIES = {
+    "A1": Capability("PackedFileRef: make, parts, validation", ("unit/models/test_references.py",)),
+    "A2": Capability(
+        "PackedRepoRef the same",
+        ("unit/models/test_references.py::test_a_repository_reference_has_its_parts",),
+    ),
     "A5": Capability(
         "PromptEncoding: thirteen fields, roles, the assistant's start; so far ChatML, and no tools on offer",
         (f"{REPLIES}::test_both_apis_give_the_same_text", "unit/models/test_encoding.py"),

@@ -1,0 +1,174 @@
+"""References to what Hugging Face has: a file, `hf:author/repo/revision/file`, and a repository, `hf:author/repo`.
+
+Each is a `str` that was checked when it was built: nothing in it can leave a folder or change a URL's meaning.
+https://huggingface.co/docs/hub/repositories
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Self
+
+from llmsession.errors import InvalidRefError
+
+SCHEME = "hf:"
+SITE = "https://huggingface.co"
+# The default branch, whatever it is called.
+HEAD = "HEAD"
+
+# As the hub checks them: letters, digits, dots, dashes and underscores, not at either end, and neither `--` nor `..`.
+_NAME = re.compile(r"(?!.*(?:--|\.\.))[A-Za-z0-9_](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9_])?")
+_REVISION = re.compile(r"(?!.*\.\.)[A-Za-z0-9_][A-Za-z0-9._+-]{0,254}")
+# What no file name may hold: some systems, or a URL, would read more into them.
+_FORBIDDEN = frozenset('<>:"|?*\\%#')
+LONGEST_FILE = 500
+LONGEST_SHOWN = 120
+
+
+class PackedRepoRef(str):
+    """A repository: `hf:author/repo`. Raises InvalidRefError."""
+
+    __slots__ = ()
+
+    def __new__(cls, text: str) -> Self:
+        """Checked."""
+        ref = super().__new__(cls, text)
+        ref.validate()
+        return ref
+
+    @classmethod
+    def make(cls, author: str, repo: str) -> Self:
+        """From its parts."""
+        return cls(f"{SCHEME}{author}/{repo}")
+
+    def validate(self) -> None:
+        """What the constructor has checked."""
+        parts = _split(self, "hf:author/repo")
+        if len(parts) != 2:
+            raise _invalid(self, "it has the form hf:author/repo")
+        _check_repo(self, *parts)
+
+    @property
+    def author(self) -> str:
+        """The user or organisation."""
+        return self.removeprefix(SCHEME).split("/")[0]
+
+    @property
+    def repo(self) -> str:
+        """The repository's name, without its author's."""
+        return self.removeprefix(SCHEME).split("/")[1]
+
+    @property
+    def repo_id(self) -> str:
+        """`author/repo`."""
+        return f"{self.author}/{self.repo}"
+
+    @property
+    def repo_url(self) -> str:
+        """Where people look at it."""
+        return f"{SITE}/{self.repo_id}"
+
+
+class PackedFileRef(str):
+    """A file of a repository: `hf:author/repo/revision/file`. Raises InvalidRefError.
+
+    `revision` is a branch, a tag, a commit, or HEAD for the default branch. The file may lie in folders.
+    """
+
+    __slots__ = ()
+
+    def __new__(cls, text: str) -> Self:
+        """Checked."""
+        ref = super().__new__(cls, text)
+        ref.validate()
+        return ref
+
+    @classmethod
+    def make(cls, author: str, repo: str, revision: str, file: str) -> Self:
+        """From its parts."""
+        for part in (author, repo, revision):
+            if "/" in part:
+                raise _invalid(f"{SCHEME}{author}/{repo}/{revision}/{file}", f"{part!r} holds a slash")
+        return cls(f"{SCHEME}{author}/{repo}/{revision}/{file}")
+
+    def validate(self) -> None:
+        """What the constructor has checked."""
+        form = "it has the form hf:author/repo/revision/file, where HEAD is the default revision"
+        parts = _split(self, form)
+        if len(parts) < 4:
+            raise _invalid(self, form)
+        author, repo, revision, *file = parts
+        _check_repo(self, author, repo)
+        if not _REVISION.fullmatch(revision):
+            raise _invalid(self, f"{_shown(revision)} is no revision: a branch, a tag, a commit, or HEAD")
+        _check_file(self, file)
+
+    @property
+    def author(self) -> str:
+        """The user or organisation."""
+        return self._parts[0]
+
+    @property
+    def repo(self) -> str:
+        """The repository's name, without its author's."""
+        return self._parts[1]
+
+    @property
+    def revision(self) -> str:
+        """A branch, a tag, a commit, or HEAD."""
+        return self._parts[2]
+
+    @property
+    def basename(self) -> str:
+        """The file, with its folders."""
+        return self._parts[3]
+
+    @property
+    def repo_id(self) -> str:
+        """`author/repo`."""
+        return f"{self.author}/{self.repo}"
+
+    @property
+    def repo_url(self) -> str:
+        """Where people look at its repository."""
+        return f"{SITE}/{self.repo_id}"
+
+    @property
+    def repo_ref(self) -> PackedRepoRef:
+        """Its repository."""
+        return PackedRepoRef.make(self.author, self.repo)
+
+    @property
+    def _parts(self) -> list[str]:
+        return self.removeprefix(SCHEME).split("/", 3)
+
+
+def _split(text: str, form: str) -> list[str]:
+    if not text.startswith(SCHEME):
+        raise _invalid(text, f"it does not begin with {SCHEME}: {form}")
+    return text.removeprefix(SCHEME).split("/")
+
+
+def _check_repo(text: str, author: str, repo: str) -> None:
+    for what, name in (("author", author), ("repository", repo)):
+        if not _NAME.fullmatch(name):
+            raise _invalid(text, f"{_shown(name)} is no name of {'an' if what[0] == 'a' else 'a'} {what}")
+
+
+def _check_file(text: str, segments: list[str]) -> None:
+    if len("/".join(segments)) > LONGEST_FILE:
+        raise _invalid(text, f"the file's name is longer than {LONGEST_FILE} characters")
+    for segment in segments:
+        if segment in ("", ".", "..") or segment != segment.strip() or segment.endswith("."):
+            raise _invalid(text, f"{_shown(segment)} is no part of a file's name")
+        if not segment.isprintable() or not _FORBIDDEN.isdisjoint(segment):
+            raise _invalid(text, f"{_shown(segment)} holds a character that no file's name may have")
+
+
+def _shown(text: str) -> str:
+    shown = ascii(text[:LONGEST_SHOWN])
+    return shown if len(text) <= LONGEST_SHOWN else f"{shown}…"
+
+
+def _invalid(text: str, why: str) -> InvalidRefError:
+    return InvalidRefError(f"{_shown(text)} is no reference: {why}")
