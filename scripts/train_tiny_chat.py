@@ -50,11 +50,12 @@ def main() -> None:
 
 def show(arguments: argparse.Namespace) -> None:
     """Some of what it is taught."""
+    from tiny_chat.layout import BRANCH
     from tiny_chat.talk import make_conversation
 
     rng = random.Random(arguments.seed)
     for _ in range(arguments.show):
-        print(*(f"{turn.role}: {turn.content}" for turn in make_conversation(rng)), "", sep="\n")
+        print(*(f"{turn.role}: {turn.content.replace(BRANCH, '')}" for turn in make_conversation(rng)), "", sep="\n")
 
 
 def train(arguments: argparse.Namespace) -> None:

@@ -17,7 +17,7 @@ from tiny_chat.draw import (
     make_time,
     syllables,
 )
-from tiny_chat.layout import THINK, THINK_END, TOOL_CALL, TOOL_CALL_END, TOOL_RESPONSE, TOOL_RESPONSE_END, Turn
+from tiny_chat.layout import BRANCH, THINK, THINK_END, TOOL_CALL, TOOL_CALL_END, TOOL_RESPONSE, TOOL_RESPONSE_END, Turn
 from tiny_chat.words import WORDS, lines
 
 # What it answers: at length, and when it was asked for short answers. A pirate says what is said at length.
@@ -181,7 +181,12 @@ class State:
 
     def styled(self, answer: tuple[str, str], value: str = "") -> str:
         """In the style that was asked for."""
-        text = answer[self.short].format(value)
+        long, short = (each.format(value) for each in answer)
+        text = short if self.short else long
+        if long != short:
+            same = (number for number, pair in enumerate(zip(long, short, strict=False)) if len(set(pair)) > 1)
+            at = next(same, min(len(long), len(short)))
+            text = text[:at] + BRANCH + text[at:]
         return PIRATE_START + text if self.pirate else text
 
     def exchange(self, task: str, said: str, answer: str, about: str = "") -> None:
@@ -398,7 +403,7 @@ def _forget_thoughts(rng: random.Random, turns: list[Turn]) -> list[Turn]:
     if rng.random() < 0.4:
         return turns
     return [
-        Turn(turn.role, turn.content.split(f"{THINK_END}\n\n")[-1])
+        Turn(turn.role, turn.content.split(f"{THINK_END}\n\n")[-1].replace(BRANCH, ""))
         if turn.role == "assistant" and turn is not turns[-1]
         else turn
         for turn in turns

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F  # noqa: N812
 
-from tiny_chat.layout import END, NEWLINE, Turn, encode, encode_turn
+from tiny_chat.layout import BRANCH, END, NEWLINE, Turn, encode, encode_turn
 from tiny_chat.model import Model
 from tiny_chat.talk import make_conversation
 
@@ -73,7 +73,8 @@ def encode_conversation(rng: random.Random, turns: list[Turn], most: int) -> Enc
             spare -= gap
     place = 0
     for number, turn in enumerate(turns):
-        head, body = encode_turn(turn)
+        before, branch, after = turn.content.partition(BRANCH)
+        head, body = encode_turn(Turn(turn.role, before + after))
         place += gaps.get(number, 0)
         made.positions += range(place, place + len(head) + len(body) + 1)
         place += len(head) + len(body) + 1
@@ -82,9 +83,11 @@ def encode_conversation(rng: random.Random, turns: list[Turn], most: int) -> Enc
         if turn.task:
             made.tasks.append(turn.task)
             taught = [0.4 if turn.task == "count" else 1.0] * len(body)
-            taught[0] = taught[-1] = FIRST_WEIGHT
-            if found := DECISION.search(turn.content):
-                taught[len(encode(turn.content[: found.end(found.lastindex or 0)]))] = DECISION_WEIGHT
+            taught[0] = FIRST_WEIGHT
+            if branch:
+                taught[len(encode(before))] = FIRST_WEIGHT
+            if found := DECISION.search(before + after):
+                taught[len(encode((before + after)[: found.end(found.lastindex or 0)]))] = DECISION_WEIGHT
         made.weights += [0.0] * len(head) + taught + [0.0]
         answer = len(made.tasks) if turn.task else 0
         made.answers += [0] * len(head) + [answer] * len(body) + [0]
