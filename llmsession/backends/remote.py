@@ -113,28 +113,14 @@ async def attach(address: Address, *, model: str | None, parallel: int, timeout:
 async def _identify(address: Address, client: HttpClient, model: str | None, parallel: int) -> tuple[str, Endpoint]:
     key = address.api_key or ""
     props = await _ask(client, "/props")
-    if props is not None and (facts := _read_props(props)) is not None:
-        said = msgspec.json.decode(props, type=_Props)
+    if props is not None and (found := _read_props(props)) is not None:
+        facts, said = found
         name = model or await _first_model(client) or Path(said.model_path).stem or "unknown"
-        features = set(LLAMA_SERVER_FEATURES)
-        if said.endpoint_slots is False:
-            features.discard("slots")
-        if said.endpoint_metrics is False:
-            features.discard("metrics")
-        kind = "llama-server"
-        if not said.build_info:  # those of before 2025, llamafile's among them
-            kind = "llamafile"
-            features -= {"chat_count", "stop_phrase"}
-        endpoint = Endpoint(
-            backend=kind, client=client, api_key=key, facts=facts, version=said.build_info or "unknown",
-            features=frozenset(features),
-        )  # fmt: skip
-        return name, endpoint
+        return name, _describe_llama_cpp(client, key, facts, said)
     models = await _read_models(client)
     kind, version = await _recognise(client, models)
     chosen = next((entry for entry in models if entry.id == model), models[0] if models else None)
     context = chosen.max_model_len if chosen is not None else None
-    name = model or (chosen.id if chosen is not None else "default")
     endpoint = Endpoint(
         backend=kind,
         client=client,
@@ -143,7 +129,26 @@ async def _identify(address: Address, client: HttpClient, model: str | None, par
         version=version,
         features=frozenset[Feature](),
     )
-    return name, endpoint
+    return model or (chosen.id if chosen is not None else "default"), endpoint
+
+
+def _describe_llama_cpp(client: HttpClient, key: str, facts: Facts, said: _Props) -> Endpoint:
+    missing: set[Feature] = set()
+    if said.endpoint_slots is False:
+        missing.add("slots")
+    if said.endpoint_metrics is False:
+        missing.add("metrics")
+    is_old = not said.build_info  # of before 2025, llamafile's among them
+    if is_old:
+        missing |= {"chat_count", "stop_phrase"}
+    return Endpoint(
+        backend="llamafile" if is_old else "llama-server",
+        client=client,
+        api_key=key,
+        facts=facts,
+        version=said.build_info or "unknown",
+        features=LLAMA_SERVER_FEATURES - missing,
+    )
 
 
 class _Props(msgspec.Struct):
@@ -167,11 +172,11 @@ class _Version(msgspec.Struct):
     version: str
 
 
-def _read_props(props: bytes) -> Facts | None:
+def _read_props(props: bytes) -> tuple[Facts, _Props] | None:
     """None where this is not llama.cpp's."""
     try:
-        return parse_facts(props)
-    except UndecodableError:
+        return parse_facts(props), msgspec.json.decode(props, type=_Props)
+    except (UndecodableError, msgspec.DecodeError):
         return None
 
 

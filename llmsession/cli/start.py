@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ def load_options(given: dict[str, Any], config: Path | None) -> Options:
     return options
 
 
-@asynccontextmanager
+@contextlib.asynccontextmanager
 async def started(options: Options, *, verbose: bool) -> AsyncIterator[Session]:
     """The session, once its server is ready; until then a terminal shows how far it is."""
     console = Console(stderr=True, highlight=False)
@@ -39,22 +39,12 @@ async def started(options: Options, *, verbose: bool) -> AsyncIterator[Session]:
         status.update(f"loading the model: {share:.0%}")
 
     session = Session(msgspec.structs.replace(options, on_progress=show) if options.remote is None else options)
-    if console.is_terminal:
-        status.start()
-    try:
-        await session.__aenter__()
-    finally:
-        status.stop()
-    async with _entered(session):
-        if verbose:
-            where = f", log in {session.log_path}" if session.log_path is not None else f" at {session.base_url}"
-            say(f"{session.backend} {session.version}{where}")
-        yield session
-
-
-@asynccontextmanager
-async def _entered(session: Session) -> AsyncIterator[None]:
-    try:
-        yield
-    finally:
-        await session.aclose()
+    with contextlib.ExitStack() as starting:
+        if console.is_terminal:
+            starting.enter_context(status)
+        async with session:
+            starting.close()
+            if verbose:
+                where = f", log in {session.log_path}" if session.log_path is not None else f" at {session.base_url}"
+                say(f"{session.backend} {session.version}{where}")
+            yield session

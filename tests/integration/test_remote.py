@@ -190,6 +190,17 @@ async def test_others_are_recognised_by_their_answers(fake: FakeOpenAI, backend:
     fake.bodies.clear()
 
 
+async def test_an_old_build_of_llama_cpp_is_told_by_what_it_does_not_say() -> None:
+    """LLAMA_SERVER 8: llamafile's /props has no build, and neither counts of chats nor the phrase that stopped one."""
+    props = json.dumps({"user_name": "", "default_generation_settings": {"n_ctx": 512}, "total_slots": 2})
+    fake = FakeOpenAI(pages={"/props": (200, JSON, props)})
+    with serve_openai(fake):
+        async with Session(remote=fake.base_url) as session:
+            assert ("llamafile", 512, 2) == (session.backend, session.context_length, session.parallel)
+            with pytest.raises(UnsupportedFeatureError, match="count of a chat's tokens"):
+                await session.count_tokens(["hi"])
+
+
 async def test_one_without_raw_completion_cannot_take_an_encoding_of_ours() -> None:
     """Our decision: an encoding that was asked for is not left away in silence; the registry's word is only a wish."""
     with serve_openai(FakeOpenAI()) as fake:
@@ -301,10 +312,11 @@ async def test_nobody_there() -> None:
     [
         ({"/v1/models": (200, "text/html", "<!DOCTYPE html><title>Welcome</title>")}, "a web page"),
         ({"/v1/models": (200, "application/json", "[1, 2]")}, "cannot be read"),
+        ({"/props": (200, JSON, '{"total_slots": "x"}'), "/v1/models": (404, JSON, "{}")}, "neither /props"),
         ({"/v1/models": (404, "text/plain", "nothing")}, "neither /props nor /v1/models"),
         ({"/v1/models": (500, "text/plain", "oops")}, "neither /props nor /v1/models"),
     ],
-    ids=["html", "json", "404", "500"],
+    ids=["html", "json", "props", "404", "500"],
 )
 async def test_a_server_for_something_else_is_told_apart(pages: Any, match: str) -> None:
     """Issue 3: a server that is not an LLM server, one that answers HTML."""
