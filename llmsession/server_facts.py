@@ -66,10 +66,10 @@ class ServerFacts:
             return "down"
         try:
             status = await endpoint.client.get_status("/health")
-            if status == 404:  # those that have none answer what every such server does
-                status = await endpoint.client.get_status("/v1/models")
         except LLMSessionError:
             return "down"
+        if status == 404 and endpoint.child is None:  # some have no such page; but there they are
+            return "ok"
         return "ok" if status == 200 else "loading" if status == 503 else "down"
 
     async def get_metrics(self) -> Metrics:

@@ -29,6 +29,9 @@ class FakeOpenAI:
     bodies: list[dict[str, Any]] = field(default_factory=list)
     headers: list[dict[str, str]] = field(default_factory=list)
     loading: int = 0  # so many questions are answered with 503
+    says_done: bool = True  # and how much was used
+    lists_models: bool = True
+    chats: bool = True
 
     base_url: str = ""
 
@@ -71,7 +74,7 @@ class _Handler(BaseHTTPRequestHandler):
         if path in self.fake.pages:
             status, kind, body = self.fake.pages[path]
             self.answer(status, body, kind)
-        elif path == "/v1/models":
+        elif path == "/v1/models" and self.fake.lists_models:
             entry = {"id": "gpt-tiny", "object": "model", "created": 1, "owned_by": self.fake.owned_by}
             self.answer(200, json.dumps({"object": "list", "data": [entry, entry | {"id": "gpt-other"}]}))
         else:
@@ -82,8 +85,11 @@ class _Handler(BaseHTTPRequestHandler):
         body = json.loads(self.rfile.read(length))
         if not self.may_come_in():
             return
-        if self.path.removeprefix(self.fake.prefix) != "/v1/chat/completions":
+        if self.path.removeprefix(self.fake.prefix) != "/v1/chat/completions" or not self.fake.chats:
             self.refuse(404, "Not Found")
+            return
+        if "messages" not in body:
+            self.refuse(400, "messages: field required")
             return
         self.fake.bodies.append(body)
         if unknown := set(body) - STANDARD:
@@ -99,9 +105,11 @@ class _Handler(BaseHTTPRequestHandler):
             self.event({"delta": {self.fake.delta_name: word + " " * (number + 1 < len(words))}, "finish_reason": None})
         cut = len(words) > body.get("max_tokens", 1000)
         self.event({"delta": {}, "finish_reason": "length" if cut else "stop"})
+        self.close_connection = True
+        if not self.fake.says_done:
+            return
         counts = {"prompt_tokens": 7, "completion_tokens": len(words), "total_tokens": 7 + len(words)}
         self.wfile.write(b"data: " + json.dumps({"choices": [], "usage": counts}).encode() + b"\n\ndata: [DONE]\n\n")
-        self.close_connection = True
 
     def event(self, choice: dict[str, Any]) -> None:
         self.wfile.write(b"data: " + json.dumps({"choices": [{"index": 0, **choice}]}).encode() + b"\n\n")

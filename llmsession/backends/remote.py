@@ -12,6 +12,7 @@ import re
 import ssl
 import time
 from pathlib import Path
+from typing import NoReturn
 from urllib.parse import urlsplit
 
 import anyio
@@ -118,6 +119,8 @@ async def _identify(address: Address, client: HttpClient, model: str | None, par
         name = model or await _first_model(client) or Path(said.model_path).stem or "unknown"
         return name, _describe_llama_cpp(client, key, facts, said)
     models = await _read_models(client)
+    if models is None:
+        models = [] if await _answers_chats(client) else _refuse(client, "it has neither /props nor /v1/models")
     kind, version = await _recognise(client, models)
     chosen = next((entry for entry in models if entry.id == model), models[0] if models else None)
     context = chosen.max_model_len if chosen is not None else None
@@ -189,17 +192,31 @@ async def _first_model(client: HttpClient) -> str | None:
     return models[0].id if models else None
 
 
-async def _read_models(client: HttpClient) -> list[_ListedModel]:
-    """Raises ProtocolError where there is no list of models."""
+async def _read_models(client: HttpClient) -> list[_ListedModel] | None:
+    """None where it has no such page. Raises ProtocolError where that is no list of models."""
     listed = await _ask(client, "/v1/models")
-    why = "it has neither /props nor /v1/models"
-    if listed is not None:
-        try:
-            return msgspec.json.decode(listed, type=_Models).data
-        except msgspec.DecodeError:
-            start = listed[:200].decode(errors="replace").lstrip().lower()
-            web = start.startswith(("<!doctype", "<html"))
-            why = "it answered with a web page" if web else "its list of models cannot be read"
+    if listed is None:
+        return None
+    try:
+        return msgspec.json.decode(listed, type=_Models).data
+    except msgspec.DecodeError:
+        start = listed[:200].decode(errors="replace").lstrip().lower()
+        web = start.startswith(("<!doctype", "<html"))
+        _refuse(client, "it answered with a web page" if web else "its list of models cannot be read")
+
+
+async def _answers_chats(client: HttpClient) -> bool:
+    """Whether it has a chat endpoint at least: one that is there finds fault with an empty request."""
+    try:
+        await client.post("/v1/chat/completions", b"{}", timeout=PROBE_TIMEOUT)
+    except (AuthError, OverloadedError):
+        raise
+    except ServerError as error:
+        return error.status in (400, 422)
+    return False
+
+
+def _refuse(client: HttpClient, why: str) -> NoReturn:
     raise ProtocolError(f"{client.base_url} is no server for language models: {why} (is the address right?)")
 
 

@@ -149,6 +149,10 @@ class EventDecoder:
         )
         return [TextDelta(text=frame.content, tokens=tokens, completion_tokens=frame.tokens_predicted)]
 
+    def end(self) -> Ended | None:
+        """The last frame is the end; without it the reply was cut."""
+        return None
+
     def _decode_end(self, frame: _Frame) -> Ended:
         timings = frame.timings or EngineTimings()
         self.usage = Usage(

@@ -205,6 +205,10 @@ class EventDecoder:
             self.usage = self._count(frame.usage)
         return self._decode_choice(frame.choices[0]) if frame.choices else []
 
+    def end(self) -> Ended | None:
+        """Some servers leave away the `[DONE]` and the counts: a reply that was finished is whole all the same."""
+        return self._decode_end() if self._finish_reason is not None else None
+
     def _decode_choice(self, choice: _Choice) -> list[Delta | Ended]:
         if choice.finish_reason is not None:
             self._finish_reason = choice.finish_reason

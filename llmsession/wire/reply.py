@@ -47,6 +47,10 @@ class EventDecoder(Protocol):
         """What one event of the stream says."""
         ...
 
+    def end(self) -> Ended | None:
+        """What it means that the stream is over, if the reply had been finished by then."""
+        ...
+
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
     """Seconds. `total` covers the whole call, waiting included."""
@@ -316,10 +320,12 @@ class ReplyStream:
             if self._verdict is not None:
                 self._conclude()
                 return
-            if not chunk:
+            if chunk:
+                self._take_chunk(chunk)
+            elif (ended := self._source.decoder.end()) is not None:
+                self._take(ended)
+            else:
                 self._fail(self._find_truncation())
-                return
-            self._take_chunk(chunk)
         except LLMSessionError as error:
             if error is self._error:
                 raise

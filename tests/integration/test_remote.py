@@ -201,6 +201,18 @@ async def test_an_old_build_of_llama_cpp_is_told_by_what_it_does_not_say() -> No
                 await session.count_tokens(["hi"])
 
 
+async def test_one_that_does_the_least_is_enough() -> None:
+    """CAPABILITIES B5: anything OpenAI-compatible; some list no models, or end a stream without `[DONE]`."""
+    with serve_openai(FakeOpenAI(says_done=False, lists_models=False)) as fake:
+        async with Session("their-model", remote=fake.base_url) as session:
+            reply = await session.prompt("hi")
+            assert "their-model heard: hi" == reply.text
+            assert (StopReason.END, 0) == (reply.stop_reason, reply.usage.prompt_tokens)
+            assert "ok" == await session.get_health()
+        async with Session(remote=fake.base_url) as session:
+            assert "default" == session.model
+
+
 async def test_one_without_raw_completion_cannot_take_an_encoding_of_ours() -> None:
     """Our decision: an encoding that was asked for is not left away in silence; the registry's word is only a wish."""
     with serve_openai(FakeOpenAI()) as fake:
@@ -320,7 +332,7 @@ async def test_nobody_there() -> None:
 )
 async def test_a_server_for_something_else_is_told_apart(pages: Any, match: str) -> None:
     """Issue 3: a server that is not an LLM server, one that answers HTML."""
-    with serve_openai(FakeOpenAI(pages=pages)) as fake, pytest.raises(ProtocolError, match=match):
+    with serve_openai(FakeOpenAI(pages=pages, chats=False)) as fake, pytest.raises(ProtocolError, match=match):
         await Session.open(remote=fake.base_url)
 
 

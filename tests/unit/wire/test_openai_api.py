@@ -59,9 +59,14 @@ def test_done_without_a_finish_is_no_end() -> None:
     assert [] == decode(chunk({"role": "assistant"}))
 
 
-def test_a_finish_without_done_is_no_end() -> None:
-    """The counts come after it; a stream that breaks there was cut."""
-    assert [] == decode(chunk(finish="stop"), done=False)
+def test_a_finish_without_done_is_an_end_only_where_the_stream_is_over() -> None:
+    """The counts come after it; some servers never send them."""
+    decoder = openai_api.EventDecoder(make())
+    assert decoder.end() is None
+    assert [] == decoder.decode(json.dumps(chunk(finish="stop")).encode())
+    ended = decoder.end()
+    assert ended is not None
+    assert StopReason.END is ended.stop_reason
 
 
 @pytest.mark.parametrize(
