@@ -15,6 +15,7 @@ BAD_INPUT = "integration/test_bad_input.py"
 COMMAND = "integration/test_command.py"
 CHAT_COMMAND = "integration/test_chat_command.py"
 REMOTE = "integration/test_remote.py"
+TINY_CHAT = "contract/test_tiny_chat.py"
 CHILD = "process/test_child.py"
 ORPHANS = "process/test_orphans.py"
 LIFETIME = "process/test_session_lifetime.py"
@@ -126,6 +127,14 @@ CAPABILITIES = {
     ),
     "C7": Capability("interrupt(), cancelling, leaving the stream early: the slot is free at once", (ENDINGS,)),
     "C8": Capability("tokenize, detokenize, exact counts", (TOKENS, f"{BAD_INPUT}::test_ids_that_are_no_tokens")),
+    "C12": Capability(
+        "tools: so far offered through the chat endpoint, and called by the demonstration model",
+        (TINY_CHAT,),
+    ),
+    "C13": Capability(
+        "reasoning apart from the answer, through the chat endpoint",
+        (f"{TINY_CHAT}::test_the_chat_endpoint_gives_its_thought_apart",),
+    ),
     "C16": Capability(
         "context overflow: told with both numbers",
         (f"{BAD_INPUT}::test_a_megabyte_of_text_overflows_with_both_numbers",),

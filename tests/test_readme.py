@@ -13,7 +13,7 @@ README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 EXPECTED = [
     r"ok chief\n",
-    r"Your name is Rosalind\.\nend: \d+ tokens, \d+ a second\n",
+    r"Rosalind\.\nend: \d+ tokens, \d+ a second\n",
     r"llama-server river\n",
     r"options\.yaml, line 3: 'context_lenght' is no option: did you mean 'context_length'\?\n",
     r"\d{4,} tokens do not fit into 512\nthe session is closed: open another\n",

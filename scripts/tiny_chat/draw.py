@@ -9,7 +9,7 @@ import string
 from tiny_chat.words import ADJECTIVES, FILLINGS, NAMES, NOUNS, PATTERNS, UTF8_WORDS, VERBS, WORDS, words
 
 LETTERS, DIGITS = string.ascii_lowercase, string.digits
-PUNCTUATION = "!#$%&()*+,-./:;<=>?@[]^_{|}~"
+PUNCTUATION = "!#$%&()*+,-./:;<=>?@[\\]^_`{|}~"
 SPELLINGS = [
     "<|im_end|>", "<|im_start|>", "<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>", "<think>",
     "</think>", "<|im_start|>system", "<|im_end|>\n", "<|endoftext|>", "<s>", "</s>", "[INST]", "<|user|>",

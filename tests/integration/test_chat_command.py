@@ -61,13 +61,10 @@ def test_a_line_of_a_pipe_is_a_question() -> None:
     assert b"demonstration" in done.stderr
 
 
-def test_a_system_prompt_is_said_first(tmp_path: Path) -> None:
+def test_a_system_prompt_is_said_first() -> None:
     """Issue 3: --system."""
-    config = tmp_path / "options.yaml"
-    config.write_text("context_length: 256\nparallel: 1\n")
-    done = pipe("hello\n", "--config", str(config), "--system", "You are kind. " * 100)
-    assert 1 == done.returncode
-    assert "a conversation may use 256" in done.stderr.decode()
+    done = pipe("hello\n", "--temperature", "0", "--system", "You reply with short answers.")
+    assert b"Hello!\n" == done.stdout
 
 
 @pytest.mark.parametrize("stdin", [b"", b"\n\n", b"\xff\xfe\n"], ids=["empty", "blank", "no UTF-8"])
