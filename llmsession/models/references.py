@@ -25,8 +25,8 @@ LONGEST_FILE = 500
 LONGEST_SHOWN = 120
 
 
-class PackedRepoRef(str):
-    """A repository: `hf:author/repo`. Raises InvalidRefError."""
+class _Ref(str):
+    """What both have: an author and a repository."""
 
     __slots__ = ()
 
@@ -35,6 +35,40 @@ class PackedRepoRef(str):
         ref = super().__new__(cls, text)
         ref.validate()
         return ref
+
+    def validate(self) -> None:
+        """What the constructor has checked. Raises InvalidRefError."""
+        raise NotImplementedError
+
+    @property
+    def author(self) -> str:
+        """The user or organisation."""
+        return self._parts[0]
+
+    @property
+    def repo(self) -> str:
+        """The repository's name, without its author's."""
+        return self._parts[1]
+
+    @property
+    def repo_id(self) -> str:
+        """`author/repo`."""
+        return f"{self.author}/{self.repo}"
+
+    @property
+    def repo_url(self) -> str:
+        """Where people look at it."""
+        return f"{SITE}/{self.repo_id}"
+
+    @property
+    def _parts(self) -> list[str]:
+        return self.removeprefix(SCHEME).split("/", 3)
+
+
+class PackedRepoRef(_Ref):
+    """A repository: `hf:author/repo`. Raises InvalidRefError."""
+
+    __slots__ = ()
 
     @classmethod
     def make(cls, author: str, repo: str) -> Self:
@@ -48,40 +82,14 @@ class PackedRepoRef(str):
             raise _invalid(self, "it has the form hf:author/repo")
         _check_repo(self, *parts)
 
-    @property
-    def author(self) -> str:
-        """The user or organisation."""
-        return self.removeprefix(SCHEME).split("/")[0]
 
-    @property
-    def repo(self) -> str:
-        """The repository's name, without its author's."""
-        return self.removeprefix(SCHEME).split("/")[1]
-
-    @property
-    def repo_id(self) -> str:
-        """`author/repo`."""
-        return f"{self.author}/{self.repo}"
-
-    @property
-    def repo_url(self) -> str:
-        """Where people look at it."""
-        return f"{SITE}/{self.repo_id}"
-
-
-class PackedFileRef(str):
+class PackedFileRef(_Ref):
     """A file of a repository: `hf:author/repo/revision/file`. Raises InvalidRefError.
 
     `revision` is a branch, a tag, a commit, or HEAD for the default branch. The file may lie in folders.
     """
 
     __slots__ = ()
-
-    def __new__(cls, text: str) -> Self:
-        """Checked."""
-        ref = super().__new__(cls, text)
-        ref.validate()
-        return ref
 
     @classmethod
     def make(cls, author: str, repo: str, revision: str, file: str) -> Self:
@@ -104,16 +112,6 @@ class PackedFileRef(str):
         _check_file(self, file)
 
     @property
-    def author(self) -> str:
-        """The user or organisation."""
-        return self._parts[0]
-
-    @property
-    def repo(self) -> str:
-        """The repository's name, without its author's."""
-        return self._parts[1]
-
-    @property
     def revision(self) -> str:
         """A branch, a tag, a commit, or HEAD."""
         return self._parts[2]
@@ -124,23 +122,9 @@ class PackedFileRef(str):
         return self._parts[3]
 
     @property
-    def repo_id(self) -> str:
-        """`author/repo`."""
-        return f"{self.author}/{self.repo}"
-
-    @property
-    def repo_url(self) -> str:
-        """Where people look at its repository."""
-        return f"{SITE}/{self.repo_id}"
-
-    @property
     def repo_ref(self) -> PackedRepoRef:
         """Its repository."""
         return PackedRepoRef.make(self.author, self.repo)
-
-    @property
-    def _parts(self) -> list[str]:
-        return self.removeprefix(SCHEME).split("/", 3)
 
 
 def _split(text: str, form: str) -> list[str]:
