@@ -25,7 +25,7 @@ class RemoteServer:
     def __init__(self, options: Options) -> None:
         if options.remote is None:
             raise ConfigError("remote= names the server")
-        wrong = [name for name in _OURS_ONLY if getattr(options, name)]
+        wrong = [name for name in _OURS_ONLY if getattr(options, name) not in (None, ())]
         if options.backend != "auto":
             wrong.append("backend")
         if wrong:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 import anyio.to_thread
 
+from llmsession.backends.backend import LLAMA_SERVER_FEATURES
 from llmsession.errors import ClosedError, LLMSessionError, UnsupportedFeatureError, UsageError
 from llmsession.models.encoding import PromptEncoding
 from llmsession.models.gguf import ModelInfo, read_vocabulary
@@ -40,7 +41,7 @@ class ServerFacts:
             raise _not_open()
 
     def _require(self, feature: Feature) -> None:
-        if feature not in self._endpoint.features:
+        if feature not in self._features:
             self._refuse(_FEATURE_NAMES[feature])
 
     def _refuse(self, feature: str) -> NoReturn:
@@ -180,6 +181,12 @@ class ServerFacts:
         if path is None:
             self._refuse("file that could be read here")
         return await anyio.to_thread.run_sync(read_vocabulary, path)
+
+    @property
+    def _features(self) -> frozenset[Feature]:
+        """Ours can do everything, also while they are being started."""
+        endpoint = self._server.endpoint
+        return endpoint.features if endpoint is not None else LLAMA_SERVER_FEATURES
 
     @property
     def _endpoint(self) -> Endpoint:

@@ -145,7 +145,7 @@ class Session(ServerFacts):
         if encoding is not None:
             return self._complete(encoding.render(turns), keywords, own_stops=encoding.stop)
         request = self._make_request(keywords)
-        features = self._endpoint.features
+        features = self._features
         if "sampling" not in features and (beyond := openai_api.find_beyond_openai(request)) is not None:
             self._refuse(beyond)
         body = openai_api.encode_request(turns, request, model=self._server.model.name, features=features)

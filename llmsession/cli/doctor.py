@@ -6,6 +6,7 @@ import importlib.metadata
 import platform
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import anyio
@@ -55,7 +56,7 @@ def examine(*, options: dict[str, Any], as_json: bool) -> bool:
 
 
 async def _examine(options: Options) -> Report:
-    cache = cache_folder()
+    cache = cache_folder(Path(options.cache_dir) if options.cache_dir is not None else None)
     engines = await find_engines(options.server_path)
     found = [engine for engine in engines if engine.path is not None]
     if options.backend != "auto":

@@ -11,13 +11,12 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from llmsession.backends.remote import Address, attach, parse_remote
-from llmsession.errors import LLMSessionError, UnsupportedFeatureError
+from llmsession.errors import LLMSessionError
 from llmsession.options import Options
 from llmsession.paths import cache_folder, records_folder
 from llmsession.processes.records import read_records
-from llmsession.wire.http import HttpClient
-from llmsession.wire.metrics import Metrics, parse_metrics, parse_slots
+from llmsession.session import Session
+from llmsession.wire.metrics import Metrics
 
 PAUSE = 1.0
 
@@ -58,21 +57,8 @@ async def _show(remote: str | None, watch: bool, as_json: bool) -> None:
 async def _read(remote: str | None) -> list[Row]:
     if remote is None:
         return [row for record in _own() if (row := await _ask(record)) is not None]
-    options = Options.load(remote=remote)
-    address = Address(
-        base_url=parse_remote(remote),
-        api_key=options.api_key,
-        headers=dict(options.headers),
-        verify=options.verify,
-    )
-    name, endpoint = await attach(address, model=None, parallel=1, timeout=options.start_timeout)
-    if "metrics" not in endpoint.features:
-        raise UnsupportedFeatureError(
-            f"{endpoint.backend} at {endpoint.client.base_url} has no metrics that can be read here",
-            feature="metrics",
-            backend=endpoint.backend,
-        )
-    return [Row(model=name, url=address.base_url, metrics=await _read_metrics(endpoint.client))]
+    async with Session(Options.load(remote=remote)) as session:
+        return [Row(model=session.model, url=session.base_url, metrics=await session.get_metrics())]
 
 
 def _own() -> list[dict[str, Any]]:
@@ -87,17 +73,12 @@ def _own() -> list[dict[str, Any]]:
 
 async def _ask(record: dict[str, Any]) -> Row | None:
     """None where it has ended meanwhile."""
-    client = HttpClient(record["url"], api_key=record["key"])
     try:
-        metrics = await _read_metrics(client)
+        async with Session(remote=record["url"], api_key=record["key"]) as session:
+            metrics = await session.get_metrics()
     except LLMSessionError:
         return None
     return Row(model=record["model"], url=record["url"], metrics=metrics, pid=record["pid"], seconds=record["seconds"])
-
-
-async def _read_metrics(client: HttpClient) -> Metrics:
-    slots = parse_slots(await client.get("/slots"))
-    return parse_metrics((await client.get("/metrics")).decode(errors="replace"), slots)
 
 
 def _table(rows: list[Row]) -> Table | str:

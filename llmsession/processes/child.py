@@ -212,7 +212,8 @@ class Child:
         if self._records is not None:
             from llmsession.processes.records import write_record
 
-            self._record = write_record(self._records, pid, name=self.command.name, log=self.log.path, note=self._note)
+            written = write_record(self._records, pid, name=self.command.name, log=self.log.path, note=self._note)
+            self._record = written or self._record  # what could not be written again is still there to be removed
 
     def _attend(self, process: lifetime.OwnedProcess) -> None:
         with self._record_lock:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import anyio
 import anyio.from_thread
+import anyio.lowlevel
 import msgspec
 import psutil
 import pytest
@@ -248,6 +249,22 @@ async def test_a_session_that_was_never_opened_can_be_closed(engine: Engine) -> 
     with pytest.raises(ClosedError):
         await session.__aenter__()
     assert [] == psutil.Process().children()
+
+
+@pytest.mark.parametrize("encoding", [None, "chat"], ids=["completion", "chat"])
+async def test_a_prompt_may_come_while_the_server_is_being_started(engine: Engine, encoding: str | None) -> None:
+    """DESIGN 3: whoever needs the server waits for its start."""
+    session = Session(**engine.options(prompt_encoding=encoding))
+    try:
+        with anyio.fail_after(30):
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(session.__aenter__)
+                while not session._server.is_starting:
+                    await anyio.lowlevel.checkpoint()
+                assert "loading" == await session.get_health()
+                assert "river" == str(await session.prompt('say "river"', temperature=0))
+    finally:
+        await session.aclose()
 
 
 async def test_a_session_whose_start_failed_can_be_closed_again_and_again(engine: Engine, tmp_path: Path) -> None:
