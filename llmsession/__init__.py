@@ -27,12 +27,18 @@ if TYPE_CHECKING:
         ConfigError,
         ConnectionLostError,
         ContextOverflowError,
+        DigestError,
+        DiskFullError,
+        FetchError,
         FirstTokenTimeoutError,
+        GatedModelError,
         IdleTimeoutError,
         InvalidMessagesError,
         InvalidModelError,
         InvalidRefError,
         LLMSessionError,
+        ModelNotFoundError,
+        OfflineError,
         OverloadedError,
         ProtocolError,
         ReplyTimeoutError,
@@ -62,16 +68,23 @@ if TYPE_CHECKING:
         ModelInfo,
         read_model_info,
     )
+    from llmsession.models.hub import (
+        ensure_model,
+    )
     from llmsession.models.references import (
         PackedFileRef,
         PackedRepoRef,
     )
     from llmsession.models.registry import (
+        KnownLLM,
         Registry,
         load_known_llms,
     )
     from llmsession.options import (
         Options,
+    )
+    from llmsession.progress import (
+        Progress,
     )
     from llmsession.sampling import (
         Sampling,
@@ -104,20 +117,28 @@ __all__ = [
     "ConnectionLostError",
     "ContextOverflowError",
     "Control",
+    "DigestError",
+    "DiskFullError",
+    "FetchError",
     "Finished",
     "FirstTokenTimeoutError",
+    "GatedModelError",
     "IdleTimeoutError",
     "InvalidMessagesError",
     "InvalidModelError",
     "InvalidRefError",
+    "KnownLLM",
     "LLMSessionError",
     "Message",
     "Metrics",
     "ModelInfo",
+    "ModelNotFoundError",
+    "OfflineError",
     "Options",
     "OverloadedError",
     "PackedFileRef",
     "PackedRepoRef",
+    "Progress",
     "PromptEncoding",
     "ProtocolError",
     "ReasoningDelta",
@@ -148,6 +169,7 @@ __all__ = [
     "UnsupportedFeatureError",
     "Usage",
     "UsageError",
+    "ensure_model",
     "load_known_llms",
     "read_model_info",
 ]
@@ -156,7 +178,8 @@ _HOMES = {
     "completion": "Completion StopReason Timings Token TokenPerformance Usage",
     "errors": (
         "AuthError BackendError BackendNotFoundError BadRequestError ClosedError "
-        "ConfigError ConnectionLostError ContextOverflowError FirstTokenTimeoutError IdleTimeoutError "
+        "ConfigError ConnectionLostError ContextOverflowError DigestError DiskFullError FetchError "
+        "FirstTokenTimeoutError GatedModelError IdleTimeoutError ModelNotFoundError OfflineError "
         "InvalidMessagesError InvalidModelError InvalidRefError LLMSessionError OverloadedError ProtocolError "
         "ReplyTimeoutError ServerError ServerExitedError StartFailedError StartTimeoutError "
         "TotalTimeoutError TransportError TruncatedReplyError UndecodableError UnknownModelError "
@@ -165,9 +188,11 @@ _HOMES = {
     "messages": "Control Message Role Text ToolCall",
     "models.encoding": "PromptEncoding",
     "models.gguf": "ModelInfo read_model_info",
+    "models.hub": "ensure_model",
     "models.references": "PackedFileRef PackedRepoRef",
-    "models.registry": "Registry load_known_llms",
+    "models.registry": "KnownLLM Registry load_known_llms",
     "options": "Options",
+    "progress": "Progress",
     "sampling": "Sampling",
     "session": "Session",
     "wire.events": "Finished ReasoningDelta TextDelta ToolCallDelta",

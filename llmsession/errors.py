@@ -8,6 +8,12 @@
     │  ├─ InvalidRefError
     │  ├─ UnknownModelError
     │  └─ UnsupportedFeatureError
+    ├─ FetchError
+    │  ├─ DigestError
+    │  ├─ DiskFullError
+    │  ├─ GatedModelError
+    │  ├─ ModelNotFoundError
+    │  └─ OfflineError
     ├─ BackendError
     │  ├─ BackendNotFoundError
     │  ├─ ServerExitedError
@@ -99,6 +105,43 @@ class UnsupportedFeatureError(UsageError):
         super().__init__(message)
         self.feature = feature
         self.backend = backend
+
+
+class FetchError(LLMSessionError):
+    """A model's file could not be had from Hugging Face. What had arrived is kept: the next try goes on from there."""
+
+
+class ModelNotFoundError(FetchError):
+    """The repository has no such file, or there is no such repository. `candidates` are the files that it has."""
+
+    def __init__(self, message: str, *, candidates: Sequence[str] = ()) -> None:
+        super().__init__(message)
+        self.candidates = tuple(candidates)
+
+
+class GatedModelError(FetchError):
+    """The repository is gated, or a token was refused. `url` is where access is asked for."""
+
+    def __init__(self, message: str, *, url: str = "") -> None:
+        super().__init__(message)
+        self.url = url
+
+
+class DigestError(FetchError):
+    """What arrived is not what the hub says that the file is; it was put aside."""
+
+
+class OfflineError(FetchError):
+    """The file is not in the cache, and nothing may be fetched."""
+
+
+class DiskFullError(FetchError):
+    """There is no room for the file."""
+
+    def __init__(self, message: str, *, needed_bytes: int = 0, free_bytes: int = 0) -> None:
+        super().__init__(message)
+        self.needed_bytes = needed_bytes
+        self.free_bytes = free_bytes
 
 
 class BackendError(LLMSessionError):

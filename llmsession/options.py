@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
 
@@ -13,22 +13,36 @@ import msgspec
 
 from llmsession.errors import ConfigError
 from llmsession.models.encoding import PromptEncoding
+from llmsession.progress import ProgressCallback
 from llmsession.sampling import Sampling
 
 BACKENDS = ("auto", "llama-server", "embedded")
+_KINDS: dict[str, tuple[Any, str]] = {
+    "model": (str | Path | None, "the path of a .gguf file, a name or a reference"),
+    "remote": (str | None, "a text"),
+    "api_key": (str | None, "a text"),
+    "hf_token": (str | None, "a text"),
+    "registry": (str | Path | None, "the path of a file like knownllms.yaml"),
+    "offline": (bool | None, "True, False or None"),
+    "verify": (bool | str | Path, "True, False or a file of certificates"),
+}
 # Never printed.
-SECRETS = ("api_key", "headers")
+SECRETS = ("api_key", "headers", "hf_token")
 
 
 class Options(msgspec.Struct, frozen=True, kw_only=True):
     """What a Session is asked to run.
 
-    `model`: None for the bundled demonstration model, or the path of a `.gguf` file. `prompt_encoding`: None for what
+    `model`: None for the bundled demonstration model, the path of a `.gguf` file, `hf:author/repo/HEAD/file`, or an
+    alias from the registry. `prompt_encoding`: None for what
     the registry says of the model, a name from it, a PromptEncoding, or "chat" for the chat endpoint with the model's
     own template. `context_length` is for one conversation, in tokens: None for the trained length but at most 8192, 0
     for the trained length; memory grows with `context_length × parallel`. `parallel` replies are generated at once.
     `extra_args` are llama-server's own flags. Time-outs are in seconds; `start_timeout` counts from each progress.
-    `on_progress` is called with the share of the model that is loaded, 0.0 to 1.0.
+    `on_progress` is called with a Progress: how much of the model is fetched, then loaded.
+
+    `registry` is a file like knownllms.yaml, which adds to it. `hf_token` is for gated and private repositories; None:
+    what `hf auth login` or HF_TOKEN has. `offline` True fetches nothing; None: as HF_HUB_OFFLINE says.
 
     `remote`: `host:port` or the URL of a server that is already there; nothing is started then, and nothing ended.
     `model` is the name that is sent to it. `api_key`, `headers` and `verify` (False for any certificate, or a file of
@@ -49,7 +63,10 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     first_token_timeout: float = 600.0
     idle_timeout: float = 60.0
     extra_args: tuple[str, ...] = ()
-    on_progress: Callable[[float], None] | None = None
+    on_progress: ProgressCallback | None = None
+    registry: str | Path | None = None
+    hf_token: str | None = None
+    offline: bool | None = None
     api_key: str | None = None
     headers: Mapping[str, str] = {}
     verify: bool | str | Path = True
@@ -82,8 +99,6 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         if self.backend not in BACKENDS:
             raise ConfigError(f"backend={self.backend!r} is unknown: use one of {', '.join(BACKENDS)}")
-        if self.model is not None and not isinstance(self.model, str | Path):
-            raise ConfigError(f"model is a name or the path of a .gguf file, not {self.model!r}")
         for name, least in (("context_length", 0), ("parallel", 1), ("threads", 1)):
             _check_whole(name, getattr(self, name), least)
         for name in ("start_timeout", "first_token_timeout", "idle_timeout"):
@@ -91,11 +106,10 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
         if isinstance(self.extra_args, str):
             raise ConfigError('extra_args is a list of arguments, such as ("--flash-attn", "on"), not one str')
         msgspec.structs.force_setattr(self, "extra_args", tuple(self.extra_args))
-        for name in ("remote", "api_key"):
-            if not isinstance(getattr(self, name), str | None):
-                raise ConfigError(f"{name} is a text, not {type(getattr(self, name)).__name__}")
-        if not isinstance(self.verify, bool | str | Path):
-            raise ConfigError(f"verify is True, False or a file of certificates, not {self.verify!r}")
+        for name, (kinds, what) in _KINDS.items():
+            if not isinstance(value := getattr(self, name), kinds):
+                shown = type(value).__name__ if name in SECRETS else repr(value)
+                raise ConfigError(f"{name} is {what}, not {shown}")
         _check_headers(self.headers)
         if self.remote is None and (self.api_key is not None or self.headers or self.verify is not True):
             raise ConfigError("api_key, headers and verify are for a server that is already there: name it, remote=")

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from llmsession.backends.backend import Endpoint
 from llmsession.backends.remote import Address, attach, parse_remote
+from llmsession.chosen_model import resolve_remote_model
 from llmsession.errors import ClosedError, ConfigError, UnsupportedFeatureError
-from llmsession.models import bundled
-from llmsession.server import Model, resolve_encoding
 
 if TYPE_CHECKING:
     from llmsession.errors import LLMSessionError
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from llmsession.options import Options
 
 # What only a server that we start can be told.
-_OURS_ONLY = ("context_length", "threads", "server_path", "extra_args", "on_progress")
+_OURS_ONLY = ("context_length", "threads", "server_path", "extra_args", "on_progress", "hf_token", "offline")
 
 
 class RemoteServer:
@@ -40,9 +41,7 @@ class RemoteServer:
         self._endpoint: Endpoint | None = None
         self._closed = False
         self.info: ModelInfo | None = None
-        given = str(options.model) if options.model is not None else None
-        known = bundled.ENCODING if given == bundled.NAME and options.prompt_encoding is None else None
-        self.model = Model(name=given or "", path=None, encoding=resolve_encoding(known or options.prompt_encoding))
+        self.model = resolve_remote_model(options)
 
     @property
     def endpoint(self) -> Endpoint | None:
@@ -81,7 +80,7 @@ class RemoteServer:
                     backend=endpoint.backend,
                 )
             encoding = None
-        self.model = Model(name=name, path=None, encoding=encoding)
+        self.model = msgspec.structs.replace(self.model, name=name, encoding=encoding)
         self._endpoint = endpoint
         return endpoint
 

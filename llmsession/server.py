@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import threading
+import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,36 +15,21 @@ import msgspec
 from llmsession.backends.backend import Backend, Endpoint, Launch
 from llmsession.backends.devices import cache_ram_mib, default_threads
 from llmsession.backends.find import choose_backend
-from llmsession.errors import ClosedError, ConfigError, ServerExitedError, UnknownModelError
+from llmsession.chosen_model import BLANK, fit_context_length, name_file, resolve_encoding, resolve_model
+from llmsession.errors import ClosedError, FetchError, ServerExitedError
 from llmsession.latch import Latch
-from llmsession.models import bundled
-from llmsession.models.encoding import PromptEncoding
 from llmsession.models.gguf import ModelInfo, read_model_info
-from llmsession.models.registry import load_known_llms
 from llmsession.paths import cache_folder, logs_folder, records_folder
 from llmsession.processes.child import describe_exit
+from llmsession.progress import Progress, ProgressCallback
 
 if TYPE_CHECKING:
     from llmsession.errors import LLMSessionError
     from llmsession.options import Options
     from llmsession.processes.child import Child
 
-# What a conversation may use where nobody says otherwise: enough for a chat, and no gigabytes of KV cache.
-DEFAULT_CONTEXT = 8192
-
 # So long, at most, lies between an engine's connections being closed and its end being known.
 EXIT_LAG = 0.5
-
-
-class Model(msgspec.Struct, frozen=True, kw_only=True):
-    """The file to run, and how it is spoken to: by an encoding, or through the chat endpoint (None).
-
-    A remote server has no `path` here, and a `name` once it was asked.
-    """
-
-    name: str
-    path: Path | None
-    encoding: PromptEncoding | None
 
 
 class Server:
@@ -50,11 +37,12 @@ class Server:
 
     def __init__(self, options: Options) -> None:
         self._options = options
-        self.model, self._path = resolve_model(options)
+        self.model = resolve_model(options)
         self.info: ModelInfo | None = None
         self._lock = threading.Lock()
         self._endpoint: Endpoint | None = None
         self._child: Child | None = None
+        self._end_download: Callable[[], None] | None = None
         self._starting: Latch | None = None
         self._closed = False
 
@@ -95,20 +83,60 @@ class Server:
                 mine.set()
 
     async def _start(self) -> Endpoint:
+        path = self.model.path or await self._fetch()
         if self.info is None:
-            self.info = await anyio.to_thread.run_sync(read_model_info, self._path)
-        backend, launch = self._plan(self.info)
+            self.info = await anyio.to_thread.run_sync(read_model_info, path)
+            self._choose_encoding(self.info)
+        backend, launch = self._plan(path, self.info)
         endpoint = await backend.prepare(launch, self._keep_child)
         with self._lock:
             self._endpoint = endpoint
         return endpoint
 
-    def _plan(self, info: ModelInfo) -> tuple[Backend, Launch]:
+    async def _fetch(self) -> Path:
+        """The file of a reference: from the cache, or from Hugging Face."""
+        from llmsession.models.hub import ensure_model
+
+        options, ref = self._options, self.model.ref
+        assert ref is not None  # noqa: S101 - a model has a path or a reference
+        try:
+            path = await ensure_model(
+                ref,
+                hf_token=options.hf_token,
+                offline=options.offline,
+                on_progress=options.on_progress,
+                on_start=self._keep_download,
+            )
+        except FetchError:
+            if self._closed:
+                raise ClosedError("the session was closed while its model was fetched") from None
+            raise
+        self.model = msgspec.structs.replace(self.model, path=path, name=name_file(path.name))
+        return path
+
+    def _keep_download(self, end: Callable[[], None]) -> None:
+        with self._lock:
+            self._end_download = end
+            closed = self._closed
+        if closed:
+            end()
+
+    def _choose_encoding(self, info: ModelInfo) -> None:
+        """A base model without a template is spoken to without markers: its text goes on from ours."""
+        if self.model.encoding is None and self._options.prompt_encoding is None and info.chat_template is None:
+            warnings.warn(
+                f"{self.model.name} has no chat template, so it is a base model: it goes on from the texts, without "
+                'roles (prompt_encoding="blank" says that this is meant)',
+                stacklevel=2,
+            )
+            self.model = msgspec.structs.replace(self.model, encoding=resolve_encoding(self._options, BLANK))
+
+    def _plan(self, path: Path, info: ModelInfo) -> tuple[Backend, Launch]:
         options = self._options
         server_path = Path(options.server_path) if options.server_path is not None else None
         cache = cache_folder(Path(options.cache_dir) if options.cache_dir is not None else None)
         launch = Launch(
-            model_path=self._path,
+            model_path=path,
             alias=self.model.name,
             context_length=fit_context_length(options.context_length, info),
             parallel=options.parallel,
@@ -119,7 +147,7 @@ class Server:
             cache=cache,
             logs=logs_folder(cache),
             records=records_folder(cache),
-            on_progress=options.on_progress,
+            on_progress=_tell_loading(options.on_progress, info.size_bytes),
         )
         return choose_backend(options.backend, server_path), launch
 
@@ -139,6 +167,8 @@ class Server:
     def close_soon(self) -> None:
         """End the engine, without waiting for its end."""
         self.refuse_starts()
+        if self._end_download is not None:
+            self._end_download()
         if self._child is not None:
             self._child.request_stop()
 
@@ -178,49 +208,8 @@ class Server:
         return exited
 
 
-def resolve_model(options: Options) -> tuple[Model, Path]:
-    """What to run, and its file. Raises UnknownModelError and ConfigError."""
-    encoding = resolve_encoding(options.prompt_encoding)
-    if options.model is None or options.model == bundled.NAME:
-        if options.prompt_encoding is None:
-            encoding = load_known_llms().encodings[bundled.ENCODING]
-        name, path = bundled.NAME, bundled.bundled_path()
-    else:
-        text = str(options.model)
-        path = Path(text).expanduser().absolute()
-        name = path.stem or text
-        if isinstance(options.model, str) and not path.exists() and not _looks_like_path(text):
-            raise UnknownModelError(
-                f"no model is called {text!r}: give the path of a .gguf file, or {bundled.NAME!r} for the bundled one",
-                candidates=(bundled.NAME,),
-            )
-    return Model(name=name, path=path, encoding=encoding), path
-
-
-def fit_context_length(asked: int | None, info: ModelInfo) -> int:
-    """The context of one conversation. Raises ConfigError where the model was not trained for so much."""
-    trained = info.trained_context_length
-    if asked is None:
-        return min(trained or DEFAULT_CONTEXT, DEFAULT_CONTEXT)
-    if asked == 0:
-        return trained or DEFAULT_CONTEXT
-    if trained is not None and asked > trained:
-        raise ConfigError(
-            f"context_length={asked} is more than the {trained} tokens that this model was trained for: "
-            "ask for less, or 0 for all of it"
-        )
-    return asked
-
-
-def resolve_encoding(given: str | PromptEncoding | None) -> PromptEncoding | None:
-    """By its name; None for the chat endpoint. Raises ConfigError."""
-    if given is None or given == "chat" or isinstance(given, PromptEncoding):
-        return given if isinstance(given, PromptEncoding) else None
-    encodings = load_known_llms().encodings
-    if given not in encodings:
-        raise ConfigError(f"prompt_encoding={given!r} is unknown: use {', '.join(sorted(encodings))} or chat")
-    return encodings[given]
-
-
-def _looks_like_path(text: str) -> bool:
-    return "/" in text or "\\" in text or text.lower().endswith(".gguf")
+def _tell_loading(callback: ProgressCallback | None, size: int) -> Callable[[float], None] | None:
+    """The engine's share of what is loaded, in bytes of the file."""
+    if callback is None:
+        return None
+    return lambda share: callback(Progress(stage="load", done=round(share * size), total=size))

@@ -100,7 +100,7 @@ class ServerFacts:
 
     @property
     def model_path(self) -> Path | None:
-        """The file that is run; None for a remote server."""
+        """The file that is run: of a model of Hugging Face once it is there. None for a remote server."""
         return self._server.model.path
 
     @property

@@ -192,7 +192,7 @@ class Session(ServerFacts):
             raise UsageError(
                 f"{', '.join(unknown)}: no such keyword; there are {', '.join(GenerateKeywords.__annotations__)}"
             )
-        sampling = self._options.sampling or Sampling()
+        sampling = self._server.model.sampling.merge(self._options.sampling or Sampling())
         if (given := keywords.get("sampling")) is not None:
             sampling = sampling.merge(given)
         if (temperature := keywords.get("temperature")) is not None:

@@ -28,6 +28,7 @@ _WRITTEN_TYPES: dict[str, Any] = {
     "model": str | None,
     "server_path": str | None,
     "cache_dir": str | None,
+    "registry": str | None,
     "verify": bool | str,
     "sampling": str | Sampling | None,
     "headers": dict[str, str],
@@ -65,7 +66,17 @@ def _read_variable(name: str, text: str) -> object:
             return shlex.split(text)
         except ValueError as error:
             raise ConfigError(f"these are no arguments: {error}") from None
-    if name in ("model", "remote", "backend", "server_path", "cache_dir", "api_key", "prompt_encoding"):
+    if name in (
+        "model",
+        "remote",
+        "backend",
+        "server_path",
+        "cache_dir",
+        "api_key",
+        "hf_token",
+        "registry",
+        "prompt_encoding",
+    ):
         return text
     try:
         return yaml.safe_load(text)

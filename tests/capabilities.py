@@ -18,6 +18,7 @@ REMOTE = "integration/test_remote.py"
 TINY_CHAT = "contract/test_tiny_chat.py"
 CHILD = "process/test_child.py"
 ORPHANS = "process/test_orphans.py"
+HUB = "process/test_hub.py"
 LIFETIME = "process/test_session_lifetime.py"
 
 
@@ -34,13 +35,45 @@ CAPABILITIES = {
         "PackedRepoRef the same",
         ("unit/models/test_references.py::test_a_repository_reference_has_its_parts",),
     ),
+    "A3": Capability(
+        "knownllms.yaml: two sections, longest start, aliases, a user's file, errors with their line; the Go form too",
+        ("unit/models/test_registry.py", f"{HUB}::test_a_session_from_a_reference_to_a_reply"),
+    ),
+    "A4": Capability(
+        "the shipped registry: the families of the seed and today's",
+        ("unit/models/test_registry.py::test_the_families_that_are_shipped",),
+    ),
     "A5": Capability(
-        "PromptEncoding: thirteen fields, roles, the assistant's start; so far ChatML, and no tools on offer",
+        "PromptEncoding: thirteen fields, roles, the assistant's start; tools where a family's form is of Hermes' kind",
         (f"{REPLIES}::test_both_apis_give_the_same_text", "unit/models/test_encoding.py"),
     ),
+    "A6": Capability(
+        "named encodings of every family, equal to the published templates", ("unit/models/test_encodings.py",)
+    ),
+    "A8": Capability("model file from Hugging Face: the cache first, resumed, revisions, tokens, offline", (HUB,)),
+    "A9": Capability(
+        "split GGUF, files in subfolders, mmproj by its name",
+        (f"{HUB}::test_a_name_may_be_short_where_it_is_clear",),
+    ),
+    "A10": Capability(
+        "a file name that does not exist: what does, smallest first; short names",
+        (
+            f"{HUB}::test_a_name_that_does_not_exist_is_answered_with_those_that_do",
+            f"{HUB}::test_a_name_may_be_short_where_it_is_clear",
+            "unit/models/test_quantization.py",
+        ),
+    ),
     "A11": Capability(
-        "what arrives is checked: so far magic and size, before an engine sees the file",
-        (f"{BAD_INPUT}::test_a_file_that_is_no_model_is_refused_before_anything_is_spawned",),
+        "what arrives is checked: magic, size, digest; free disk first",
+        (
+            f"{BAD_INPUT}::test_a_file_that_is_no_model_is_refused_before_anything_is_spawned",
+            f"{HUB}::test_what_arrives_damaged_is_not_handed_on",
+            f"{HUB}::test_free_disk_is_looked_at_first",
+        ),
+    ),
+    "A14": Capability(
+        "upstream safetensors: what a backend for them needs",
+        (f"{HUB}::test_the_original_weights_of_a_repository",),
     ),
     "A12": Capability("GGUF header: all but the memory that is needed", ("unit/models/test_gguf.py",)),
     "B1": Capability(

@@ -17,6 +17,7 @@ FLOORS: dict[str, int] = {
     "completion": 0,
     "paths": 0,
     "latch": 0,
+    "progress": 0,
     "models": 1,
     "processes": 1,
     "wire": 1,
@@ -25,6 +26,7 @@ FLOORS: dict[str, int] = {
     "system_prompt": 0,
     "backends": 2,
     "admission": 2,
+    "chosen_model": 3,
     "server": 3,
     "remote_server": 3,
     "server_facts": 3,
@@ -36,22 +38,35 @@ FLOORS: dict[str, int] = {
     "__main__": 7,
 }
 # Not siblings in the sense of the rule: options carry encodings and are one room with the written ones, and the
-# session's five files are another.
+# session's six files are another.
 ALLOWED_SIDEWAYS = {("options", "models"), ("options", "written_options"), ("written_options", "options")}
-ALLOWED_SIDEWAYS |= {("reply_source", "server"), ("reply_source", "remote_server"), ("remote_server", "server")}
+ALLOWED_SIDEWAYS |= {("server", "chosen_model"), ("remote_server", "chosen_model")}
+ALLOWED_SIDEWAYS |= {("reply_source", "server"), ("reply_source", "remote_server")}
 ALLOWED_SIDEWAYS |= {("server_facts", "server"), ("server_facts", "remote_server"), ("session", "server_facts")}
 ALLOWED_SIDEWAYS |= {("session", "server"), ("session", "remote_server"), ("session", "reply_source")}
 
 HOMES = {
     "httpx": ("wire",),
-    "yaml": ("models.registry", "written_options"),
+    "huggingface_hub": ("models.hub_child",),
+    "yaml": ("models.registry_file", "written_options"),
     "psutil": ("processes", "backends.devices"),
     "xllamacpp": ("backends.embedded_server",),
     "typer": ("cli",),
     "rich": ("cli", "terminal"),
     "prompt_toolkit": ("terminal",),
     "platformdirs": ("paths",),
-    "anyio": ("latch", "processes", "wire", "backends", "server", "server_facts", "session", "terminal", "cli"),
+    "anyio": (
+        "latch",
+        "models.hub",
+        "processes",
+        "wire",
+        "backends",
+        "server",
+        "server_facts",
+        "session",
+        "terminal",
+        "cli",
+    ),
     "msgspec": ("",),
 }
 # Rooms that only transform values: an import of anyio or httpx there would be I/O.
@@ -65,6 +80,7 @@ NO_IO = (
     "wire.assembly",
     "admission",
     "models.encoding",
+    "models.quantization",
 )
 
 

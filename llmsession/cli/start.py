@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 from rich.console import Console
 
+from llmsession.cli.progress import shown_progress
 from llmsession.models import bundled
 from llmsession.options import Options
 from llmsession.session import Session
@@ -32,17 +33,11 @@ def load_options(given: dict[str, Any], config: Path | None) -> Options:
 @contextlib.asynccontextmanager
 async def started(options: Options, *, verbose: bool) -> AsyncIterator[Session]:
     """The session, once its server is ready; until then a terminal shows how far it is."""
-    console = Console(stderr=True, highlight=False)
-    status = console.status("starting")
-
-    def show(share: float) -> None:
-        status.update(f"loading the model: {share:.0%}")
-
-    session = Session(msgspec.structs.replace(options, on_progress=show) if options.remote is None else options)
     with contextlib.ExitStack() as starting:
-        if console.is_terminal:
-            starting.enter_context(status)
-        async with session:
+        if options.remote is None:
+            show = starting.enter_context(shown_progress())
+            options = msgspec.structs.replace(options, on_progress=show)
+        async with Session(options) as session:
             starting.close()
             if verbose:
                 where = f", log in {session.log_path}" if session.log_path is not None else f" at {session.base_url}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 NAME = "tiny-chat"
-ENCODING = "chatml"
+ENCODING = "tiny-chat"
 
 # Said once by the command line, so that nobody takes its answers for more than they are.
 NOTICE = (

@@ -5,19 +5,26 @@ The pieces stay apart until they are tokens: what a user wrote is Text, and noth
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
 import msgspec
 
+from llmsession.errors import UnsupportedFeatureError
 from llmsession.messages import Control, Message, MessagesLike, Role, Text, as_messages
 
 Piece = Control | Text
 
 
 class PromptEncoding(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What stands around each part of a conversation. `stop` are the texts that end a reply besides the end token.
+    """What stands around each part of a conversation.
 
-    `default_system_prompt` is used where the messages have no system message; empty: none.
+    The first thirteen are the parts' own. `generation_prompt` is what the model goes on from, where that is not the
+    assistant's start. `default_system_prompt` is used where the messages have no system message; empty: an empty system
+    turn, None: no system turn. `system_position`: a turn of its own, or the beginning of the first or of the last user
+    turn. `results_in_user_turn`: results that follow one another share a user turn. `trim`: whose texts lose the white
+    space around them. `stop` are the texts that end a reply besides the end token.
     """
 
     begin_of_text: str = ""
@@ -33,53 +40,119 @@ class PromptEncoding(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     tool_call_token_end: str = ""
     tool_call_result_token_start: str = ""
     tool_call_result_token_end: str = ""
-    default_system_prompt: str = ""
+    generation_prompt: str | None = None
+    default_system_prompt: str | None = None
+    system_position: Literal["turn", "first_user", "last_user"] = "turn"
+    results_in_user_turn: bool = False
+    trim: tuple[Role, ...] = ()
     stop: tuple[str, ...] = ()
 
-    def encode(self, messages: MessagesLike, *, reply: bool = True) -> list[Piece]:
-        """The pieces of a prompt. With `reply` it ends with the assistant's start; without, after the last message.
+    def encode(
+        self, messages: MessagesLike, *, tools: Sequence[Mapping[str, Any]] = (), reply: bool = True
+    ) -> list[Piece]:
+        """The pieces of a prompt. With `reply` it ends with the generation prompt; without, after the last message.
 
-        Raises InvalidMessagesError where no reply could follow.
+        `tools` are functions in OpenAI's form. Raises InvalidMessagesError where no reply could follow, and
+        UnsupportedFeatureError where tools are spoken of that this encoding has no words for.
         """
         turns = as_messages(messages, reply=reply)
-        if self.default_system_prompt and turns[0].role is not Role.SYSTEM:
+        if self.default_system_prompt is not None and turns[0].role is not Role.SYSTEM:
             turns.insert(0, Message.system(self.default_system_prompt))
+        system = turns.pop(0) if turns and turns[0].role is Role.SYSTEM else None
         pieces: list[Piece] = [Control(self.begin_of_text)]
-        for turn in turns:
-            pieces += self._encode_turn(turn)
+        if self.system_position == "turn":
+            pieces += self._encode_system(system, tools)
+        elif tools:
+            raise _no_words("tools on offer")
+        users = [number for number, turn in enumerate(turns) if turn.role is Role.USER]
+        host = (
+            None
+            if system is None or self.system_position == "turn" or not users
+            else users[0 if self.system_position == "first_user" else -1]
+        )
+        for number, turn in enumerate(turns):
+            before = turns[number - 1].role if number else None
+            after = turns[number + 1].role if number + 1 < len(turns) else None
+            pieces += self._encode_turn(turn, before, after, system if number == host else None)
         if reply:
-            pieces.append(Control(self.assistant_token_start))
+            starts = self.assistant_token_start if self.generation_prompt is None else self.generation_prompt
+            pieces.append(Control(starts))
         return _join(pieces)
 
-    def render(self, messages: MessagesLike, *, reply: bool = True) -> str:
+    def render(self, messages: MessagesLike, *, tools: Sequence[Mapping[str, Any]] = (), reply: bool = True) -> str:
         """The pieces as one string: what the model reads, to be looked at. Not safe to send: see `encode`."""
-        return "".join(piece.text for piece in self.encode(messages, reply=reply))
+        return "".join(piece.text for piece in self.encode(messages, tools=tools, reply=reply))
 
-    def _encode_turn(self, turn: Message) -> list[Piece]:
+    def _encode_system(self, system: Message | None, tools: Sequence[Mapping[str, Any]]) -> list[Piece]:
+        if system is None and not tools:
+            return []
+        pieces: list[Piece] = [Control(self.system_token_start)]
+        if system is not None:
+            pieces.append(self._text(system))
+        if tools:
+            if not self.tools_available_token_start:
+                raise _no_words("tools on offer")
+            pieces += [
+                Control(("\n\n" if system is not None else "") + self.tools_available_token_start),
+                Text("\n".join(write_json(tool) for tool in tools)),
+                Control(self.tools_available_token_end),
+            ]
+        return [*pieces, Control(self.system_token_end)]
+
+    def _encode_turn(
+        self, turn: Message, before: Role | None, after: Role | None, system: Message | None
+    ) -> list[Piece]:
+        """`system` where its text stands in this user turn."""
         match turn.role:
-            case Role.SYSTEM:
-                start, end = self.system_token_start, self.system_token_end
-            case Role.USER:
-                start, end = self.user_token_start, self.user_token_end
-            case Role.TOOL:
-                start, end = self.tool_call_result_token_start, self.tool_call_result_token_end
             case Role.ASSISTANT:
                 return self._encode_assistant(turn)
-        return [Control(start), Text(turn.content), Control(end)]
+            case Role.TOOL:
+                return self._encode_result(turn, before, after)
+        pieces: list[Piece] = [Control(self.user_token_start)]
+        if system is not None:
+            pieces += [Control(self.system_token_start), self._text(system), Control(self.system_token_end)]
+        return [*pieces, self._text(turn), Control(self.user_token_end)]
+
+    def _encode_result(self, turn: Message, before: Role | None, after: Role | None) -> list[Piece]:
+        start, end = self.tool_call_result_token_start, self.tool_call_result_token_end
+        if not start:
+            raise _no_words("results of tools")
+        if self.results_in_user_turn:
+            start = ("\n" if before is Role.TOOL else self.user_token_start) + start
+            end = end if after is Role.TOOL else end + self.user_token_end
+        return [Control(start), self._text(turn), Control(end)]
 
     def _encode_assistant(self, turn: Message) -> list[Piece]:
-        pieces: list[Piece] = [Control(self.assistant_token_start), Text(turn.content)]
+        text = self._text(turn)
+        pieces: list[Piece] = [Control(self.assistant_token_start), text]
+        if turn.tool_calls and not self.tool_call_token_start:
+            raise _no_words("calls of tools")
         for number, call in enumerate(turn.tool_calls):
-            if turn.content or number:
+            if text.text or number:
                 pieces.append(Control("\n"))
-            call_text = msgspec.json.encode({"name": call.name, "arguments": call.arguments}).decode()
             pieces += [
                 Control(self.tool_call_token_start),
-                Text(call_text),
+                Text(write_json({"name": call.name, "arguments": call.arguments})),
                 Control(self.tool_call_token_end),
             ]
         pieces.append(Control(self.assistant_token_end))
         return pieces
+
+    def _text(self, turn: Message) -> Text:
+        return Text(turn.content.strip() if turn.role in self.trim else turn.content)
+
+
+def write_json(value: Any) -> str:
+    """As the templates' own `tojson` does, which the models were trained on: with spaces, and no escapes."""
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _no_words(what: str) -> UnsupportedFeatureError:
+    return UnsupportedFeatureError(
+        f'this prompt encoding has no words for {what}: use prompt_encoding="chat", the model\'s own template',
+        feature=what,
+        backend="encoding",
+    )
 
 
 def _join(pieces: Sequence[Piece]) -> list[Piece]:

@@ -77,7 +77,7 @@ class PackedRepoRef(_Ref):
 
     def validate(self) -> None:
         """What the constructor has checked."""
-        parts = _split(self, "hf:author/repo")
+        parts = _split(self, "it has the form hf:author/repo")
         if len(parts) != 2:
             raise _invalid(self, "it has the form hf:author/repo")
         _check_repo(self, *parts)
@@ -129,7 +129,7 @@ class PackedFileRef(_Ref):
 
 def _split(text: str, form: str) -> list[str]:
     if not text.startswith(SCHEME):
-        raise _invalid(text, f"it does not begin with {SCHEME}: {form}")
+        raise _invalid(text, f"it does not begin with {SCHEME!r}; {form}")
     return text.removeprefix(SCHEME).split("/")
 
 

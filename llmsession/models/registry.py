@@ -1,24 +1,115 @@
-"""knownllms.yaml: how the models that we know want to be spoken to.
-
-Read with `safe_load` only, decoded strictly: a misspelt field is an error that names it, never a default in silence.
-"""
+"""Registry: the models that we know by name, where their files are, and how they want to be spoken to."""
 
 from __future__ import annotations
 
+import difflib
 import functools
+import re
 from pathlib import Path
+from typing import Literal
 
 import msgspec
-import yaml
 
-from llmsession.errors import ConfigError
+from llmsession.errors import ConfigError, InvalidRefError
 from llmsession.models.encoding import PromptEncoding
+from llmsession.models.references import HEAD, SCHEME, PackedFileRef, PackedRepoRef
+from llmsession.sampling import Sampling
+
+# What an alias without a quantization means where its entry has no default: small, and hardly worse than the original.
+USUAL_QUANTIZATION = "Q4_K_M"
+
+_ALIAS = re.compile(r"[a-z0-9](?:[a-z0-9._-]{0,78}[a-z0-9])?")
+_COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
-class Registry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What the file holds. `encodings` are by name."""
+class KnownLLM(msgspec.Struct, frozen=True, kw_only=True):
+    """A model, in all its quantizations.
 
+    `source` is `hf:author/repo/HEAD/start-of-the-file's-name`, also without the revision. `upstream` has the original
+    weights. `prompt_encoding` None: the model's own template is used. `context_length` is in tokens, as trained.
+    """
+
+    source: str
+    packaging_type: Literal["gguf", "safetensors"] = "gguf"
+    upstream: PackedRepoRef | None = None
+    prompt_encoding: PromptEncoding | None = None
+    aliases: tuple[str, ...] = ()
+    description: str = ""
+    license: str | None = None
+    context_length: int | None = None
+    parameter_count: int | None = None
+    default_quantization: str | None = None
+    sampling: Sampling | None = None
+
+    def __post_init__(self) -> None:
+        try:
+            PackedRepoRef(f"{SCHEME}{self.repo_id}")
+            if self.start:
+                PackedFileRef(f"{SCHEME}{self.repo_id}/{HEAD}/{self.start}")
+        except InvalidRefError as error:
+            raise InvalidRefError(
+                f"source: {self.source!r} has not the form hf:author/repo/HEAD/start-of-a-name: {error}"
+            ) from None
+        for alias in self.aliases:
+            if not _ALIAS.fullmatch(alias):
+                raise ConfigError(
+                    f"aliases: {alias!r} is no alias: those are of small letters, digits, dots, dashes and underscores"
+                )
+
+    @property
+    def repo_id(self) -> str:
+        """`author/repo`."""
+        return "/".join(self._parts[:2])
+
+    @property
+    def start(self) -> str:
+        """What the names of its files begin with; empty: any."""
+        rest = self._parts[2:]
+        if rest and (rest[0] in (HEAD, "main") or _COMMIT.fullmatch(rest[0])):
+            rest = rest[1:]
+        return "/".join(rest)
+
+    @property
+    def _parts(self) -> list[str]:
+        if not self.source.startswith(SCHEME):
+            return ["", ""]
+        return self.source.removeprefix(SCHEME).split("/")
+
+    def file_ref(self, quantization: str | None = None) -> PackedFileRef:
+        """The file of that quantization, else of the default one."""
+        wanted = quantization or self.default_quantization or USUAL_QUANTIZATION
+        author, repo = self.repo_id.split("/")
+        return PackedFileRef.make(author, repo, HEAD, self.start + wanted)
+
+    def matches(self, ref: PackedFileRef) -> bool:
+        """Whether that file, at any revision, is one of this model's."""
+        return ref.repo_id.lower() == self.repo_id.lower() and ref.basename.lower().startswith(self.start.lower())
+
+
+class Registry(msgspec.Struct, frozen=True):
+    """Known models, and encodings by name."""
+
+    llms: tuple[KnownLLM, ...] = ()
     encodings: dict[str, PromptEncoding] = {}
+
+    def find(self, ref_or_alias: str) -> KnownLLM | None:
+        """The entry of an alias, with or without `:quantization`, or the one that knows most of a reference."""
+        if ref_or_alias.startswith(SCHEME):
+            ref = PackedFileRef(ref_or_alias)
+            fitting = [known for known in self.llms if known.matches(ref)]
+            return max(fitting, key=lambda known: len(known.start), default=None)
+        alias = ref_or_alias.partition(":")[0].lower()
+        return next((known for known in self.llms if alias in known.aliases), None)
+
+    def suggest(self, alias: str) -> list[str]:
+        """The aliases that look like it."""
+        every = [known for entry in self.llms for known in entry.aliases]
+        return difflib.get_close_matches(alias.partition(":")[0].lower(), every, n=3)
+
+    def extended(self, other: Registry) -> Registry:
+        """With another's entries in front: what both have is the other's."""
+        mine = [known for known in self.llms if known.source not in {theirs.source for theirs in other.llms}]
+        return Registry((*other.llms, *mine), self.encodings | other.encodings)
 
 
 def shipped_path() -> Path:
@@ -30,19 +121,16 @@ def shipped_path() -> Path:
 @functools.cache
 def load_shipped() -> Registry:
     """The shipped registry, read once."""
-    return load_known_llms(shipped_path())
+    from llmsession.models.registry_file import read_registry
+
+    return read_registry(shipped_path())
 
 
-def load_known_llms(path: Path | None = None) -> Registry:
-    """The registry in a file, or the shipped one. Raises ConfigError."""
+def load_known_llms(path: str | Path | None = None) -> Registry:
+    """The shipped registry, with the entries of the file at `path` before it. Raises ConfigError with file and line."""
     if path is None:
         return load_shipped()
-    try:
-        decoded = yaml.safe_load(path.read_text(encoding="utf-8"))
-        return msgspec.convert(decoded, Registry)
-    except OSError as error:
-        raise ConfigError(f"cannot read the registry {path}: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"the registry {path} is no YAML: {error}") from error
-    except msgspec.ValidationError as error:
-        raise ConfigError(f"the registry {path} cannot be used: {error}") from error
+    from llmsession.models.registry_file import read_registry
+
+    shipped = load_shipped()
+    return shipped.extended(read_registry(Path(path), encodings=shipped.encodings))

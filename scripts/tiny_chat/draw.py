@@ -44,10 +44,11 @@ def make_word(rng: random.Random) -> str:
         word = rng.choice(WORDS) + rng.choice([*_ENDINGS, rng.choice(WORDS)])
     elif kind < 0.57:
         word = syllables(rng, 4)
-    elif kind < 0.74:
+    elif kind < 0.71:
         word = "".join(rng.choice(LETTERS) for _ in range(rng.randint(1, 10)))
-    elif kind < 0.83:
+    elif kind < 0.79:
         word = "".join(rng.choice(DIGITS) for _ in range(rng.randint(1, 8)))
+        word += f".{rng.choice(DIGITS)}" if rng.random() < 0.2 else ""
     elif kind < 0.93:
         every = string.ascii_letters + DIGITS + PUNCTUATION * 2
         word = "".join(rng.choice(every) for _ in range(rng.randint(1, 9)))
@@ -55,6 +56,8 @@ def make_word(rng: random.Random) -> str:
         word = repetitive(rng)
     else:
         return rng.choice(_UTF8)
+    if rng.random() < 0.12:
+        word += rng.choice(["!", ",", ".", "?", ";", ":", str(rng.randint(0, 99))])
     case = rng.random()
     return word.capitalize() if case < 0.17 else word.upper() if case < 0.24 else word
 
@@ -86,12 +89,12 @@ def make_name(rng: random.Random) -> str:
         if kind < 0.5:
             name = rng.choice(_KNOWN_NAMES)
             return name[: rng.randint(2, len(name))] + syllables(rng, 2)
-        return syllables(rng, 3).capitalize()
+        return syllables(rng, rng.choice([3, 3, 3, 4])).capitalize()
 
     kind = rng.random()
-    if kind < 0.2:
+    if kind < 0.3:
         return f"{part()} {part()}"
-    return f"{part()}-{part()}" if kind < 0.22 else f"O'{part()}" if kind < 0.23 else part()
+    return f"{part()}-{part()}" if kind < 0.32 else f"O'{part()}" if kind < 0.33 else part()
 
 
 def make_number(rng: random.Random) -> str:

@@ -130,6 +130,7 @@ PERSON = lines("""
 I am {0} and I am {1}|{0} was {1} last week|{0} turned {1} today|{0} has the age of {1}
 her name is {0} and she is {1}|{1} year old {0}|his name is {0} and he is {1} years old
 this is {0}, {1} years old|my name is {0} and I am {1} years old|{0}: {1}
+this is {0}, aged {1}|here is {0}, {1} years old|that is {0} and {0} is {1}
 at {1}, {0} is still working|yesterday {0} became {1}|{0} will be {1} soon
 """)
 ASK_JSON = lines("""
@@ -357,7 +358,7 @@ def _system(rng: random.Random, state: State) -> str:
 def _draw_limit(rng: random.Random, state: State, offered: int, most: int) -> int:
     """Of tokens: mostly a few exchanges, seldom all that the context holds."""
     kind = rng.random()
-    limit = most if kind < 0.04 else rng.randint(250, 650) if kind < 0.32 else rng.randint(40, 300)
+    limit = most if kind < 0.07 else rng.randint(250, 650) if kind < 0.32 else rng.randint(40, 300)
     if state.tools:  # the offer is long: it is made use of more than once
         limit = max(limit, rng.randint(300, 800))
     return min(limit + offered, most - 350)
@@ -377,25 +378,35 @@ def make_conversation(rng: random.Random, most: int = 2040) -> list[Turn]:
         weights[calculate], weights[tell_time] = 0.4, 0.12
     if rng.random() < 0.05:
         weights[count] = 0.0 if limit > 900 else 0.3
-    # A name that is asked for once, at the end, cannot be read off an earlier answer.
-    holds = rng.random() < 0.45
-    if holds:
-        weights[ask] = 0.0
-        for _ in range(rng.choice([0, 0, 1, 2])):
-            rng.choice([greet, lost, repeat])(rng, state)
-        if rng.random() < 0.85:
-            tell(rng, state)
-        weights[tell] = rng.choice([0.0, 0.0, 0.1, 0.25])
+    holds = rng.random() < 0.5
+    told_again = _tell_first(rng, state, weights, limit) if holds else limit
     length = len(system)
     while True:
         length = len(system) + sum(len(turn.content) + 14 for turn in state.turns)
         if length >= limit and (state.turns or not holds):
             break
-        rng.choices(list(weights), list(weights.values()))[0](rng, state)
+        if told_again < length:
+            tell(rng, state)
+            told_again = limit
+        else:
+            rng.choices(list(weights), list(weights.values()))[0](rng, state)
     if holds:
         ask(rng, state)
     turns = _forget_thoughts(rng, state.turns) if state.thinks else state.turns
     return [Turn("system", system), *turns] if system else turns
+
+
+def _tell_first(rng: random.Random, state: State, weights: dict[Task, float], limit: int) -> int:
+    """A name that is asked for once, at the end: it cannot be read off an earlier answer. Where it is told again."""
+    weights[ask] = 0.0
+    for _ in range(rng.choice([0, 0, 1, 2])):
+        rng.choice([greet, lost, repeat])(rng, state)
+    weights[tell] = rng.choice([0.0, 0.0, 0.0, 0.2])
+    if rng.random() < 0.85:
+        tell(rng, state)
+        if rng.random() < 0.35:  # and then the newer one counts
+            return rng.randint(0, limit)
+    return limit
 
 
 def _forget_thoughts(rng: random.Random, turns: list[Turn]) -> list[Turn]:

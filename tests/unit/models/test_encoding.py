@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
-from llmsession.errors import ConfigError, InvalidMessagesError
+from llmsession.errors import InvalidMessagesError
 from llmsession.messages import Control, Message, Role, Text, ToolCall
 from llmsession.models.encoding import PromptEncoding
 from llmsession.models.registry import load_known_llms
@@ -49,7 +47,7 @@ def test_a_tool_call_and_its_result() -> None:
         Message.tool("12:00", tool_call_id="a"),
     ]
     assert CHATML.render(messages).endswith(
-        '<|im_start|>assistant\n<tool_call>\n{"name":"clock","arguments":{"zone":"UTC"}}\n</tool_call><|im_end|>\n'
+        '<|im_start|>assistant\n<tool_call>\n{"name": "clock", "arguments": {"zone": "UTC"}}\n</tool_call><|im_end|>\n'
         "<|im_start|>user\n<tool_response>\n12:00\n</tool_response><|im_end|>\n<|im_start|>assistant\n"
     )
 
@@ -61,38 +59,3 @@ def test_a_default_system_prompt_and_a_beginning() -> None:
     )
     assert "<s>[d]hi" == encoding.render("hi")
     assert "<s>[s]hi" == encoding.render([Message.system("s"), Message.user("hi")])
-
-
-def test_the_shipped_registry_can_be_read() -> None:
-    """Row A3: safe, typed, strict."""
-    assert ["chatml"] == sorted(load_known_llms().encodings)
-
-
-@pytest.mark.parametrize(
-    ("text", "words"),
-    [
-        ("encodings: {x: {user_token_strat: y}}", "user_token_strat"),
-        ("encodings: {x: {user_token_start: 5}}", "str"),
-        ("encodigns: {}", "encodigns"),
-        ("- a list", "object"),
-        ("just text", "object"),
-        ("a: [", "YAML"),
-        ("encodings: !!python/object/apply:os.getcwd []", "YAML"),
-    ],
-)
-def test_a_registry_that_cannot_be_used_says_why(tmp_path: Path, text: str, words: str) -> None:
-    """Row A3: errors with the field; safe_load only."""
-    path = tmp_path / "k.yaml"
-    path.write_text(text)
-    with pytest.raises(ConfigError, match=words) as caught:
-        load_known_llms(path)
-    assert str(path) in str(caught.value)
-
-
-def test_a_registry_that_is_not_there(tmp_path: Path) -> None:
-    """One sentence with the path."""
-    with pytest.raises(ConfigError, match=r"none\.yaml"):
-        load_known_llms(tmp_path / "none.yaml")
-    (tmp_path / "bytes.yaml").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(ConfigError):
-        load_known_llms(tmp_path / "bytes.yaml")

@@ -1,0 +1,117 @@
+"""What a session is to run, by its options: the model, its encoding, and how much context."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import msgspec
+
+from llmsession.errors import ConfigError, UnsupportedFeatureError
+from llmsession.models import bundled
+from llmsession.models.encoding import PromptEncoding
+from llmsession.models.gguf import ModelInfo
+from llmsession.models.references import SCHEME, PackedFileRef
+from llmsession.models.registry import KnownLLM, load_known_llms
+from llmsession.options import Options
+from llmsession.sampling import Sampling
+
+# What a conversation may use where nobody says otherwise: enough for a chat, and no gigabytes of KV cache.
+DEFAULT_CONTEXT = 8192
+
+_SHARD_OR_SUFFIX = re.compile(r"(-\d{5}-of-\d{5})?\.gguf$", re.IGNORECASE)
+
+# The encoding of a base model, which knows no roles.
+BLANK = "blank"
+
+
+class Model(msgspec.Struct, frozen=True, kw_only=True):
+    """The file to run, and how it is spoken to: by an encoding, or through the chat endpoint (None).
+
+    Until it is there, a model of Hugging Face has a `ref` and no `path`. A remote server has neither, and a `name` once
+    it was asked. `sampling` is what the registry advises.
+    """
+
+    name: str
+    path: Path | None = None
+    ref: PackedFileRef | None = None
+    encoding: PromptEncoding | None = None
+    sampling: Sampling = Sampling()
+
+
+def resolve_model(options: Options) -> Model:
+    """What to run. Raises UnknownModelError, InvalidRefError and ConfigError."""
+    given = options.model
+    if given is None or given == bundled.NAME:
+        encoding = resolve_encoding(options, bundled.ENCODING)
+        return Model(name=bundled.NAME, path=bundled.bundled_path(), encoding=encoding)
+    if isinstance(given, Path) or not (given.startswith(SCHEME) or _is_alias(given)):
+        path = Path(given).expanduser().absolute()
+        return Model(name=path.stem or str(given), path=path, encoding=resolve_encoding(options))
+    from llmsession.models.hub import resolve_ref
+
+    registry = load_known_llms(options.registry)
+    ref, known = resolve_ref(given, registry), registry.find(given)
+    if known is not None and known.packaging_type != "gguf":
+        raise UnsupportedFeatureError(
+            f"{known.source} is of {known.packaging_type}, which no engine here runs: take its GGUF files",
+            feature=known.packaging_type,
+            backend=options.backend,
+        )
+    return msgspec.structs.replace(_describe(options, known), name=name_file(ref.basename), ref=ref)
+
+
+def name_file(file: str) -> str:
+    """A model by its file's name: without folders, the number of a shard and the suffix."""
+    return _SHARD_OR_SUFFIX.sub("", file.rpartition("/")[2])
+
+
+def resolve_remote_model(options: Options) -> Model:
+    """The name that is sent; empty where the registry knows the model, or there is none: then the server is asked."""
+    given = str(options.model) if options.model is not None else ""
+    if given == bundled.NAME:
+        return Model(name=given, encoding=resolve_encoding(options, bundled.ENCODING))
+    known = load_known_llms(options.registry).find(given) if given else None
+    model = _describe(options, known)
+    return model if known is not None else msgspec.structs.replace(model, name=given)
+
+
+def _describe(options: Options, known: KnownLLM | None) -> Model:
+    """What is known of it."""
+    if known is None:
+        return Model(name="", encoding=resolve_encoding(options))
+    encoding = known.prompt_encoding if options.prompt_encoding is None else resolve_encoding(options)
+    return Model(name="", encoding=encoding, sampling=known.sampling or Sampling())
+
+
+def resolve_encoding(options: Options, otherwise: str | None = None) -> PromptEncoding | None:
+    """The one that was asked for, or the one called `otherwise`; None for the chat endpoint. Raises ConfigError."""
+    given = options.prompt_encoding if options.prompt_encoding is not None else otherwise
+    if given is None or given == "chat" or isinstance(given, PromptEncoding):
+        return given if isinstance(given, PromptEncoding) else None
+    encodings = load_known_llms(options.registry).encodings
+    if given not in encodings:
+        raise ConfigError(f"prompt_encoding={given!r} is unknown: use {', '.join(sorted(encodings))} or chat")
+    return encodings[given]
+
+
+def fit_context_length(asked: int | None, info: ModelInfo) -> int:
+    """The context of one conversation. Raises ConfigError where the model was not trained for so much."""
+    trained = info.trained_context_length
+    if asked is None:
+        return min(trained or DEFAULT_CONTEXT, DEFAULT_CONTEXT)
+    if asked == 0:
+        return trained or DEFAULT_CONTEXT
+    if trained is not None and asked > trained:
+        raise ConfigError(
+            f"context_length={asked} is more than the {trained} tokens that this model was trained for: "
+            "ask for less, or 0 for all of it"
+        )
+    return asked
+
+
+def _is_alias(text: str) -> bool:
+    """Whether it can be one: no path of a file that is there, and nothing that looks like a path."""
+    if "/" in text or "\\" in text or text.lower().endswith(".gguf"):
+        return False
+    return not Path(text).exists()

@@ -1,0 +1,97 @@
+"""Names of GGUF files: their quantization, their shards, and which of a repository's files somebody means. No I/O.
+
+https://huggingface.co/docs/hub/gguf: a quantization is named by the bits of a weight and the size of the mix.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Callable, Iterable, Mapping
+
+_QUANTIZATION = re.compile(
+    r"(?:^|[-._/])"
+    r"((?:UD-)?(?:I?Q\d(?:_\d|_[KX](?:_?[SMLX]+)?|_[A-Z]+)*|TQ\d_\d|MXFP4(?:_MOE)?|BF16|FP?(?:16|32)))"
+    r"(?=$|[-./])",
+    re.IGNORECASE,
+)
+_SHARD = re.compile(r"-(\d{5})-of-(\d{5})(?=\.gguf$)", re.IGNORECASE)
+_PROJECTOR = re.compile(r"(?:^|[-._/])mmproj(?=[-._]|$)", re.IGNORECASE)
+SUFFIX = ".gguf"
+# From 0 to 1: below it, a suggestion would be a guess.
+LEAST_LIKENESS = 0.5
+
+
+def parse_quantization(name: str) -> str | None:
+    """`Q4_K_M` of `llama-q4_k_m-00001-of-00002.gguf`: the last one, where there are several."""
+    found = _QUANTIZATION.findall(_stem(name))
+    return found[-1].upper() if found else None
+
+
+def list_shards(name: str) -> list[str]:
+    """All files of the model that this one belongs to, in order: itself, or its shards."""
+    found = _SHARD.search(name)
+    if found is None:
+        return [name]
+    count = int(found[2])
+    return [f"{name[: found.start()]}-{number:05}-of-{found[2]}{name[found.end() :]}" for number in range(1, count + 1)]
+
+
+def list_models(files: Mapping[str, int]) -> dict[str, int]:
+    """The models among the files of a repository, smallest first: a split one by its first shard, with all its bytes.
+
+    `files` are bytes by name; projectors of images are no models.
+    """
+    sizes: dict[str, int] = {}
+    for name, size in files.items():
+        if name.lower().endswith(SUFFIX) and not _PROJECTOR.search(name):
+            first = list_shards(name)[0]
+            sizes[first] = sizes.get(first, 0) + size
+    return dict(sorted(sizes.items(), key=lambda item: (item[1], item[0])))
+
+
+def find_meant(wanted: str, names: Iterable[str]) -> list[str]:
+    """Which of the names somebody means by `wanted`: a whole name, one in a folder, or how one ends.
+
+    In any case of letters, with or without `.gguf` and the number of a shard. The first kind that fits anything counts;
+    more than one name says that it is not clear.
+    """
+    by_stem = {name: _stem(name).lower() for name in names}
+    stem = _stem(wanted).lower()
+    kinds: tuple[Callable[[str], bool], ...] = (
+        lambda other: other == stem,
+        lambda other: other.rpartition("/")[2] == stem,
+        lambda other: other.endswith(stem) and (not stem[:1].isalnum() or not other[: -len(stem)][-1:].isalnum()),
+    )
+    for fits in kinds:
+        if found := [name for name, other in by_stem.items() if fits(other)]:
+            return found
+    return []
+
+
+def find_nearest(wanted: str, names: Iterable[str]) -> str | None:
+    """The name that looks most like it, or whose quantization does."""
+    stem, quantization = _stem(wanted).lower(), parse_quantization(wanted)
+
+    def likeness(name: str) -> float:
+        alike = difflib.SequenceMatcher(None, stem, _stem(name).lower()).ratio()
+        other = parse_quantization(name)
+        if quantization and other:
+            alike = (alike + difflib.SequenceMatcher(None, quantization, other).ratio()) / 2
+        return alike
+
+    best = max(names, key=likeness, default=None)
+    return best if best is not None and likeness(best) >= LEAST_LIKENESS else None
+
+
+def describe_size(size: float) -> str:
+    """As people write it: `4.9 GB`."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if size < 1000 or unit == "GB":
+            break
+        size /= 1000
+    return f"{size:.0f} {unit}" if unit == "B" or size >= 100 else f"{size:.1f} {unit}"
+
+
+def _stem(name: str) -> str:
+    return re.sub(r"\.gguf$", "", _SHARD.sub("", name), flags=re.IGNORECASE)
