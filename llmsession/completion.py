@@ -72,7 +72,8 @@ class Completion(msgspec.Struct, frozen=True, kw_only=True):
     """A reply and everything that is known about it.
 
     `stop_phrase` is the phrase that ended it, with `STOP_PHRASE`. `context_full` says that it was cut because the
-    context had no room left. `tokens` is empty unless `top_logprobs` was given.
+    context had no room left. `tokens` is empty unless `top_logprobs` was given. `neutralized`: how many spellings of
+    special tokens stood in texts, and were kept from being more than text.
     """
 
     id: str
@@ -87,6 +88,7 @@ class Completion(msgspec.Struct, frozen=True, kw_only=True):
     reasoning: str = ""
     seed: int
     model: str
+    neutralized: int = 0
 
     def __str__(self) -> str:
         return self.text

@@ -12,6 +12,7 @@ from llmsession.chosen_model import resolve_remote_model
 from llmsession.errors import ClosedError, ConfigError, UnsupportedFeatureError
 
 if TYPE_CHECKING:
+    from llmsession.backends.safe_prompt import PromptWriter
     from llmsession.errors import LLMSessionError
     from llmsession.models.gguf import ModelInfo
     from llmsession.options import Options
@@ -39,6 +40,7 @@ class RemoteServer:
         )
         self._options = options
         self._endpoint: Endpoint | None = None
+        self._writer: PromptWriter | None = None
         self._closed = False
         self.info: ModelInfo | None = None
         self.model = resolve_remote_model(options)
@@ -83,6 +85,15 @@ class RemoteServer:
         self.model = msgspec.structs.replace(self.model, name=name, encoding=encoding)
         self._endpoint = endpoint
         return endpoint
+
+    async def prompt_writer(self, endpoint: Endpoint) -> PromptWriter:
+        """What writes prompts for it: its tokenizer is asked what is special."""
+        from llmsession.backends.safe_prompt import PromptWriter
+        from llmsession.backends.vocabulary import AskedVocabulary
+
+        if self._writer is None:
+            self._writer = PromptWriter(endpoint.client, AskedVocabulary(endpoint.client))
+        return self._writer
 
     def refuse_starts(self) -> None:
         """From now on it is not asked any more."""

@@ -2,18 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeAlias
 
 from llmsession.admission import Admission, Ticket
 from llmsession.errors import ConnectionLostError, LLMSessionError, ProtocolError, TransportError
 from llmsession.latch import Latch
 
 if TYPE_CHECKING:
+    from llmsession.backends.backend import Endpoint
     from llmsession.remote_server import RemoteServer
     from llmsession.server import Server
     from llmsession.wire.http import ByteStream
     from llmsession.wire.reply import EventDecoder
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What is sent, and what reads the answer. `neutralized`: see Completion."""
+
+    path: str
+    body: bytes
+    decoder: EventDecoder
+    neutralized: int = 0
+
+
+# Makes the request for a server that is ready: what it looks like depends on the server's tokenizer.
+Prepare: TypeAlias = "Callable[[Endpoint], Awaitable[Request]]"
 
 
 def _nothing() -> None:
@@ -24,16 +40,16 @@ class ReplySource:
     """For one reply. `on_open` and `on_over` are called when it begins to wait and when its slot is free again."""
 
     def __init__(
-        self, server: Server | RemoteServer, admission: Admission, *, path: str, body: bytes, decoder: EventDecoder
+        self, server: Server | RemoteServer, admission: Admission, prepare: Prepare, *, decoder: EventDecoder
     ) -> None:
         self.decoder = decoder
+        self.neutralized = 0
         self.model = server.model.name
         self.on_open: Callable[[], None] = _nothing
         self.on_over: Callable[[], None] = _nothing
         self._server = server
         self._admission = admission
-        self._path = path
-        self._body = body
+        self._prepare = prepare
         self._ticket: Ticket | None = None
 
     @property
@@ -50,14 +66,19 @@ class ReplySource:
         endpoint = await self._server.ensure_ready()
         mark_sent()
         try:
-            return await endpoint.client.open_stream(self._path, self._body)
+            return await self._ask(endpoint)
         except ConnectionLostError:
             if not await self._server.has_died(endpoint):
                 raise
         # It died before it had answered, perhaps before we asked. Nothing was delivered: the same request again, once.
         endpoint = await self._server.ensure_ready()
         mark_sent()
-        return await endpoint.client.open_stream(self._path, self._body)
+        return await self._ask(endpoint)
+
+    async def _ask(self, endpoint: Endpoint) -> ByteStream:
+        request = await self._prepare(endpoint)
+        self.decoder, self.neutralized = request.decoder, request.neutralized
+        return await endpoint.client.open_stream(request.path, request.body)
 
     def close(self) -> None:
         """The reply is over: the slot is free. Called once."""

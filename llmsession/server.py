@@ -16,7 +16,7 @@ from llmsession.backends.backend import Backend, Endpoint, Launch
 from llmsession.backends.devices import cache_ram_mib, default_threads
 from llmsession.backends.find import choose_backend
 from llmsession.chosen_model import BLANK, fit_context_length, name_file, resolve_encoding, resolve_model
-from llmsession.errors import ClosedError, FetchError, ServerExitedError
+from llmsession.errors import ClosedError, FetchError, LLMSessionError, ServerExitedError
 from llmsession.latch import Latch
 from llmsession.models.gguf import ModelInfo, read_model_info
 from llmsession.paths import cache_folder, logs_folder, records_folder
@@ -24,12 +24,40 @@ from llmsession.processes.child import describe_exit
 from llmsession.progress import Progress, ProgressCallback
 
 if TYPE_CHECKING:
-    from llmsession.errors import LLMSessionError
+    from llmsession.backends.safe_prompt import PromptWriter
+    from llmsession.backends.vocabulary import Vocabulary
     from llmsession.options import Options
     from llmsession.processes.child import Child
 
 # So long, at most, lies between an engine's connections being closed and its end being known.
 EXIT_LAG = 0.5
+
+
+class Reading:
+    """A vocabulary that is read while the engine loads: of a large one that takes half a second."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._read = Latch()
+        self._found: Vocabulary | LLMSessionError | None = None
+        threading.Thread(target=self._work, name="llmsession-vocabulary", daemon=True).start()
+
+    def _work(self) -> None:
+        from llmsession.backends.vocabulary import read_vocabulary_of
+
+        try:
+            self._found = read_vocabulary_of(self._path)
+        except LLMSessionError as error:
+            self._found = error
+        self._read.set()
+
+    async def wait(self) -> Vocabulary:
+        """It, once it is read. Raises InvalidModelError where the file has changed meanwhile."""
+        await self._read.wait()
+        if isinstance(self._found, LLMSessionError):
+            raise self._found
+        assert self._found is not None  # noqa: S101 - the thread has set it
+        return self._found
 
 
 class Server:
@@ -42,6 +70,9 @@ class Server:
         self._lock = threading.Lock()
         self._endpoint: Endpoint | None = None
         self._child: Child | None = None
+        self._vocabulary: Reading | None = None
+        self._writer: PromptWriter | None = None
+        self._writer_of: Endpoint | None = None
         self._end_download: Callable[[], None] | None = None
         self._starting: Latch | None = None
         self._closed = False
@@ -88,6 +119,8 @@ class Server:
             self.info = await anyio.to_thread.run_sync(read_model_info, path)
             self._choose_encoding(self.info)
         backend, launch = self._plan(path, self.info)
+        if self._vocabulary is None:
+            self._vocabulary = Reading(path)
         endpoint = await backend.prepare(launch, self._keep_child)
         with self._lock:
             self._endpoint = endpoint
@@ -158,6 +191,16 @@ class Server:
             closed = self._closed
         if closed:
             child.request_stop()
+
+    async def prompt_writer(self, endpoint: Endpoint) -> PromptWriter:
+        """What writes prompts for this engine, of which no text can be a special token."""
+        from llmsession.backends.safe_prompt import PromptWriter
+
+        if self._writer is None or self._writer_of is not endpoint:
+            assert self._vocabulary is not None  # noqa: S101 - the engine was started
+            self._writer = PromptWriter(endpoint.client, await self._vocabulary.wait())
+            self._writer_of = endpoint
+        return self._writer
 
     def refuse_starts(self) -> None:
         """From now on there is no start. Thread-safe, does not wait."""

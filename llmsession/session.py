@@ -25,7 +25,7 @@ from llmsession.errors import (
 )
 from llmsession.messages import Message, MessagesLike, Role, as_messages, is_unicode
 from llmsession.options import Options, make_options
-from llmsession.reply_source import ReplySource
+from llmsession.reply_source import Prepare, ReplySource
 from llmsession.sampling import Sampling
 from llmsession.server import Server
 from llmsession.server_facts import ServerFacts
@@ -34,7 +34,7 @@ from llmsession.system_prompt import render_system_prompt
 if TYPE_CHECKING:
     from llmsession.backends.backend import Endpoint
     from llmsession.remote_server import RemoteServer
-    from llmsession.wire.reply import EventDecoder, ReplyStream
+    from llmsession.wire.reply import ReplyStream
     from llmsession.wire.request import GenerationRequest
 
 _numbers = itertools.count(1)
@@ -137,19 +137,24 @@ class Session(ServerFacts):
 
     def prompt_streaming(self, messages: MessagesLike, **keywords: Unpack[GenerateKeywords]) -> ReplyStream:
         """The same as a stream: `async with` it. Raises UsageError at once where the call is wrong."""
-        from llmsession.wire import openai_api
+        from llmsession.asking import ask_chat, ask_encoded
 
         self._check_open()
         turns = self._read_messages(messages)
         encoding = self._server.model.encoding
         if encoding is not None:
-            return self._complete(encoding.render(turns), keywords, own_stops=encoding.stop)
+            self._require("completion")
+            request = self._make_request(keywords, encoding.stop)
+            return self._stream(ask_encoded(self._server, encoding.encode(turns), request), request, keywords)
         request = self._make_request(keywords)
-        features = self._features
-        if "sampling" not in features and (beyond := openai_api.find_beyond_openai(request)) is not None:
+        self._check_chat(request)
+        return self._stream(ask_chat(self._server, turns, request), request, keywords)
+
+    def _check_chat(self, request: GenerationRequest) -> None:
+        from llmsession.wire.openai_api import find_beyond_openai
+
+        if "sampling" not in self._features and (beyond := find_beyond_openai(request)) is not None:
             self._refuse(beyond)
-        body = openai_api.encode_request(turns, request, model=self._server.model.name, features=features)
-        return self._stream(openai_api.PATH, body, openai_api.EventDecoder(request), request, keywords)
 
     def _read_messages(self, messages: MessagesLike) -> list[Message]:
         """As they are sent: with the system prompt's `{now}` and `{model}` filled in."""
@@ -171,18 +176,12 @@ class Session(ServerFacts):
         self, text_or_token_ids: str | Sequence[int], **keywords: Unpack[GenerateKeywords]
     ) -> ReplyStream:
         """The same as a stream."""
-        return self._complete(_check_prompt(text_or_token_ids), keywords)
-
-    def _complete(
-        self, prompt: str | list[int], keywords: GenerateKeywords, *, own_stops: tuple[str, ...] = ()
-    ) -> ReplyStream:
-        from llmsession.wire import completion_api
+        from llmsession.asking import ask_raw
 
         self._check_open()
         self._require("completion")
-        request = self._make_request(keywords, own_stops)
-        body = completion_api.encode_request(prompt, request)
-        return self._stream(completion_api.PATH, body, completion_api.EventDecoder(request), request, keywords)
+        request = self._make_request(keywords)
+        return self._stream(ask_raw(_check_prompt(text_or_token_ids), request), request, keywords)
 
     def _make_request(self, keywords: GenerateKeywords, own_stops: tuple[str, ...] = ()) -> GenerationRequest:
         from llmsession.wire.request import GenerationRequest
@@ -208,21 +207,14 @@ class Session(ServerFacts):
             extra=keywords.get("extra"),
         )
 
-    def _stream(
-        self,
-        path: str,
-        body: bytes,
-        decoder: EventDecoder,
-        request: GenerationRequest,
-        keywords: GenerateKeywords,
-    ) -> ReplyStream:
+    def _stream(self, prepare: Prepare, request: GenerationRequest, keywords: GenerateKeywords) -> ReplyStream:
+        from llmsession.wire.completion_api import EventDecoder
         from llmsession.wire.reply import Limits, ReplyStream
 
-        self._check_open()
         timeout = keywords.get("timeout")
         if timeout is not None and not timeout > 0:
             raise UsageError(f"timeout is a number of seconds above 0, not {timeout!r}")
-        source = ReplySource(self._server, self._admission, path=path, body=body, decoder=decoder)
+        source = ReplySource(self._server, self._admission, prepare, decoder=EventDecoder(request))
         reply = ReplyStream(
             source,
             request,
@@ -283,10 +275,25 @@ class Session(ServerFacts):
         encoding = self._server.model.encoding
         if encoding is not None:
             self._require("tokens")
-            return len(await _tokenize(endpoint, encoding.render(turns), add_special=True, special=True))
+            written = await (await self._server.prompt_writer(endpoint)).write(encoding.encode(turns))
+            if isinstance(written.prompt, list):
+                return len(written.prompt)
+            return len(await _tokenize(endpoint, written.prompt, add_special=True, special=True))
         self._require("chat_count")
+        writer = await self._server.prompt_writer(endpoint)
+        if (found := await writer.write_chat(turns, model=self.model, extra={})) is not None:
+            return len(found.prompt)
         body = openai_api.encode_count(turns, model=self._server.model.name)
         return openai_api.decode_count(await endpoint.client.post(openai_api.COUNT_PATH, body))
+
+    async def render_template(self, messages: MessagesLike) -> str:
+        """What the model's own template makes of messages: to be looked at, since spellings in it are as they were."""
+        from llmsession.wire import openai_api
+
+        endpoint = await self._ready()
+        self._require("tokens")
+        body = openai_api.encode_template(self._read_messages(messages), model=self.model)
+        return openai_api.decode_template(await endpoint.client.post(openai_api.TEMPLATE_PATH, body))
 
     def _special_token(self, name: str) -> int:
         token = self.special_tokens[name]

@@ -1,4 +1,4 @@
-"""Model files that tests write: random weights, a vocabulary of bytes."""
+"""Model files that tests write: random weights, and a vocabulary of bytes or another."""
 
 from __future__ import annotations
 
@@ -7,39 +7,46 @@ from pathlib import Path
 import gguf
 import numpy as np
 
+from tests.vocabularies import Vocabulary, of_bytes
+
 TEMPLATE = (
     "{% for m in messages %}{{'<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n'}}{% endfor %}"
     "{% if add_generation_prompt %}{{'<|im_start|>assistant\n'}}{% endif %}"
 )
-SPECIAL = ["<|im_start|>", "<|im_end|>"]
 
 
 def write_random_model(
-    path: Path, *, width: int = 64, layers: int = 2, context: int = 2048, more_tokens: int = 0
+    path: Path,
+    *,
+    width: int = 64,
+    layers: int = 2,
+    context: int = 2048,
+    heads: int = 4,
+    kv_heads: int = 2,
+    feed_forward: int | None = None,
+    more_tokens: int = 0,
+    vocabulary: Vocabulary | None = None,
+    template: str = TEMPLATE,
 ) -> Path:
-    """A llama that babbles. `more_tokens` that never occur make it slow to load: about a second for 500,000."""
+    """A llama that babbles. `more_tokens` that never occur make it slow to load: about a second for 500,000.
+
+    Without a template it is a base model.
+    """
+    vocabulary = vocabulary or of_bytes(more_tokens)
+    wide = feed_forward or 2 * width
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_name("random")
     writer.add_context_length(context)
     writer.add_embedding_length(width)
     writer.add_block_count(layers)
-    writer.add_feed_forward_length(2 * width)
-    writer.add_head_count(4)
-    writer.add_head_count_kv(2)
+    writer.add_feed_forward_length(wide)
+    writer.add_head_count(heads)
+    writer.add_head_count_kv(kv_heads)
     writer.add_layer_norm_rms_eps(1e-5)
-    writer.add_rope_dimension_count(width // 4)
-    spellings = _byte_spellings() + SPECIAL + [f"filler{number}" for number in range(more_tokens)]
-    writer.add_vocab_size(len(spellings))
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("gpt-2")
-    writer.add_token_list(spellings)
-    writer.add_token_types(
-        [gguf.TokenType.NORMAL] * 256 + [gguf.TokenType.CONTROL] * len(SPECIAL) + [gguf.TokenType.NORMAL] * more_tokens
-    )
-    writer.add_token_merges(["a 0"])  # the engine wants one; letters and digits are never in one word
-    writer.add_eos_token_id(257)
-    writer.add_add_bos_token(False)
-    writer.add_chat_template(TEMPLATE)
+    writer.add_rope_dimension_count(width // heads)
+    vocabulary.write(writer)
+    if template:
+        writer.add_chat_template(template)
     rng = np.random.default_rng(0)
     block = (rng.standard_normal((width, 2 * width)) * 0.1).astype(np.float32)
 
@@ -47,7 +54,7 @@ def write_random_model(
         whole = np.tile(block, (-(-rows // width), -(-columns // (2 * width))))
         writer.add_tensor(f"{name}.weight", np.ascontiguousarray(whole[:rows, :columns]))
 
-    add("token_embd", len(spellings), width)
+    add("token_embd", len(vocabulary.tokens), width)
     writer.add_tensor("output_norm.weight", np.ones(width, np.float32))
     for number in range(layers):
         prefix = f"blk.{number}"
@@ -55,12 +62,12 @@ def write_random_model(
             writer.add_tensor(f"{prefix}.{norm}.weight", np.ones(width, np.float32))
         for name, rows, columns in (
             ("attn_q", width, width),
-            ("attn_k", width // 2, width),
-            ("attn_v", width // 2, width),
+            ("attn_k", width // heads * kv_heads, width),
+            ("attn_v", width // heads * kv_heads, width),
             ("attn_output", width, width),
-            ("ffn_gate", 2 * width, width),
-            ("ffn_up", 2 * width, width),
-            ("ffn_down", width, 2 * width),
+            ("ffn_gate", wide, width),
+            ("ffn_up", wide, width),
+            ("ffn_down", width, wide),
         ):
             add(f"{prefix}.{name}", rows, columns)
     writer.write_header_to_file()
@@ -68,10 +75,3 @@ def write_random_model(
     writer.write_tensors_to_file()
     writer.close()
     return path
-
-
-def _byte_spellings() -> list[str]:
-    """GPT-2's printable stand-ins for the 256 bytes."""
-    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    others = iter(range(256, 512))
-    return [chr(byte if byte in printable else next(others)) for byte in range(256)]

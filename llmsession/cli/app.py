@@ -23,7 +23,17 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-Model = Annotated[str | None, typer.Option(help="A GGUF file. [default: the bundled demonstration model]")]
+Model = Annotated[
+    str | None,
+    typer.Option(
+        help="A GGUF file, hf:author/repo/HEAD/file, or an alias (llmsession models list). "
+        "[default: the bundled demonstration model]"
+    ),
+]
+Registry = Annotated[
+    Path | None, typer.Option(help="A file like knownllms.yaml, whose models and encodings are added.")
+]
+Locked = Annotated[bool, typer.Option("--locked", help="Run only what ./llmsession.lock names, byte for byte.")]
 Remote = Annotated[
     str | None,
     typer.Option(help="HOST:PORT or the URL of a server that is already there; its key in LLMSESSION_API_KEY."),
@@ -62,6 +72,8 @@ def run(
     model: Model = None,
     remote: Remote = None,
     backend: Backend = None,
+    registry: Registry = None,
+    locked: Locked = False,
     config: Config = None,
     as_json: Json = False,
     verbose: Verbose = False,
@@ -72,7 +84,8 @@ def run(
     with reported_errors():
         run_prompt(
             prompt,
-            options=_given(model=model, remote=remote, backend=backend),
+            options=_given(model=model, remote=remote, backend=backend, registry=registry),
+            locked=locked,
             config=config,
             system=system,
             keywords=_given(max_tokens=max_tokens, temperature=temperature, seed=seed),
@@ -91,6 +104,8 @@ def chat(
     model: Model = None,
     remote: Remote = None,
     backend: Backend = None,
+    registry: Registry = None,
+    locked: Locked = False,
     config: Config = None,
     verbose: Verbose = False,
 ) -> None:
@@ -99,7 +114,8 @@ def chat(
 
     with reported_errors():
         run_chat(
-            options=_given(model=model, remote=remote, backend=backend),
+            options=_given(model=model, remote=remote, backend=backend, registry=registry),
+            locked=locked,
             config=config,
             system=system,
             keywords=_given(max_tokens=max_tokens, temperature=temperature, seed=seed),
@@ -125,6 +141,7 @@ def metrics(
 def doctor(
     *,
     model: Model = None,
+    registry: Registry = None,
     backend: Backend = None,
     as_json: Json = False,
 ) -> None:
@@ -132,7 +149,7 @@ def doctor(
     from llmsession.cli.doctor import examine
 
     with reported_errors():
-        healthy = examine(options=_given(model=model, backend=backend), as_json=as_json)
+        healthy = examine(options=_given(model=model, backend=backend, registry=registry), as_json=as_json)
     if not healthy:
         raise typer.Exit(1)
 

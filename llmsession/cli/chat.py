@@ -13,17 +13,24 @@ from llmsession.terminal.chat_loop import chat
 
 
 def run_chat(
-    *, options: dict[str, Any], config: Path | None, system: str | None, keywords: dict[str, Any], verbose: bool
+    *,
+    options: dict[str, Any],
+    locked: bool,
+    config: Path | None,
+    system: str | None,
+    keywords: dict[str, Any],
+    verbose: bool,
 ) -> None:
     """Until the input ends. Raises LLMSessionError, and KeyboardInterrupt where Ctrl-C met no answer and no prompt."""
-    anyio.run(_chat, load_options(options, config), system, keywords, verbose)
+    opening = {"verbose": verbose, "locked": locked}
+    anyio.run(_chat, load_options(options, config), system, keywords, opening)
 
 
 async def _chat(
     options: Options,
     system: str | None,
     keywords: dict[str, Any],
-    verbose: bool,
+    opening: dict[str, bool],
 ) -> None:
-    async with started(options, verbose=verbose) as session:
+    async with started(options, **opening) as session:
         await chat(session, system=system, keywords=keywords)

@@ -18,6 +18,7 @@ def run_prompt(
     prompt: str,
     *,
     options: dict[str, Any],
+    locked: bool,
     config: Path | None,
     system: str | None,
     keywords: dict[str, Any],
@@ -27,7 +28,8 @@ def run_prompt(
     """Stream the reply to stdout. Raises LLMSessionError; KeyboardInterrupt after Ctrl-C, with everything put away."""
     text = _read_stdin() if prompt == "-" else prompt
     messages = [*([Message.system(system)] if system else []), Message.user(text)]
-    anyio.run(_reply, messages, load_options(options, config), keywords, as_json, verbose)
+    opening = {"verbose": verbose, "locked": locked}
+    anyio.run(_reply, messages, load_options(options, config), keywords, as_json, opening)
 
 
 def _read_stdin() -> str:
@@ -45,9 +47,9 @@ async def _reply(
     options: Options,
     keywords: dict[str, Any],
     as_json: bool,
-    verbose: bool,
+    opening: dict[str, bool],
 ) -> None:
-    async with started(options, verbose=verbose) as session:
+    async with started(options, **opening) as session:
         if as_json:
             print((await session.prompt(messages, **keywords)).to_json())  # noqa: T201
             return

@@ -7,10 +7,12 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import anyio.to_thread
 import msgspec
 from rich.console import Console
 
 from llmsession.cli.progress import shown_progress
+from llmsession.errors import ConfigError
 from llmsession.models import bundled
 from llmsession.options import Options
 from llmsession.session import Session
@@ -31,15 +33,35 @@ def load_options(given: dict[str, Any], config: Path | None) -> Options:
 
 
 @contextlib.asynccontextmanager
-async def started(options: Options, *, verbose: bool) -> AsyncIterator[Session]:
+async def started(options: Options, *, verbose: bool, locked: bool = False) -> AsyncIterator[Session]:
     """The session, once its server is ready; until then a terminal shows how far it is."""
     with contextlib.ExitStack() as starting:
         if options.remote is None:
             show = starting.enter_context(shown_progress())
             options = msgspec.structs.replace(options, on_progress=show)
+        if locked:
+            options = await _pinned(options)
         async with Session(options) as session:
             starting.close()
             if verbose:
                 where = f", log in {session.log_path}" if session.log_path is not None else f" at {session.base_url}"
                 say(f"{session.backend} {session.version}{where}")
             yield session
+
+
+async def _pinned(options: Options) -> Options:
+    """The model at its locked commit, once its bytes are those that were locked. Raises ConfigError, FetchError."""
+    from llmsession.chosen_model import resolve_model
+    from llmsession.models.hub import ensure_model
+    from llmsession.models.lockfile import NAME, check_locked, read_lock
+
+    ref = resolve_model(options).ref if options.remote is None else None
+    if ref is None:
+        raise ConfigError(f"--locked runs models of Hugging Face that ./{NAME} names: give one with --model")
+    lock = read_lock(Path(NAME))
+    pinned = lock.pin(ref, Path(NAME))
+    path = await ensure_model(
+        pinned, hf_token=options.hf_token, offline=options.offline, on_progress=options.on_progress
+    )
+    await anyio.to_thread.run_sync(check_locked, lock.models[ref], path)
+    return msgspec.structs.replace(options, model=pinned)

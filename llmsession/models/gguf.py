@@ -25,7 +25,7 @@ LONGEST_STRING = 50_000_000
 KEPT_ARRAY = 64  # longer arrays (vocabularies) are skipped unless asked for
 
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
-_STRING, _ARRAY = 8, 9
+_BOOL, _STRING, _ARRAY = 7, 8, 9
 
 # Values and bytes in a block of each tensor type, by its number in ggml.h. An unknown type is not measured.
 _BLOCKS = {
@@ -109,12 +109,38 @@ def read_model_info(path: Path) -> ModelInfo:
     )
 
 
+class TokenTable(msgspec.Struct, frozen=True, kw_only=True):
+    """The vocabulary: the spelling and the type of every token, by id. `model` is the kind of its tokenizer.
+
+    Types: 1 normal, 2 unknown, 3 control, 4 user-defined, 5 unused, 6 byte.
+    """
+
+    model: str
+    spellings: list[str]
+    types: list[int]
+    bos: int | None
+    adds_bos: bool | None
+
+
+def read_token_table(path: Path) -> TokenTable:
+    """Raises InvalidModelError."""
+    tokens, types = "tokenizer.ggml.tokens", "tokenizer.ggml.token_type"
+    with _open_model(path) as (file, size):
+        metadata, _ = _Reader(file, size).read_metadata(keep=frozenset({tokens, types}))
+    spellings = [str(token) for token in metadata.get(tokens) or ()]
+    kinds = [int(kind) for kind in metadata.get(types) or ()]
+    return TokenTable(
+        model=str(metadata.get("tokenizer.ggml.model", "")),
+        spellings=spellings,
+        types=kinds if len(kinds) == len(spellings) else [1] * len(spellings),
+        bos=metadata.get("tokenizer.ggml.bos_token_id"),
+        adds_bos=metadata.get("tokenizer.ggml.add_bos_token"),
+    )
+
+
 def read_vocabulary(path: Path) -> list[str]:
     """The spelling of every token, by id, as the file has them."""
-    with _open_model(path) as (file, size):
-        metadata, _ = _Reader(file, size).read_metadata(keep=frozenset({"tokenizer.ggml.tokens"}))
-    tokens = metadata.get("tokenizer.ggml.tokens")
-    return [str(token) for token in tokens] if isinstance(tokens, list) else []
+    return read_token_table(path).spellings
 
 
 @contextlib.contextmanager
@@ -172,7 +198,7 @@ class _Reader:
                     arrays[key] = count
                     self._skip_array(element, count)
                 else:
-                    metadata[key] = [self._read_value(element) for _ in range(count)]
+                    metadata[key] = self._read_array(element, count)
             else:
                 metadata[key] = self._read_value(kind)
         return metadata, arrays
@@ -223,6 +249,17 @@ class _Reader:
         if kind not in _SCALARS:
             raise _CutError(f"an entry has the unknown type {kind}")
         return self._read(_SCALARS[kind])
+
+    def _read_array(self, element: int, count: int) -> list[Any]:
+        if element in _SCALARS and element != _BOOL:
+            width = struct.calcsize(_SCALARS[element])
+            if count * width > self._size:
+                raise _CutError("it ends inside its header")
+            data = self._file.read(count * width)
+            if len(data) != count * width:
+                raise _CutError("it ends inside its header")
+            return list(struct.unpack(f"{self._endian}{count}{_SCALARS[element]}", data))
+        return [self._read_value(element) for _ in range(count)]
 
     def _skip_array(self, element: int, count: int) -> None:
         if element == _STRING:

@@ -29,7 +29,7 @@ from llmsession.models import hub_child
 from llmsession.models.gguf import read_model_info
 from llmsession.models.quantization import SUFFIX, find_meant, list_models, list_shards
 from llmsession.models.references import HEAD, SCHEME, PackedFileRef, PackedRepoRef
-from llmsession.models.registry import Registry, load_known_llms
+from llmsession.models.registry import KnownLLM, Registry, load_known_llms
 from llmsession.progress import Progress, ProgressCallback
 
 if TYPE_CHECKING:
@@ -136,6 +136,17 @@ def find_cached(ref: PackedFileRef) -> Path | None:
     names = {path.relative_to(folder).as_posix(): 0 for path in folder.rglob("*.[gG][gG][uU][fF]") if path.is_file()}
     meant = find_meant(ref.basename, list_models(names))
     return _whole(folder, meant[0]) if len(meant) == 1 else None
+
+
+def list_cached(known: KnownLLM) -> dict[str, int]:
+    """The files of a known model that are in the cache at its default branch, with their bytes, smallest first."""
+    folder = _snapshot(known.repo_id, HEAD)
+    if folder is None:
+        return {}
+    paths = [path for path in folder.rglob("*.[gG][gG][uU][fF]") if path.is_file()]
+    sizes = {path.relative_to(folder).as_posix(): path.stat().st_size for path in paths}
+    start = known.start.lower()
+    return list_models({name: size for name, size in sizes.items() if name.lower().startswith(start)})
 
 
 def hub_cache() -> Path:

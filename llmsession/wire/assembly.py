@@ -38,7 +38,13 @@ class Assembly:
             call[2] += delta.arguments
 
     def complete(
-        self, reason: StopReason, end: Ended | None, *, usage: Usage, first_token_seconds: float | None
+        self,
+        reason: StopReason,
+        end: Ended | None,
+        *,
+        usage: Usage,
+        first_token_seconds: float | None,
+        neutralized: int = 0,
     ) -> Completion:
         """What there is by now. `usage` counts where the server has not said its `end`."""
         timings = end.timings if end is not None else Timings()
@@ -55,6 +61,7 @@ class Assembly:
             reasoning="".join(self._reasoning),
             seed=self._seed,
             model=self._model,
+            neutralized=neutralized,
         )
 
     def _read_calls(self) -> list[ToolCall]:

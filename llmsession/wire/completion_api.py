@@ -188,6 +188,28 @@ def decode_tokens(payload: bytes) -> list[int]:
     return _decode(payload, _Tokens).tokens
 
 
+class _Piece(msgspec.Struct):
+    id: int
+    piece: str | list[int]
+
+
+class _Pieces(msgspec.Struct):
+    tokens: list[_Piece]
+
+
+def encode_tokenize_pieces(text: str) -> bytes:
+    """The body for /tokenize that asks for each token's bytes as well: of a whole prompt, as /completion reads it."""
+    return msgspec.json.encode({"content": text, "add_special": True, "parse_special": True, "with_pieces": True})
+
+
+def decode_pieces(payload: bytes) -> list[tuple[int, bytes]]:
+    """Its answer: ids and bytes. Those of half a character come as numbers."""
+    return [
+        (token.id, token.piece.encode() if isinstance(token.piece, str) else bytes(token.piece))
+        for token in _decode(payload, _Pieces).tokens
+    ]
+
+
 def decode_text(payload: bytes) -> str:
     """The answer of /detokenize."""
     return _decode(payload, _Content).content

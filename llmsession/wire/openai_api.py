@@ -5,7 +5,7 @@ https://platform.openai.com/docs/api-reference/chat; what llama-server adds to i
 
 from __future__ import annotations
 
-from collections.abc import Container, Sequence
+from collections.abc import Container, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -19,6 +19,7 @@ from llmsession.wire.request import GenerationRequest, encode_json
 
 PATH = "/v1/chat/completions"
 COUNT_PATH = f"{PATH}/input_tokens"
+TEMPLATE_PATH = "/apply-template"
 
 # Those of llama-server that this module makes use of.
 ALL_FEATURES = frozenset({"sampling", "stop_phrase"})
@@ -132,6 +133,24 @@ def encode_request(
         # 0 alternatives would mean no probabilities at all.
         body["top_logprobs"] = max(1, request.top_logprobs or 0)
     return encode_json(body, request.extra)
+
+
+class _Rendered(msgspec.Struct):
+    prompt: str
+
+
+def encode_template(messages: Sequence[Message], *, model: str, extra: Mapping[str, Any] | None = None) -> bytes:
+    """The body for llama-server's /apply-template."""
+    encoded = {"model": model, "messages": [encode_message(message) for message in messages], **(extra or {})}
+    return msgspec.json.encode(encoded)
+
+
+def decode_template(payload: bytes) -> str:
+    """Its answer: the prompt."""
+    try:
+        return msgspec.json.decode(payload, type=_Rendered).prompt
+    except msgspec.DecodeError as error:
+        raise UndecodableError(f"the rendered prompt cannot be read: {error}", payload=payload[:1000]) from error
 
 
 def encode_count(messages: Sequence[Message], *, model: str) -> bytes:

@@ -40,8 +40,15 @@ from llmsession.wire.sse import Decoder
 class EventDecoder(Protocol):
     """What both APIs offer to read their stream."""
 
-    usage: Usage
-    error: bytes | None
+    @property
+    def usage(self) -> Usage:
+        """What is known of it by now."""
+        ...
+
+    @property
+    def error(self) -> bytes | None:
+        """An error frame that came."""
+        ...
 
     def decode(self, payload: bytes) -> list[Delta | Ended]:
         """What one event of the stream says."""
@@ -65,6 +72,7 @@ class Source(Protocol):
 
     decoder: EventDecoder
     model: str
+    neutralized: int
 
     async def open(self, mark_sent: Callable[[], None]) -> ByteStream:
         """Wait for a slot, have the server ready, call `mark_sent`, send the request."""
@@ -396,7 +404,13 @@ class ReplyStream:
         first = None
         if self._first_token_at is not None and self._sent_at is not None:
             first = self._first_token_at - self._sent_at
-        return self._assembly.complete(reason, end, usage=self._source.decoder.usage, first_token_seconds=first)
+        return self._assembly.complete(
+            reason,
+            end,
+            usage=self._source.decoder.usage,
+            first_token_seconds=first,
+            neutralized=self._source.neutralized,
+        )
 
 
 class _Events:

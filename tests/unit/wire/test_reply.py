@@ -82,6 +82,7 @@ class Source:
 
     model = "m"
     queue_position = None
+    neutralized = 0
 
     def __init__(self, pieces: list[Any], decoder: Any, *, wait: bool = False) -> None:
         self.body = Body(pieces)

@@ -1,0 +1,109 @@
+"""What is asked of a server, for each kind of call: texts stay texts, whatever tokens they spell."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from llmsession.messages import Control, Message, Text
+from llmsession.reply_source import Prepare, Request
+
+if TYPE_CHECKING:
+    from llmsession.backends.backend import Endpoint
+    from llmsession.remote_server import RemoteServer
+    from llmsession.server import Server
+    from llmsession.wire.request import GenerationRequest
+
+# What only the chat endpoint can do: constrain and parse calls, and a form of the reply.
+_ONLY_CHAT = frozenset({"tools", "tool_choice", "parallel_tool_calls", "functions", "function_call", "response_format"})
+# A space of no width, and another for texts that hold the first.
+_SPACES = ("\u200b", "\u2060")
+
+
+def ask_raw(prompt: str | list[int], request: GenerationRequest) -> Prepare:
+    """As it is: here the spellings of special tokens mean those."""
+
+    async def prepare(endpoint: Endpoint) -> Request:
+        del endpoint
+        return _complete(prompt, request)
+
+    return prepare
+
+
+def ask_encoded(server: Server | RemoteServer, pieces: Sequence[Control | Text], request: GenerationRequest) -> Prepare:
+    """By an encoding of ours, through /completion."""
+
+    async def prepare(endpoint: Endpoint) -> Request:
+        writer = await server.prompt_writer(endpoint)
+        written = await writer.write(pieces)
+        return _complete(written.prompt, request, neutralized=written.neutralized)
+
+    return prepare
+
+
+def ask_chat(server: Server | RemoteServer, turns: Sequence[Message], request: GenerationRequest) -> Prepare:
+    """By the server's own template, through the chat endpoint; where a text spells a token, as tokens of ours."""
+
+    async def prepare(endpoint: Endpoint) -> Request:
+        from llmsession.wire.rewriting import ThoughtsApart
+
+        extra = dict(request.extra)
+        if {"tokens", "completion"} <= endpoint.features and _ONLY_CHAT.isdisjoint(extra):
+            writer = await server.prompt_writer(endpoint)
+            found = await writer.write_chat(turns, model=server.model.name, extra=extra)
+            if found is not None:
+                made = _complete(found.prompt, request, neutralized=found.neutralized)
+                apart = ThoughtsApart(made.decoder, begun=found.in_thought, whole=found.think_token)
+                return replace(made, decoder=apart)
+            return _chat(server, endpoint, turns, request)
+        return await _chat_with_spaces(server, endpoint, turns, request)
+
+    return prepare
+
+
+def _complete(prompt: str | list[int], request: GenerationRequest, *, neutralized: int = 0) -> Request:
+    from llmsession.wire import completion_api
+
+    return Request(
+        path=completion_api.PATH,
+        body=completion_api.encode_request(prompt, request),
+        decoder=completion_api.EventDecoder(request),
+        neutralized=neutralized,
+    )
+
+
+def _chat(
+    server: Server | RemoteServer, endpoint: Endpoint, turns: Sequence[Message], request: GenerationRequest
+) -> Request:
+    from llmsession.wire import openai_api
+
+    body = openai_api.encode_request(turns, request, model=server.model.name, features=endpoint.features)
+    return Request(path=openai_api.PATH, body=body, decoder=openai_api.EventDecoder(request))
+
+
+async def _chat_with_spaces(
+    server: Server | RemoteServer, endpoint: Endpoint, turns: Sequence[Message], request: GenerationRequest
+) -> Request:
+    """Where we cannot send tokens: a space of no width inside of each spelling, taken out of the reply."""
+    from llmsession.backends.safe_prompt import map_texts, texts_of
+    from llmsession.backends.vocabulary import look_special
+    from llmsession.wire.rewriting import WithoutCharacter
+
+    texts = [*texts_of(turns)]
+    space = next((space for space in _SPACES if not any(space in text for text in texts)), _SPACES[0])
+    if "tokens" in endpoint.features:
+        find = (await (await server.prompt_writer(endpoint)).learn(texts)).find
+    else:
+        find = look_special
+    count = sum(len(find(text)) for text in texts)
+    if not count:
+        return _chat(server, endpoint, turns, request)
+
+    def part(text: str) -> str:
+        for start, _ in reversed(find(text)):
+            text = f"{text[: start + 1]}{space}{text[start + 1 :]}"
+        return text
+
+    made = _chat(server, endpoint, [map_texts(turn, part) for turn in turns], request)
+    return Request(path=made.path, body=made.body, decoder=WithoutCharacter(made.decoder, space), neutralized=count)

@@ -1,0 +1,150 @@
+"""`llmsession models`: what is known, what is here, and whether it is as it should be."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import anyio
+import msgspec
+from rich.console import Console
+from rich.table import Table
+
+from llmsession.chosen_model import fit_context_length, resolve_model
+from llmsession.cli.progress import shown_progress
+from llmsession.models.gguf import ModelInfo, read_model_info
+from llmsession.models.hub import ensure_model, find_cached, list_cached, resolve_ref
+from llmsession.models.lockfile import lock_model, read_lock, write_lock
+from llmsession.models.quantization import describe_size, parse_quantization
+from llmsession.models.registry import KnownLLM, load_known_llms
+from llmsession.models.registry_file import read_registry
+from llmsession.options import Options
+
+# Where stdout is no terminal, nothing is cut to fit.
+WIDE = 200
+
+
+class Listed(msgspec.Struct, kw_only=True):
+    """A known model. `cached`: bytes of the files that are here, by name."""
+
+    alias: str
+    aliases: tuple[str, ...]
+    source: str
+    upstream: str | None
+    license: str | None
+    context_length: int | None
+    parameter_count: int | None
+    default_quantization: str | None
+    cached: dict[str, int]
+
+
+def list_models(*, registry: Path | None, cached: bool, as_json: bool) -> None:
+    """A table, or JSON. Raises ConfigError."""
+    options = _options(registry=registry)
+    listed = [_describe(known) for known in load_known_llms(options.registry).llms]
+    if cached:
+        listed = [each for each in listed if each.cached]
+    if as_json:
+        print(msgspec.json.encode(listed).decode())  # noqa: T201
+        return
+    table = Table(box=None, pad_edge=False)
+    for heading, justify in (("alias", "left"), ("parameters", "right"), ("context", "right"), ("licence", "left")):
+        table.add_column(heading, justify=justify, no_wrap=True)  # type: ignore[arg-type]
+    table.add_column("cached")
+    for each in listed:
+        here = ", ".join(f"{parse_quantization(name) or name} ({describe_size(n)})" for name, n in each.cached.items())
+        parameters = f"{each.parameter_count / 1e9:.2f} B" if each.parameter_count else ""
+        table.add_row(each.alias, parameters, str(each.context_length or ""), each.license or "", here or "-")
+    width = None if sys.stdout.isatty() else WIDE
+    Console(highlight=False, width=width).print(table)
+
+
+def _describe(known: KnownLLM) -> Listed:
+    return Listed(
+        alias=known.aliases[0] if known.aliases else known.source,
+        aliases=known.aliases,
+        source=known.source,
+        upstream=known.upstream,
+        license=known.license,
+        context_length=known.context_length,
+        parameter_count=known.parameter_count,
+        default_quantization=known.default_quantization,
+        cached=list_cached(known),
+    )
+
+
+def show_model(model: str | None, *, registry: Path | None, as_json: bool) -> None:
+    """All that is known of one: by its entry, and by its file where that is here. Raises UsageError."""
+    options = _options(registry=registry, model=model)
+    chosen = resolve_model(options)
+    entry = load_known_llms(options.registry).find(model) if model is not None and chosen.ref is not None else None
+    path = chosen.path or (find_cached(chosen.ref) if chosen.ref is not None else None)
+    info = read_model_info(path) if path is not None else None
+    facts: dict[str, Any] = {"model": chosen.name, "reference": chosen.ref, "file": str(path) if path else None}
+    if entry is not None:
+        facts |= {"entry": entry.source, "aliases": ", ".join(entry.aliases), "upstream": entry.upstream}
+        facts |= {"licence": entry.license, "description": entry.description or None}
+    facts["spoken to"] = "by its prompt encoding" if chosen.encoding is not None else "by its own template"
+    if info is not None:
+        facts |= _facts_of_file(info, options)
+    if as_json:
+        shown = {name: value for name, value in facts.items() if value is not None}
+        print(msgspec.json.encode(shown).decode())  # noqa: T201
+        return
+    facts.setdefault("quantization", "(not fetched: llmsession pull does that)")
+    for name, value in facts.items():
+        if value not in (None, ""):
+            print(f"{name:<16}  {value}")  # noqa: T201
+
+
+def _facts_of_file(info: ModelInfo, options: Options) -> dict[str, Any]:
+    context = fit_context_length(options.context_length, info)
+    return {
+        "architecture": info.architecture,
+        "parameters": info.parameter_count,
+        "quantization": info.quantization,
+        "layers": info.layer_count,
+        "vocabulary": info.vocab_size,
+        "trained context": info.trained_context_length,
+        "size": describe_size(info.size_bytes),
+        "template": "yes" if info.chat_template else "no",
+        "memory": f"{describe_size(info.memory_needed(context, options.parallel))} for {options.parallel} replies at "
+        f"once with {context} tokens each",
+    }
+
+
+def lint(path: Path, *, as_json: bool) -> None:
+    """Whether a registry can be used. Raises ConfigError with its line."""
+    shipped = load_known_llms()
+    registry = read_registry(path, encodings=shipped.encodings)
+    found = {"path": str(path), "models": len(registry.llms), "encodings": len(registry.encodings)}
+    if as_json:
+        print(msgspec.json.encode(found).decode())  # noqa: T201
+    else:
+        print(f"{path}: {len(registry.llms)} models, {len(registry.encodings)} encodings, no faults")  # noqa: T201
+
+
+def lock_models(models: list[str], *, file: Path, registry: Path | None) -> None:
+    """Fetch what is not here, and write down which commit and which bytes it is. Raises LLMSessionError."""
+    options = _options(registry=registry)
+    known = load_known_llms(options.registry)
+    lock = read_lock(file)
+    for model in models:
+        ref = resolve_ref(model, known)
+        with shown_progress("asking Hugging Face") as show:
+
+            async def fetch(ref: str = ref) -> Path:
+                return await ensure_model(
+                    ref, hf_token=options.hf_token, offline=options.offline, on_progress=show, refresh=True
+                )
+
+            path = anyio.run(fetch)
+        locked = lock_model(path)
+        lock = msgspec.structs.replace(lock, models={**lock.models, str(ref): locked})
+        write_lock(file, lock)
+        print(f"{file}: {ref} is {', '.join(locked.files)} of {locked.commit}", file=sys.stderr)  # noqa: T201
+
+
+def _options(**given: Any) -> Options:
+    return Options.load(**{name: value for name, value in given.items() if value is not None})

@@ -1,0 +1,119 @@
+"""Decoders around another: with the thoughts apart, or without a character that we had put in. No I/O."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from llmsession.completion import Usage
+from llmsession.wire.events import Delta, Ended, ReasoningDelta, TextDelta, ToolCallDelta
+
+if TYPE_CHECKING:
+    from llmsession.wire.reply import EventDecoder
+
+THINK, THINK_END = "<think>", "</think>"
+
+
+class _Around:
+    """The same usage, error and end."""
+
+    def __init__(self, inner: EventDecoder) -> None:
+        self._inner = inner
+
+    @property
+    def usage(self) -> Usage:
+        """Of the inner one."""
+        return self._inner.usage
+
+    @property
+    def error(self) -> bytes | None:
+        """Of the inner one."""
+        return self._inner.error
+
+    def end(self) -> Ended | None:
+        """Of the inner one."""
+        return self._inner.end()
+
+
+class WithoutCharacter(_Around):
+    """Leaves a character away, wherever it comes."""
+
+    def __init__(self, inner: EventDecoder, character: str) -> None:
+        super().__init__(inner)
+        self._character = character
+
+    def decode(self, payload: bytes) -> list[Delta | Ended]:
+        """What one event says, without it."""
+        return [self._clean(event) for event in self._inner.decode(payload)]
+
+    def _clean(self, event: Delta | Ended) -> Delta | Ended:
+        match event:
+            case TextDelta() | ReasoningDelta():
+                return msgspec.structs.replace(event, text=event.text.replace(self._character, ""))
+            case ToolCallDelta():
+                name = event.name.replace(self._character, "") if event.name is not None else None
+                return msgspec.structs.replace(event, name=name, arguments=event.arguments.replace(self._character, ""))
+        return event
+
+
+class ThoughtsApart(_Around):
+    """What stands between `<think>` and `</think>` at the beginning is reasoning, as the chat endpoint has it.
+
+    `begun`: the prompt ends inside the thought. `whole`: only a `<think>` that comes at once, as a token, begins one.
+    """
+
+    def __init__(self, inner: EventDecoder, *, begun: bool, whole: bool) -> None:
+        super().__init__(inner)
+        self._whole = whole
+        self._state = "thought" if begun else "start"
+        self._kept = ""
+
+    def decode(self, payload: bytes) -> list[Delta | Ended]:
+        """What one event says, as text or as reasoning."""
+        events: list[Delta | Ended] = []
+        for event in self._inner.decode(payload):
+            if isinstance(event, TextDelta):
+                events += self._split(event)
+            else:
+                if isinstance(event, Ended):
+                    events += self._flush()
+                events.append(event)
+        return events
+
+    def _split(self, event: TextDelta) -> list[Delta]:
+        self._kept += event.text
+        if self._state == "start":
+            begun = self._kept.lstrip()
+            if begun.startswith(THINK):
+                self._state, self._kept = "thought", begun[len(THINK) :]
+            elif not THINK.startswith(begun) or (self._whole and begun):
+                self._state = "answer"
+        thought = ""
+        if self._state == "thought":
+            thought, found, rest = self._kept.partition(THINK_END)
+            if found:
+                self._state, self._kept = "pause", rest
+            else:
+                at = _held_back(thought)
+                thought, self._kept = thought[:at], thought[at:]
+        if self._state == "pause":
+            self._kept = self._kept.lstrip()
+            self._state = "answer" if self._kept else "pause"
+        text = ""
+        if self._state == "answer":
+            text, self._kept = self._kept, ""
+        events: list[Delta] = [ReasoningDelta(text=thought)] if thought else []
+        return [*events, msgspec.structs.replace(event, text=text)]
+
+    def _flush(self) -> list[Delta]:
+        text, self._kept = self._kept, ""
+        if not text:
+            return []
+        return [ReasoningDelta(text=text) if self._state == "thought" else TextDelta(text=text)]
+
+
+def _held_back(text: str) -> int:
+    """Where the beginning of an end mark may stand, at the end of a text."""
+    lengths = range(min(len(THINK_END) - 1, len(text)), 0, -1)
+    return len(text) - next((length for length in lengths if text.endswith(THINK_END[:length])), 0)
