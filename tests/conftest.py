@@ -11,6 +11,7 @@ import psutil
 import pytest
 
 from tests.engines import ENGINES, Engine
+from tests.hub_server import FILES, REPO, Hub, serve
 
 # Sessions that outlive a test; what belongs to them was there before it.
 SHARED = ("session", "engine_session")
@@ -57,3 +58,15 @@ def engine(request: pytest.FixtureRequest) -> Engine:
     """Each real engine that is here: the embedded one always, the llama-server binary where it was built."""
     found: Engine = request.param
     return found
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """Hugging Face as far as we need it, with one repository, and a cache of its own for the test alone."""
+    for name in ("HF_TOKEN", "HF_HUB_OFFLINE", "HF_HUB_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+    with serve() as hub:
+        monkeypatch.setenv("HF_ENDPOINT", hub.url)
+        hub.add(REPO, FILES)
+        yield hub

@@ -16,7 +16,21 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, unquote, urlsplit
 
+from llmsession.models.bundled import bundled_path
+
 TREE_PAGE = 3
+
+TINY = bundled_path().read_bytes()
+REPO = "foo/Tiny-GGUF"
+FILES = {
+    "README.md": b"# tiny",
+    "tiny-Q8_0.gguf": TINY,
+    "tiny-Q4_K_M.gguf": TINY + b"4",
+    "tiny-Q4_K_S.gguf": TINY + b"s",
+    "big/tiny-F16-00001-of-00002.gguf": TINY + b"1",
+    "big/tiny-F16-00002-of-00002.gguf": TINY + b"2",
+    "mmproj-tiny-f16.gguf": TINY + b"m",
+}
 _RESOLVE = re.compile(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)")
 _TREE = re.compile(r"/api/models/([^/]+/[^/]+)/tree/([^/?]+)")
 

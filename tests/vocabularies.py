@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -34,7 +35,7 @@ class Vocabulary:
     """What a GGUF file says of its tokenizer."""
 
     tokens: list[str]
-    types: list[int]
+    types: Sequence[int]
     model: str = "gpt2"
     pre: str = "gpt-2"
     merges: list[str] = field(default_factory=list)

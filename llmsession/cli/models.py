@@ -65,7 +65,7 @@ def _describe(known: KnownLLM) -> Listed:
         alias=known.aliases[0] if known.aliases else known.source,
         aliases=known.aliases,
         source=known.source,
-        upstream=known.upstream,
+        upstream=str(known.upstream) if known.upstream else None,
         license=known.license,
         context_length=known.context_length,
         parameter_count=known.parameter_count,
@@ -89,7 +89,8 @@ def show_model(model: str | None, *, registry: Path | None, as_json: bool) -> No
     if info is not None:
         facts |= _facts_of_file(info, options)
     if as_json:
-        shown = {name: value for name, value in facts.items() if value is not None}
+        # A reference is a str, but one that the encoder does not know.
+        shown = {name: str(v) if isinstance(v, str) else v for name, v in facts.items() if v is not None}
         print(msgspec.json.encode(shown).decode())  # noqa: T201
         return
     facts.setdefault("quantization", "(not fetched: llmsession pull does that)")

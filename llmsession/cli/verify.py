@@ -47,8 +47,9 @@ class Compared(msgspec.Struct, frozen=True, kw_only=True):
 
 def verify_model(model: str | None, *, registry: Path | None, encoding: str | None, as_json: bool) -> bool:
     """Print the comparison; whether all are equal. Raises LLMSessionError."""
-    given = {"model": model, "registry": registry, "prompt_encoding": encoding, "parallel": 1, "context_length": 512}
-    options = Options.load(**{name: value for name, value in given.items() if value is not None})
+    given: dict[str, Any] = {"model": model, "registry": registry, "prompt_encoding": encoding}
+    given = {name: value for name, value in given.items() if value is not None}
+    options = Options.load(**given, parallel=1, context_length=512)
     compared = anyio.run(_compare_all, options)
     if as_json:
         print(msgspec.json.encode(compared).decode())  # noqa: T201
@@ -65,8 +66,8 @@ async def _compare_all(options: Options) -> list[Compared]:
             starting.close()
             if session.encoding is None:
                 raise ConfigError(
-                    f"{session.model} has no prompt encoding: it is spoken to by its own template (--encoding names one "
-                    "to compare)"
+                    f"{session.model} has no prompt encoding: it is spoken to by its own template "
+                    "(--encoding names one to compare)"
                 )
             if session.info.chat_template is None:
                 raise ConfigError(f"{session.model} carries no template that its encoding could be compared with")

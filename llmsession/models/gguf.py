@@ -12,17 +12,22 @@ import os
 import struct
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 import msgspec
 
 from llmsession.errors import InvalidModelError
+from llmsession.models.memory import estimate_memory
+from llmsession.models.quantization import list_shards
+
+_T = TypeVar("_T")
 
 # Bounds that no real model comes near: a twisted header must not make us allocate or loop for long.
 MOST_ENTRIES = 100_000
 MOST_TENSORS = 1_000_000
 LONGEST_STRING = 50_000_000
-KEPT_ARRAY = 64  # longer arrays (vocabularies) are skipped unless asked for
+# Longer arrays, as vocabularies are, are skipped unless asked for; those of layers are shorter.
+KEPT_STRINGS, KEPT_NUMBERS = 64, 1024
 
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _BOOL, _STRING, _ARRAY = 7, 8, 9
@@ -37,7 +42,7 @@ _BLOCKS = {
 }  # fmt: skip
 
 # `general.file_type`, by its number in llama.h.
-_FILE_TYPES = {
+_FILE_TYPES: dict[int | None, str] = {
     0: "F32", 1: "F16", 2: "Q4_0", 3: "Q4_1", 7: "Q8_0", 8: "Q5_0", 9: "Q5_1", 10: "Q2_K", 11: "Q3_K_S",
     12: "Q3_K_M", 13: "Q3_K_L", 14: "Q4_K_S", 15: "Q4_K_M", 16: "Q5_K_S", 17: "Q5_K_M", 18: "Q6_K",
     19: "IQ2_XXS", 20: "IQ2_XS", 21: "Q2_K_S", 22: "IQ3_XS", 23: "IQ3_XXS", 24: "IQ1_S", 25: "IQ4_NL",
@@ -76,37 +81,70 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def special_tokens(self) -> dict[str, int | None]:
         """The ids of bos, eos, eot, nl and the tokens for infilling and ranking; None where there is none."""
-        found = {name: self.metadata.get(f"tokenizer.ggml.{key}") for name, key in _SPECIAL_TOKENS.items()}
-        return {**found, "nl": self.metadata.get("tokenizer.ggml.newline_token_id")}
+        found = {name: _whole(self.metadata, f"tokenizer.ggml.{key}") for name, key in _SPECIAL_TOKENS.items()}
+        return {**found, "nl": _whole(self.metadata, "tokenizer.ggml.newline_token_id")}
+
+    def memory_needed(self, context_length: int, parallel: int) -> int:
+        """Bytes, estimated, for so many conversations at once of `context_length` tokens each."""
+        return estimate_memory(self.metadata, self.size_bytes, context_length, parallel)
 
 
 def read_model_info(path: Path) -> ModelInfo:
-    """Read the header. Raises InvalidModelError where the file is missing, no GGUF, or cut."""
+    """Read the header, of a split model those of all its files, which lie beside each other.
+
+    Raises InvalidModelError where a file is missing, no GGUF, or cut.
+    """
+    metadata, arrays, parameters, size = _read_header(path)
+    shards = list_shards(path.name)
+    for shard in shards if shards[0] == path.name else ():
+        if shard != path.name:
+            _, _, more_parameters, more_bytes = _read_header(path.with_name(shard))
+            parameters, size = parameters + more_parameters, size + more_bytes
+    architecture = _text(metadata, "general.architecture") or "unknown"
+    heads = _whole(metadata, f"{architecture}.attention.head_count")
+    kv_heads = _whole(metadata, f"{architecture}.attention.head_count_kv")
+    base = metadata.get(f"{architecture}.rope.freq_base")
+    return ModelInfo(
+        architecture=architecture,
+        name=_text(metadata, "general.name"),
+        parameter_count=parameters,
+        quantization=_FILE_TYPES.get(_whole(metadata, "general.file_type")),
+        trained_context_length=_whole(metadata, f"{architecture}.context_length"),
+        layer_count=_whole(metadata, f"{architecture}.block_count"),
+        gqa_factor=heads // kv_heads if heads and kv_heads else None,
+        rope_freq_base=base if isinstance(base, float) else None,
+        vocab_size=arrays.get("tokenizer.ggml.tokens", _whole(metadata, f"{architecture}.vocab_size")),
+        size_bytes=size,
+        chat_template=_text(metadata, "tokenizer.chat_template"),
+        metadata=metadata,
+    )
+
+
+def _text(metadata: dict[str, Any], key: str) -> str | None:
+    """None where it is something else: a header may say anything."""
+    value = metadata.get(key)
+    return value if isinstance(value, str) else None
+
+
+def _whole(metadata: dict[str, Any], key: str) -> int | None:
+    value = metadata.get(key)
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+def _read_header(path: Path) -> tuple[dict[str, Any], dict[str, int], int, int]:
+    """The entries, the lengths of the arrays that were passed over, the number of parameters, the file's bytes."""
     with _open_model(path) as (file, size):
         reader = _Reader(file, size)
         metadata, arrays = reader.read_metadata(keep=frozenset())
-        parameters = reader.check_tensors(int(metadata.get("general.alignment", 32)))
-    architecture = str(metadata.get("general.architecture", "unknown"))
+        alignment = _whole(metadata, "general.alignment")
+        parameters = reader.check_tensors(32 if alignment is None else alignment)
+    return metadata, arrays, parameters, size
 
-    def entry(key: str) -> Any:
-        return metadata.get(f"{architecture}.{key}")
 
-    heads, kv_heads = entry("attention.head_count"), entry("attention.head_count_kv")
-    whole = isinstance(heads, int) and isinstance(kv_heads, int) and kv_heads > 0
-    return ModelInfo(
-        architecture=architecture,
-        name=metadata.get("general.name"),
-        parameter_count=parameters,
-        quantization=_FILE_TYPES.get(metadata.get("general.file_type", -1)),
-        trained_context_length=entry("context_length"),
-        layer_count=entry("block_count"),
-        gqa_factor=heads // kv_heads if whole else None,
-        rope_freq_base=entry("rope.freq_base"),
-        vocab_size=arrays.get("tokenizer.ggml.tokens", entry("vocab_size")),
-        size_bytes=size,
-        chat_template=metadata.get("tokenizer.chat_template"),
-        metadata=metadata,
-    )
+def _list(metadata: dict[str, Any], key: str, kind: type[_T]) -> list[_T]:
+    """Empty where it is something else."""
+    value = metadata.get(key)
+    return value if isinstance(value, list) and all(isinstance(each, kind) for each in value) else []
 
 
 class TokenTable(msgspec.Struct, frozen=True, kw_only=True):
@@ -118,8 +156,6 @@ class TokenTable(msgspec.Struct, frozen=True, kw_only=True):
     model: str
     spellings: list[str]
     types: list[int]
-    bos: int | None
-    adds_bos: bool | None
 
 
 def read_token_table(path: Path) -> TokenTable:
@@ -127,14 +163,11 @@ def read_token_table(path: Path) -> TokenTable:
     tokens, types = "tokenizer.ggml.tokens", "tokenizer.ggml.token_type"
     with _open_model(path) as (file, size):
         metadata, _ = _Reader(file, size).read_metadata(keep=frozenset({tokens, types}))
-    spellings = [str(token) for token in metadata.get(tokens) or ()]
-    kinds = [int(kind) for kind in metadata.get(types) or ()]
+    spellings, kinds = _list(metadata, tokens, str), _list(metadata, types, int)
     return TokenTable(
-        model=str(metadata.get("tokenizer.ggml.model", "")),
+        model=_text(metadata, "tokenizer.ggml.model") or "",
         spellings=spellings,
         types=kinds if len(kinds) == len(spellings) else [1] * len(spellings),
-        bos=metadata.get("tokenizer.ggml.bos_token_id"),
-        adds_bos=metadata.get("tokenizer.ggml.add_bos_token"),
     )
 
 
@@ -194,7 +227,7 @@ class _Reader:
             kind = self._read("I")
             if kind == _ARRAY:
                 element, count = self._read("I"), self._read_count(self._size, "array elements")
-                if count > KEPT_ARRAY and key not in keep:
+                if count > (KEPT_STRINGS if element == _STRING else KEPT_NUMBERS) and key not in keep:
                     arrays[key] = count
                     self._skip_array(element, count)
                 else:

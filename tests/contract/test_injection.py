@@ -6,6 +6,7 @@ folder of further GGUF files, whose vocabularies are tried as well.
 
 from __future__ import annotations
 
+import functools
 import os
 import random
 from collections.abc import Callable, Iterator
@@ -29,7 +30,7 @@ MORE = os.environ.get("LLMSESSION_TEST_VOCABULARIES")
 
 KINDS: dict[str, Callable[[], Vocabulary]] = {"byte pairs": of_byte_pairs, "sentencepiece": of_sentencepiece}
 if MORE:
-    KINDS |= {path.stem: lambda path=path: of_file(path) for path in sorted(Path(MORE).glob("*.gguf"))}
+    KINDS |= {path.stem: functools.partial(of_file, path) for path in sorted(Path(MORE).glob("*.gguf"))}
 
 ENCODING = PromptEncoding(
     system_token_start="<|im_start|>system\n",
@@ -226,7 +227,7 @@ async def test_a_defused_prompt_keeps_the_cache(tried: Tried) -> None:
 def test_spellings_that_overlap_and_straddle() -> None:
     """The longest at each place; of one that begins in control, the part that is text."""
     vocabulary = VocabularyOf({1: "<a>", 2: "<a>b", 3: "a><", 4: "<c>"}, None)
-    pieces = [Control("<c>x<"), Text("a>b<a>b a><c"), Control(">"), Text("plain <")]
+    pieces: list[Control | Text] = [Control("<c>x<"), Text("a>b<a>b a><c"), Control(">"), Text("plain <")]
     defused = defuse_pieces(pieces, vocabulary.find)
     assert "".join(piece.text for piece in pieces) == defused.restored()
     assert defused.text.startswith("<c>x<")

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -31,38 +31,14 @@ from llmsession import (
     ensure_model,
 )
 from llmsession.models import hub_child
-from llmsession.models.bundled import bundled_path
 from llmsession.models.hub import ensure_weights, find_cached
 from llmsession.models.references import PackedFileRef
 from tests.engines import Engine
-from tests.hub_server import Hub, serve
+from tests.hub_server import FILES, REPO, TINY, Hub
 
 pytestmark = pytest.mark.anyio
 
-TINY = bundled_path().read_bytes()
-REPO = "foo/Tiny-GGUF"
-FILES = {
-    "README.md": b"# tiny",
-    "tiny-Q8_0.gguf": TINY,
-    "tiny-Q4_K_M.gguf": TINY + b"4",
-    "tiny-Q4_K_S.gguf": TINY + b"s",
-    "big/tiny-F16-00001-of-00002.gguf": TINY + b"1",
-    "big/tiny-F16-00002-of-00002.gguf": TINY + b"2",
-    "mmproj-tiny-f16.gguf": TINY + b"m",
-}
 REF = f"hf:{REPO}/HEAD/tiny-Q8_0.gguf"
-
-
-@pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    """With one repository, and a cache of Hugging Face's for the test alone."""
-    for name in ("HF_TOKEN", "HF_HUB_OFFLINE", "HF_HUB_CACHE", "XDG_CACHE_HOME"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
-    with serve() as hub:
-        monkeypatch.setenv("HF_ENDPOINT", hub.url)
-        hub.add(REPO, FILES)
-        yield hub
 
 
 def partials(tmp_path: Path) -> list[Path]:
