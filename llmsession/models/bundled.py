@@ -10,8 +10,7 @@ ENCODING = "tiny-chat"
 # Said once by the command line, so that nobody takes its answers for more than they are.
 NOTICE = (
     "tiny-chat is a demonstration of two megabytes: it repeats phrases, remembers a name and little more. "
-    "For a real model, give a GGUF file with --model PATH; a good first one is Qwen3-0.6B-Q8_0.gguf "
-    "of Qwen/Qwen3-0.6B-GGUF on Hugging Face."
+    "For a real model, try --model qwen3-0.6b, which fetches 640 MB; `llmsession models list` shows others."
 )
 
 

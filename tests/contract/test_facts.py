@@ -14,7 +14,7 @@ import psutil
 import pytest
 from anyio.lowlevel import checkpoint
 
-from llmsession import Message, PromptEncoding, Sampling, Session
+from llmsession import Message, Progress, PromptEncoding, Sampling, Session
 from llmsession.wire import completion_api, openai_api
 from llmsession.wire.request import GenerationRequest
 from tests.engines import Engine, own_files
@@ -245,14 +245,14 @@ async def test_slots_tell_what_they_hold_and_do(engine: Engine, api: str | None)
 
 async def test_options_reach_the_engine(engine: Engine, tmp_path: Path) -> None:
     """API.md 3: context_length is for one conversation, parallel replies at once; cache_dir holds the logs."""
-    progress: list[float] = []
+    progress: list[Progress] = []
     cache = tmp_path / "elsewhere"
     options = engine.options(context_length=768, parallel=2, cache_dir=cache, on_progress=progress.append)
     async with Session(**options) as session:
         assert 768 == session.context_length
         assert 2 == session.parallel
         assert cache in own_files(session)[1].parents
-    assert all(0.0 <= share <= 1.0 for share in progress)
+    assert all(0.0 <= (each.share or 0.0) <= 1.0 for each in progress)
 
 
 async def test_context_length_zero_is_the_trained_one(engine: Engine) -> None:

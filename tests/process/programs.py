@@ -9,8 +9,6 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.engines import Engine
-
 # The one bound on time that tests assert: it is the promise itself (DESIGN 9, P8).
 GONE_WITHIN = 0.5
 
@@ -31,13 +29,11 @@ def wait_for(condition: Callable[[], object], *, seconds: float = 20.0) -> None:
             pytest.fail(f"not within {seconds:g} s")
 
 
-def without_child_mode(folder: Path, binary: Engine) -> Path:
+def without_child_mode(folder: Path, binary: str) -> Path:
     """The real binary as a build that knows no router: its --help does not name the flag by which we know."""
     path = folder / "old-llama-server"
     path.write_text(
-        "#!/bin/sh\n"
-        f'case "$*" in --help) {binary.server_path} --help | sed "s/--models-max//" ;;\n'
-        f'*) exec {binary.server_path} "$@" ;; esac\n'
+        f'#!/bin/sh\ncase "$*" in --help) {binary} --help | sed "s/--models-max//" ;;\n*) exec {binary} "$@" ;; esac\n'
     )
     path.chmod(0o755)
     return path

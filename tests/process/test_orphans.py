@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from tests import fake_llama_server
-from tests.engines import ENGINES, Engine, own_child
+from tests.engines import BINARIES, ENGINES, Engine, own_child
 from tests.process.programs import GONE_WITHIN, is_alive, without_child_mode
 
 # Says what it has reached, a line each, and reads on for ever.
@@ -148,12 +148,15 @@ def test_an_engine_that_listens_to_nothing_is_gone_as_well(
     kill_and_look(program, engines_of(program))
 
 
-@pytest.mark.parametrize("binary", [engine for engine in ENGINES if engine.server_path], ids=lambda e: e.backend)
+@pytest.mark.parametrize("binary", BINARIES, ids=str)
 @pytest.mark.parametrize("moment", ["idle", "generating"])
-def test_a_build_without_child_mode_is_gone_as_well(tmp_path: Path, binary: Engine, moment: str) -> None:
-    """DESIGN 4: the guard of our own is all that such a build has; here the real binary as an old one."""
-    server = without_child_mode(tmp_path, binary)
-    program = spawn({**binary.options(), "server_path": str(server)}, stay_idle=moment == "idle")
+def test_a_build_without_child_mode_is_gone_as_well(tmp_path: Path, binary: str, moment: str) -> None:
+    """DESIGN 4: the guard of our own is all that such a build has; the real binary, too, as an old one."""
+    flags = "--no-child-mode --tokens 100000 --token-delay 0.01"
+    fake = binary == "fake"
+    server = fake_llama_server.wrapper(tmp_path, flags) if fake else without_child_mode(tmp_path, binary)
+    options = {"backend": "llama-server", "threads": 1, "server_path": str(server)}
+    program = spawn(options, stay_idle=moment == "idle")
     read_until(program, moment.encode())
     kill_and_look(program, engines_of(program))
 

@@ -19,13 +19,21 @@ import msgspec
 import psutil
 import pytest
 
-from llmsession import ClosedError, LLMSessionError, ServerExitedError, Session, StartFailedError, StartTimeoutError
+from llmsession import (
+    ClosedError,
+    LLMSessionError,
+    Progress,
+    ServerExitedError,
+    Session,
+    StartFailedError,
+    StartTimeoutError,
+)
 from llmsession.backends import llama_server
 from llmsession.paths import records_folder
 from llmsession.processes.child import State
 from llmsession.processes.records import read_records, write_record
 from tests import fake_llama_server
-from tests.engines import ENGINES, Engine, own_child, own_files
+from tests.engines import BINARIES, Engine, own_child, own_files
 from tests.model_files import write_random_model
 from tests.process.programs import is_alive, without_child_mode
 
@@ -63,9 +71,9 @@ async def test_progress_while_loading_moves_the_deadline_or_the_start_is_given_u
 
 async def test_load_progress_is_reported(engine: Engine) -> None:
     """Row B7: load progress to a callback."""
-    shares: list[float] = []
-    async with Session(on_progress=shares.append, **engine.options()):
-        assert 0.0 in shares
+    seen: list[Progress] = []
+    async with Session(on_progress=seen.append, **engine.options()) as session:
+        assert Progress(stage="load", done=0, total=session.info.size_bytes) in seen
 
 
 async def test_an_engine_that_cannot_start_says_why(engine: Engine, tmp_path: Path) -> None:
@@ -425,17 +433,20 @@ async def test_a_death_in_mid_reply_is_told_with_its_code_and_the_text_so_far(tm
             assert "word1 word2 " == caught.value.partial.text
 
 
-@pytest.mark.parametrize("binary", [engine for engine in ENGINES if engine.server_path], ids=lambda e: e.backend)
+@pytest.mark.parametrize("binary", BINARIES, ids=str)
 async def test_a_build_without_child_mode_is_started_by_port_and_health(
-    binary: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    binary: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """DESIGN 4: a free port that we choose; taken in between, another is tried. The real binary, as an old build."""
+    """DESIGN 4: a free port that we choose; taken in between, another is tried. The real one, too, as an old build."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         ports = [taken.getsockname()[1]]
         real = llama_server._free_port
         monkeypatch.setattr(llama_server, "_free_port", lambda: ports.pop() if ports else real())
-        server = without_child_mode(tmp_path, binary)
-        async with Session(**{**binary.options(), "server_path": server}) as session:
+        fake = binary == "fake"
+        server = (
+            fake_llama_server.wrapper(tmp_path, "--no-child-mode") if fake else without_child_mode(tmp_path, binary)
+        )
+        async with Session(backend="llama-server", threads=1, server_path=server) as session:
             child = own_child(session)
             assert (False, None) == (child.command.watches_stdin, child.command.farewell)
             assert "ok" == await session.get_health()
@@ -452,20 +463,25 @@ async def test_a_build_without_child_mode_that_gives_no_sign_is_given_up(tmp_pat
         await Session.open(backend="llama-server", server_path=server, start_timeout=0.5)
 
 
-@pytest.mark.parametrize("binary", [engine for engine in ENGINES if engine.server_path], ids=lambda e: e.backend)
-async def test_loading_is_followed_share_by_share(binary: Engine, tmp_path: Path) -> None:
+@pytest.mark.parametrize("binary", BINARIES, ids=str)
+async def test_loading_is_followed_share_by_share(binary: str, tmp_path: Path) -> None:
     """Row B7: the real binary tells how far it is where it reads the file itself: what moves the deadline."""
-    path = write_random_model(tmp_path / "large.gguf", width=1024, layers=20)
-    shares: list[float] = []
+    fake = binary == "fake"
+    server = fake_llama_server.wrapper(tmp_path, "--ready-after 0.5 --progress-every 0.05") if fake else binary
+    path = write_random_model(tmp_path / "large.gguf", width=64 if fake else 1024, layers=20)
+    seen: list[Progress] = []
     try:
         async with Session(
             path,
             context_length=256,
             parallel=1,
             extra_args=("--load-mode", "none"),
-            on_progress=shares.append,
-            **binary.options(),
+            on_progress=seen.append,
+            backend="llama-server",
+            threads=1,
+            server_path=server,
         ):
+            shares = [progress.share or 0.0 for progress in seen]
             assert sorted(shares) == shares
             assert [share for share in shares if 0 < share < 1] != []
     finally:
