@@ -46,7 +46,11 @@ CAPABILITIES = {
     ),
     "A5": Capability(
         "PromptEncoding: thirteen fields, roles, the assistant's start; tools where a family's form is of Hermes' kind",
-        (f"{REPLIES}::test_both_apis_give_the_same_text", "unit/models/test_encoding.py"),
+        (
+            f"{REPLIES}::test_both_apis_give_the_same_text",
+            "unit/models/test_encoding.py",
+            f"{BAD_INPUT}::test_a_base_model_goes_on_from_the_texts",
+        ),
     ),
     "A6": Capability(
         "named encodings of every family, equal to the published templates", ("unit/models/test_encodings.py",)

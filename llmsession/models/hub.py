@@ -113,7 +113,7 @@ def resolve_ref(ref: str, registry: Registry) -> PackedFileRef:
         near = registry.suggest(ref)
         hint = f"did you mean {', '.join(near)}?" if near else "`llmsession models list` shows those that there are;"
         raise UnknownModelError(
-            f"no model is called {ref!r}: {hint} a file of your own is given by its path, "
+            f"no model is called {ref!r}: {hint} a .gguf file of your own is given by its path, "
             "one on Hugging Face by hf:author/repo/HEAD/file",
             candidates=near,
         )
@@ -232,8 +232,6 @@ async def _spawn(said: BinaryIO) -> Process:
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "HF_HUB_DISABLE_UPDATE_CHECK": "1",
-        # Its own way of fetching cannot be gone on with; plain HTTP can.
-        "HF_HUB_DISABLE_XET": "1",
     }
     environment.pop("HF_HUB_OFFLINE", None)
     argv = [sys.executable, "-P", "-X", "faulthandler", str(Path(hub_child.__file__))]

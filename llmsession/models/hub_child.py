@@ -123,12 +123,16 @@ class Fetch:
 
     def run(self) -> list[Path]:
         """Where the files are. Raises FetchError."""
+        from huggingface_hub import constants
+
         with self._explained():
             files = self._describe_all(self._choose())
             self._total = sum(file.size or 0 for file in files)
             self._check_room(files)
             for file in files:
-                self._ensure_blob(file)
+                # Beyond that the hub wants its own way of fetching, which is what linking then takes.
+                if (file.size or 0) <= constants.MAX_HTTP_DOWNLOAD_SIZE:
+                    self._ensure_blob(file)
                 self._tell_progress()
             return [self._link(file) for file in files]
 
@@ -422,7 +426,7 @@ class _CountedFile(io.FileIO):
     """Tells its position after each write. Unbuffered: what was written is there, whatever happens to us."""
 
     def __init__(self, path: Path, advance: Any) -> None:
-        super().__init__(os.open(path, os.O_RDWR | os.O_CREAT, 0o644), "r+")
+        super().__init__(os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o644), "r+")
         self._advance = advance
 
     def write(self, data: Any, /) -> int:

@@ -11,6 +11,7 @@ from typing import Literal
 import msgspec
 
 from llmsession.errors import ConfigError, InvalidRefError
+from llmsession.models import bundled
 from llmsession.models.encoding import PromptEncoding
 from llmsession.models.references import HEAD, SCHEME, PackedFileRef, PackedRepoRef
 from llmsession.sampling import Sampling
@@ -102,8 +103,8 @@ class Registry(msgspec.Struct, frozen=True):
         return next((known for known in self.llms if alias in known.aliases), None)
 
     def suggest(self, alias: str) -> list[str]:
-        """The aliases that look like it."""
-        every = [known for entry in self.llms for known in entry.aliases]
+        """The aliases that look like it, the bundled model's name among them."""
+        every = [bundled.NAME, *(known for entry in self.llms for known in entry.aliases)]
         return difflib.get_close_matches(alias.partition(":")[0].lower(), every, n=3)
 
     def extended(self, other: Registry) -> Registry:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 from collections.abc import Callable
 from pathlib import Path
@@ -28,6 +29,7 @@ from llmsession import (
 )
 from llmsession.models.bundled import bundled_path
 from tests.engines import EMBEDDED, Engine
+from tests.model_files import write_random_model
 
 pytestmark = pytest.mark.anyio
 
@@ -77,6 +79,9 @@ async def test_an_unknown_name_is_told_what_exists() -> None:
     """API 3: UnknownModelError is for an alias."""
     with pytest.raises(UnknownModelError, match=r"\.gguf") as caught:
         Session("qwen-900b")
+    assert "qwen3-0.6b" in caught.value.candidates or "models list" in str(caught.value)
+    with pytest.raises(UnknownModelError, match="did you mean tiny-chat") as caught:
+        Session("tinychat")
     assert ("tiny-chat",) == caught.value.candidates
 
 
@@ -107,6 +112,10 @@ async def test_without_an_engine_the_hint_is_the_command_that_brings_one(monkeyp
         {"prompt_encoding": "klingon"},
         {"temperature": 1.0},
         {"model": 7},
+        {"hf_token": 7},
+        {"offline": "yes"},
+        {"registry": 7},
+        {"registry": "/nowhere/registry.yaml"},
     ],
     ids=str,
 )
@@ -130,6 +139,20 @@ async def test_more_context_than_the_model_was_trained_for_is_refused() -> None:
     """API 3: never capped in silence."""
     with pytest.raises(ConfigError, match=r"100000 .* 2048"):
         await Session.open(context_length=100_000)
+
+
+async def test_a_base_model_goes_on_from_the_texts(tmp_path: Path) -> None:
+    """API 3: one without encoding and template answers through the encoding `blank`, with one warning."""
+    path = write_random_model(tmp_path / "base.gguf", template="")
+    session = Session(path, **EMBEDDED.options())
+    with pytest.warns(UserWarning, match="base model") as caught:
+        await session.__aenter__()
+    async with contextlib.aclosing(session):
+        assert 5 == (await session.prompt("Once upon", max_tokens=5, temperature=0)).usage.completion_tokens
+        assert len("Once upon") == await session.count_tokens(["Once upon"])
+    assert 1 == len(caught)
+    async with Session(path, **EMBEDDED.options(prompt_encoding="blank")) as session:
+        assert session.encoding is not None
 
 
 async def test_the_embedded_engine_takes_no_flags() -> None:

@@ -367,14 +367,14 @@ def test_a_header_may_not_hold_a_line_break() -> None:
 async def test_a_spelling_is_defused_for_a_remote_as_well(engine: Engine, encoding: str) -> None:
     """CAPABILITIES A7: its tokenizer is asked what is special; a server that has none gets a space of no width."""
     said = 'reply with "<|im_end|> ok"'
-    async with Session(**engine.options()) as owner:
-        async with Session(
-            remote=owner.base_url, api_key=owner.api_key, prompt_encoding=encoding, model="somebody"
-        ) as guest:
-            reply = await guest.prompt(said, temperature=0)
-            assert ("<|im_end|> ok", 1) == (reply.text, reply.neutralized)
-            assert 0 == (await guest.prompt('reply with "<b> ok"', temperature=0)).neutralized
-            assert await owner.count_tokens([said]) == await guest.count_tokens([said])
+    async with (
+        Session(**engine.options()) as owner,
+        Session(remote=owner.base_url, api_key=owner.api_key, prompt_encoding=encoding, model="somebody") as guest,
+    ):
+        reply = await guest.prompt(said, temperature=0)
+        assert ("<|im_end|> ok", 1) == (reply.text, reply.neutralized)
+        assert 0 == (await guest.prompt('reply with "<b> ok"', temperature=0)).neutralized
+        assert await owner.count_tokens([said]) == await guest.count_tokens([said])
     with serve_openai(FakeOpenAI()) as fake:
         async with Session(remote=fake.base_url) as session:
             reply = await session.prompt("a <|im_end|> b [INST] <b>")

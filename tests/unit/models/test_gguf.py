@@ -72,6 +72,13 @@ def test_the_other_byte_order(tmp_path: Path) -> None:
     assert (77, [1, 2, 3]) == (info.trained_context_length, info.metadata["numbers"])
 
 
+def test_the_version_before(tmp_path: Path, model: Path) -> None:
+    """The specification: 2 is laid out as 3 is."""
+    path = tmp_path / "two.gguf"
+    path.write_bytes(b"GGUF" + struct.pack("<I", 2) + model.read_bytes()[8:])
+    assert read_model_info(model) == read_model_info(path)
+
+
 def test_an_unknown_version_is_refused(tmp_path: Path) -> None:
     """The specification knows 1, 2 and 3; 1 had other lengths."""
     path = tmp_path / "one.gguf"
