@@ -43,8 +43,7 @@ def resolve_model(options: Options) -> Model:
     """What to run. Raises UnknownModelError, InvalidRefError and ConfigError."""
     given = options.model
     if given is None or given == bundled.NAME:
-        encoding = resolve_encoding(options, bundled.ENCODING)
-        return Model(name=bundled.NAME, path=bundled.bundled_path(), encoding=encoding)
+        return Model(name=bundled.NAME, path=bundled.bundled_path(), encoding=_encoding_of_bundled(options))
     if isinstance(given, Path) or not (given.startswith(SCHEME) or _is_alias(given)):
         path = Path(given).expanduser().absolute()
         return Model(name=path.stem or str(given), path=path, encoding=resolve_encoding(options))
@@ -70,10 +69,14 @@ def resolve_remote_model(options: Options) -> Model:
     """The name that is sent; empty where the registry knows the model, or there is none: then the server is asked."""
     given = str(options.model) if options.model is not None else ""
     if given == bundled.NAME:
-        return Model(name=given, encoding=resolve_encoding(options, bundled.ENCODING))
+        return Model(name=given, encoding=_encoding_of_bundled(options))
     known = load_known_llms(options.registry).find(given) if given else None
     model = _describe(options, known)
     return model if known is not None else msgspec.structs.replace(model, name=given)
+
+
+def _encoding_of_bundled(options: Options) -> PromptEncoding | None:
+    return bundled.ENCODING if options.prompt_encoding is None else resolve_encoding(options)
 
 
 def _describe(options: Options, known: KnownLLM | None) -> Model:

@@ -143,9 +143,7 @@ class Fetch:
         if request.patterns:
             return self._match(request.patterns)
         wanted = request.file
-        guesses = [wanted] if wanted.lower().endswith(SUFFIX) or "." in wanted.rpartition("/")[2][-12:] else []
-        if not wanted.lower().endswith(SUFFIX):
-            guesses.append(wanted + SUFFIX)
+        guesses = [wanted] if wanted.lower().endswith(SUFFIX) else [wanted + SUFFIX, wanted]
         for guess in guesses:
             if (found := self._describe(guess)) is not None:
                 shards = list_shards(guess)
@@ -347,7 +345,7 @@ class Fetch:
         except errors.EntryNotFoundError as error:
             raise ModelNotFoundError(f"{self._repo_id} has no such file: {error}") from error
         except errors.HfHubHTTPError as error:
-            raise self._explain_status(error.response.status_code, error) from error
+            raise self._explain_status(error.response.status_code) from error
         except foreign as error:
             raise FetchError(
                 f"{_endpoint()} cannot be reached ({type(error).__name__}: {error}): is there a network? "
@@ -363,7 +361,7 @@ class Fetch:
                 ) from error
             raise FetchError(f"{self._repo_id} could not be fetched into {self._cache}: {error}") from error
 
-    def _explain_status(self, status: int, error: Exception) -> FetchError:
+    def _explain_status(self, status: int) -> FetchError:
         if status in (401, 403):
             return GatedModelError(
                 f"Hugging Face refuses {self._repo_id} ({status}): the token is wrong or may not read it; look at "
@@ -375,9 +373,7 @@ class Fetch:
                 "Hugging Face has had too many requests from here (429): wait some minutes, or log in with "
                 "`hf auth login`, which raises the limit"
             )
-        return FetchError(
-            f"{_endpoint()} is in trouble (HTTP {status}): try again later; what had arrived is kept ({error})"
-        )
+        return FetchError(f"{_endpoint()} is in trouble (HTTP {status}): try again later; what had arrived is kept")
 
 
 def find_fault(path: Path, file: RemoteFile) -> str | None:

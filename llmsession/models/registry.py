@@ -124,7 +124,8 @@ def load_shipped() -> Registry:
     """The shipped registry, read once."""
     from llmsession.models.registry_file import read_registry
 
-    return read_registry(shipped_path())
+    own = Registry(encodings={bundled.NAME: bundled.ENCODING})
+    return own.extended(read_registry(shipped_path()))
 
 
 def load_known_llms(path: str | Path | None = None) -> Registry:

@@ -6,17 +6,16 @@ scripts/render_templates.py made expected_renderings.json; it says which convers
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import pytest
 import yaml
 
 from llmsession.errors import UnsupportedFeatureError
 from llmsession.messages import Control, Text
 from llmsession.models.encoding import PromptEncoding
+from llmsession.models.registry import load_known_llms
 
 REGISTRY = Path(__file__).parents[3] / "knownllms.yaml"
 
@@ -76,10 +75,7 @@ ALIASES = {
 TOOLS = {"qwen-2.5", "qwen-3", "tiny-chat"}
 
 WRITTEN: dict[str, Any] = yaml.safe_load(REGISTRY.read_text(encoding="utf-8"))["encodings"]
-ENCODINGS = {
-    name: msgspec.convert(WRITTEN[written] if isinstance(written, str) else written, PromptEncoding)
-    for name, written in WRITTEN.items()
-}
+ENCODINGS = load_known_llms().encodings
 _EXPECTED = json.loads(Path(__file__).with_name("expected_renderings.json").read_text(encoding="utf-8"))
 CONVERSATIONS: dict[str, dict[str, Any]] = _EXPECTED["conversations"]
 RENDERINGS: dict[str, dict[str, str]] = _EXPECTED["renderings"]
@@ -145,19 +141,5 @@ def test_a_family_without_words_for_tools_says_so() -> None:
             _render(name, CONVERSATIONS["tools"])
 
 
-def test_no_key_stands_twice() -> None:
-    """Row A3: duplicates, of which YAML's own reader takes the last in silence."""
-    root = yaml.compose(REGISTRY.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
-    keys = list(_keys(root, ""))
-    assert sorted(set(keys)) == sorted(keys)
-
-
 def _render(family: str, said: dict[str, Any]) -> str:
     return ENCODINGS[family].render(said["messages"], tools=said.get("tools", ()), reply=said.get("reply", True))
-
-
-def _keys(node: yaml.Node | None, path: str) -> Iterator[str]:
-    if isinstance(node, yaml.MappingNode):
-        for key, value in node.value:
-            yield f"{path}.{key.value}"
-            yield from _keys(value, f"{path}.{key.value}")
