@@ -16,7 +16,7 @@ from llmsession.backends.backend import Backend, Endpoint, Launch
 from llmsession.backends.devices import cache_ram_mib, default_threads
 from llmsession.backends.find import choose_backend
 from llmsession.chosen_model import BLANK, fit_context_length, name_file, resolve_encoding, resolve_model
-from llmsession.errors import ClosedError, FetchError, LLMSessionError, ServerExitedError
+from llmsession.errors import ClosedError, FetchError, ServerExitedError
 from llmsession.latch import Latch
 from llmsession.models.gguf import ModelInfo, read_model_info
 from llmsession.paths import cache_folder, logs_folder, records_folder
@@ -26,6 +26,7 @@ from llmsession.progress import Progress, ProgressCallback
 if TYPE_CHECKING:
     from llmsession.backends.safe_prompt import PromptWriter
     from llmsession.backends.vocabulary import Vocabulary
+    from llmsession.errors import LLMSessionError
     from llmsession.options import Options
     from llmsession.processes.child import Child
 
@@ -39,7 +40,7 @@ class Reading:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._read = Latch()
-        self._found: Vocabulary | LLMSessionError | None = None
+        self._found: Vocabulary | Exception | None = None
         threading.Thread(target=self._work, name="llmsession-vocabulary", daemon=True).start()
 
     def _work(self) -> None:
@@ -47,14 +48,14 @@ class Reading:
 
         try:
             self._found = read_vocabulary_of(self._path)
-        except LLMSessionError as error:
+        except Exception as error:  # noqa: BLE001 - the thread's end: whoever waits gets it
             self._found = error
         self._read.set()
 
     async def wait(self) -> Vocabulary:
         """It, once it is read. Raises InvalidModelError where the file has changed meanwhile."""
         await self._read.wait()
-        if isinstance(self._found, LLMSessionError):
+        if isinstance(self._found, Exception):
             raise self._found
         assert self._found is not None  # noqa: S101 - the thread has set it
         return self._found

@@ -7,8 +7,8 @@ from pathlib import Path
 from llmsession.models.encoding import PromptEncoding
 
 NAME = "tiny-chat"
-# How it is spoken to; the registry has it by the same name. It stands here and not in knownllms.yaml, so that a first run
-# need not read that.
+# How it is spoken to; the registry has it by the same name. Here and not in knownllms.yaml, so that a first run needs
+# not read that.
 ENCODING = PromptEncoding(
     system_token_start="<|im_start|>system\n",
     system_token_end="<|im_end|>\n",

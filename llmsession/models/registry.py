@@ -23,7 +23,19 @@ _ALIAS = re.compile(r"[a-z0-9](?:[a-z0-9._-]{0,78}[a-z0-9])?")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
-class KnownLLM(msgspec.Struct, frozen=True, kw_only=True):
+class Described(msgspec.Struct, frozen=True, kw_only=True):
+    """What is said of a model in the file as in an entry."""
+
+    aliases: tuple[str, ...] = ()
+    description: str = ""
+    license: str | None = None
+    context_length: int | None = None
+    parameter_count: int | None = None
+    default_quantization: str | None = None
+    sampling: Sampling | None = None
+
+
+class KnownLLM(Described, frozen=True, kw_only=True):
     """A model, in all its quantizations.
 
     `source` is `hf:author/repo/HEAD/start-of-the-file's-name`, also without the revision. `upstream` has the original
@@ -34,13 +46,6 @@ class KnownLLM(msgspec.Struct, frozen=True, kw_only=True):
     packaging_type: Literal["gguf", "safetensors"] = "gguf"
     upstream: PackedRepoRef | None = None
     prompt_encoding: PromptEncoding | None = None
-    aliases: tuple[str, ...] = ()
-    description: str = ""
-    license: str | None = None
-    context_length: int | None = None
-    parameter_count: int | None = None
-    default_quantization: str | None = None
-    sampling: Sampling | None = None
 
     def __post_init__(self) -> None:
         try:

@@ -18,7 +18,7 @@ import yaml
 from llmsession.errors import ConfigError, InvalidRefError
 from llmsession.models.encoding import PromptEncoding
 from llmsession.models.references import PackedRepoRef
-from llmsession.models.registry import KnownLLM, Registry
+from llmsession.models.registry import Described, KnownLLM, Registry
 from llmsession.sampling import Sampling
 
 # libyaml's is eight times faster, where PyYAML was built with it.
@@ -29,7 +29,7 @@ LARGEST = 4_000_000
 SCHEMA = Path(__file__).with_name("knownllms.schema.json")
 
 
-class Entry(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+class Entry(Described, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A model as it is written. `prompt_encoding` is the name of one, or the encoding itself."""
 
     source: str
@@ -37,13 +37,6 @@ class Entry(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     packagingtype: Literal["gguf", "safetensors"] | None = None  # how the Go package spells it
     upstream: str | None = None
     prompt_encoding: str | PromptEncoding | None = None
-    aliases: tuple[str, ...] = ()
-    description: str = ""
-    license: str | None = None
-    context_length: int | None = None
-    parameter_count: int | None = None
-    default_quantization: str | None = None
-    sampling: Sampling | None = None
 
 
 class File(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):

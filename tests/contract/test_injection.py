@@ -15,7 +15,7 @@ from pathlib import Path
 import anyio
 import pytest
 
-from llmsession import Control, Message, PromptEncoding, Role, Session, Text, ToolCall
+from llmsession import Control, Message, Role, Session, Text, ToolCall, load_known_llms
 from llmsession.backends.defusing import defuse_pieces
 from llmsession.backends.safe_prompt import map_texts
 from llmsession.backends.vocabulary import Vocabulary as VocabularyOf
@@ -32,18 +32,7 @@ KINDS: dict[str, Callable[[], Vocabulary]] = {"byte pairs": of_byte_pairs, "sent
 if MORE:
     KINDS |= {path.stem: functools.partial(of_file, path) for path in sorted(Path(MORE).glob("*.gguf"))}
 
-ENCODING = PromptEncoding(
-    system_token_start="<|im_start|>system\n",
-    system_token_end="<|im_end|>\n",
-    user_token_start="<|im_start|>user\n",
-    user_token_end="<|im_end|>\n",
-    assistant_token_start="<|im_start|>assistant\n",
-    assistant_token_end="<|im_end|>\n",
-    tool_call_token_start="<tool_call>\n",
-    tool_call_token_end="\n</tool_call>",
-    tool_call_result_token_start="<|im_start|>user\n<tool_response>\n",
-    tool_call_result_token_end="\n</tool_response><|im_end|>\n",
-)
+ENCODING = load_known_llms().encodings["chatml"]
 TEMPLATE = """\
 {%- for m in messages %}{{ '<|im_start|>' + m.role + '\\n' }}{% if m.content %}{{ m.content | trim }}{% endif %}
 {%- for c in m.tool_calls or [] %}{{ '<tool_call>\\n' + (c.function | tojson) + '\\n</tool_call>' }}{% endfor %}
