@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from llmsession.messages import Control, Message, Text
 from llmsession.reply_source import Prepare, Request
 
@@ -86,11 +88,12 @@ async def _chat_with_spaces(
     server: Server | RemoteServer, endpoint: Endpoint, turns: Sequence[Message], request: GenerationRequest
 ) -> Request:
     """Where we cannot send tokens: a space of no width inside of each spelling, taken out of the reply."""
-    from llmsession.backends.safe_prompt import map_texts, texts_of
+    from llmsession.backends.safe_prompt import map_strings, map_texts, strings_of, texts_of
     from llmsession.backends.vocabulary import look_special
     from llmsession.wire.rewriting import WithoutCharacter
 
-    texts = [*texts_of(turns)]
+    tools = request.extra.get("tools", [])
+    texts = [*texts_of(turns), *strings_of(tools)]
     space = next((space for space in _SPACES if not any(space in text for text in texts)), _SPACES[0])
     if "tokens" in endpoint.features:
         find = (await (await server.prompt_writer(endpoint)).learn(texts)).find
@@ -105,5 +108,7 @@ async def _chat_with_spaces(
             text = f"{text[: start + 1]}{space}{text[start + 1 :]}"
         return text
 
+    if tools:
+        request = msgspec.structs.replace(request, extra={**request.extra, "tools": map_strings(tools, part)})
     made = _chat(server, endpoint, [map_texts(turn, part) for turn in turns], request)
     return Request(path=made.path, body=made.body, decoder=WithoutCharacter(made.decoder, space), neutralized=count)

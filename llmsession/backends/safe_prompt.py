@@ -195,19 +195,20 @@ def texts_of(messages: Sequence[Message]) -> Iterable[str]:
         yield from (message.content, message.name or "", message.tool_call_id or "")
         for call in message.tool_calls:
             yield from (call.id, call.name)
-            yield from _strings(call.arguments)
+            yield from strings_of(call.arguments)
 
 
-def _strings(value: Any) -> Iterable[str]:
+def strings_of(value: Any) -> Iterable[str]:
+    """Every string in what JSON holds, keys too."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, dict):
         for key, item in value.items():
-            yield from _strings(key)
-            yield from _strings(item)
+            yield from strings_of(key)
+            yield from strings_of(item)
     elif isinstance(value, list | tuple):
         for item in value:
-            yield from _strings(item)
+            yield from strings_of(item)
 
 
 def map_texts(message: Message, change: Callable[[str], str]) -> Message:
@@ -218,17 +219,18 @@ def map_texts(message: Message, change: Callable[[str], str]) -> Message:
         name=change(message.name) if message.name is not None else None,
         tool_call_id=change(message.tool_call_id) if message.tool_call_id is not None else None,
         tool_calls=tuple(
-            ToolCall(id=change(call.id), name=change(call.name), arguments=_map_value(call.arguments, change))
+            ToolCall(id=change(call.id), name=change(call.name), arguments=map_strings(call.arguments, change))
             for call in message.tool_calls
         ),
     )
 
 
-def _map_value(value: Any, change: Callable[[str], str]) -> Any:
+def map_strings(value: Any, change: Callable[[str], str]) -> Any:
+    """The same with each string changed."""
     if isinstance(value, str):
         return change(value)
     if isinstance(value, dict):
-        return {change(str(key)): _map_value(item, change) for key, item in value.items()}
+        return {change(str(key)): map_strings(item, change) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_map_value(item, change) for item in value]
+        return [map_strings(item, change) for item in value]
     return value
