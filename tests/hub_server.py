@@ -73,6 +73,10 @@ class Hub:
     chunk: int = 1 << 16
     pause: float = 0.0  # seconds between two chunks
     begun: threading.Event = field(default_factory=threading.Event)
+    # Where in a file the store holds still, until it may go on: a test does there what it wants.
+    halt_at: int | None = None
+    halted: threading.Event = field(default_factory=threading.Event)
+    may_go_on: threading.Event = field(default_factory=threading.Event)
 
     def add(self, repo_id: str, files: dict[str, bytes], *, branch: str = "main", **settings: bool | str) -> str:
         """A commit with these files on the branch; gives the commit."""
@@ -239,6 +243,9 @@ class _StoreHandler(_Handler):
             self.wfile.flush()
             self.request_.sent += len(chunk)
             hub.begun.set()
+            if hub.halt_at is not None and start + self.request_.sent >= hub.halt_at:
+                hub.halted.set()
+                hub.may_go_on.wait(20)
             if hub.pause:
                 time.sleep(hub.pause)
         return None

@@ -14,6 +14,7 @@ import errno
 import hashlib
 import io
 import os
+import re
 import shutil
 import sys
 import threading
@@ -34,6 +35,8 @@ from llmsession.models.quantization import (
     list_shards,
 )
 
+# What may be a file's name in the cache.
+_BLOB_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,200}")
 # So much, at most, is lost when it is killed.
 CHUNK = 1 << 16
 # So often it tells how far it is, in seconds.
@@ -211,7 +214,7 @@ class Fetch:
             said = self._patiently(lambda: get_hf_file_metadata(url, headers=self._headers, token=self._token))
         except EntryNotFoundError:
             return None
-        if not said.commit_hash or not said.etag or "/" in said.etag:
+        if not said.commit_hash or not said.etag or not _BLOB_NAME.fullmatch(said.etag):
             raise FetchError(
                 f"{url} answers, but not as Hugging Face does: is a login page in the way, or HF_ENDPOINT wrong?"
             )
@@ -262,25 +265,15 @@ class Fetch:
                 self._done += file.size or 0
 
     def _fetch_blob(self, file: RemoteFile) -> None:
-        from huggingface_hub import hf_hub_url
-        from huggingface_hub.file_download import http_get
-
         partial = self._partial(file)
         if file.size is not None and _size(partial) > file.size:
             partial.unlink()
-        before = self._done
-        with _CountedFile(partial, lambda position: self._advance(before + position)) as arriving:
-            position = arriving.seek(0, os.SEEK_END)
-            self._advance(before + position)
-            http_get(
-                hf_hub_url(self._repo_id, file.name, revision=file.commit),
-                arriving,
-                resume_size=position,
-                headers=self._headers,
-                expected_size=file.size,
-            )
-            os.fsync(arriving.fileno())
-        if (fault := find_fault(partial, file)) is not None:
+        resumed = _size(partial) > 0
+        fault = self._fetch_rest(file, partial)
+        if fault is not None and resumed:
+            partial.unlink()  # what an earlier try had left was bad, as after a loss of power
+            fault = self._fetch_rest(file, partial)
+        if fault is not None:
             aside = partial.with_suffix(DAMAGED)
             partial.replace(aside)
             raise DigestError(
@@ -288,6 +281,39 @@ class Fetch:
                 "try again, and look for a proxy that changes what passes"
             )
         partial.replace(self._blob(file))
+
+    def _fetch_rest(self, file: RemoteFile, partial: Path) -> str | None:
+        """From where it ends, and again from there where the connection is cut; what is wrong with the whole, if so."""
+        from huggingface_hub import hf_hub_url
+        from huggingface_hub.errors import HfHubHTTPError
+        from huggingface_hub.file_download import http_get
+
+        url = hf_hub_url(self._repo_id, file.name, revision=file.commit)
+        before, in_vain = self._done, 0
+        with _CountedFile(partial, lambda position: self._advance(before + position)) as arriving:
+            while True:
+                position = arriving.seek(0, os.SEEK_END)
+                self._advance(before + position)
+                try:
+                    http_get(url, arriving, resume_size=position, headers=self._headers, expected_size=file.size)
+                    break
+                except HfHubHTTPError:
+                    raise
+                except OSError:
+                    # A server that takes no ranges has sent all of it once more (huggingface_hub before 2 lets it).
+                    if not position or file.size is None or arriving.tell() <= file.size:
+                        raise
+                    arriving.truncate(0)
+                except _http_error():
+                    in_vain = in_vain + 1 if arriving.tell() <= position else 0
+                    if in_vain == TRIES:
+                        raise
+                    time.sleep(min(LONGEST_PAUSE, 0.5 * 2**in_vain))
+            os.fsync(arriving.fileno())
+        fault = find_fault(partial, file)
+        if fault is not None:
+            self._done = before
+        return fault
 
     def _link(self, file: RemoteFile) -> Path:
         """Where the file is in the snapshot of its commit; the blob is there, so that this fetches nothing."""
@@ -324,8 +350,6 @@ class Fetch:
     def _explained(self) -> Iterator[None]:
         from huggingface_hub import errors
 
-        # The root of its HTTP library's errors, whichever that is.
-        foreign: type[Exception] = errors.HfHubHTTPError.__bases__[0]
         try:
             yield
         except errors.GatedRepoError as error:
@@ -346,7 +370,7 @@ class Fetch:
             raise ModelNotFoundError(f"{self._repo_id} has no such file: {error}") from error
         except errors.HfHubHTTPError as error:
             raise self._explain_status(error.response.status_code) from error
-        except foreign as error:
+        except _http_error() as error:
             raise FetchError(
                 f"{_endpoint()} cannot be reached ({type(error).__name__}: {error}): is there a network? "
                 "What had arrived is kept"
@@ -410,6 +434,14 @@ def _size(path: Path) -> int:
         return path.stat().st_size
     except FileNotFoundError:
         return 0
+
+
+def _http_error() -> type[Exception]:
+    """The root of the errors of huggingface_hub's HTTP library, whichever that is."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    root: type[Exception] = HfHubHTTPError.__bases__[0]
+    return root
 
 
 def _endpoint() -> str:
