@@ -14,6 +14,7 @@ BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 EXPECTED = [
     r"ok chief\n",
     r"Rosalind\.\nend: \d+ tokens, \d+ a second\n",
+    r"hf:Qwen/\S+ is not in the cache, and this is offline .*: fetch it once online\n",
     r"llama-server river\n",
     r"options\.yaml, line 3: 'context_lenght' is no option: did you mean 'context_length'\?\n",
     r"\d{4,} tokens do not fit into 512\nthe session is closed: open another\n",
@@ -21,8 +22,11 @@ EXPECTED = [
 
 
 @pytest.mark.parametrize(("block", "expected"), list(zip(BLOCKS, EXPECTED, strict=True)), ids=range(len(BLOCKS)))
-def test_each_block_of_code_prints_what_a_reader_expects(block: str, expected: str, tmp_path: Path) -> None:
+def test_each_block_of_code_prints_what_a_reader_expects(
+    block: str, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """STYLE 6: README's code blocks are run by a test."""
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", block],
         capture_output=True,

@@ -30,10 +30,6 @@ class Defused(msgspec.Struct, frozen=True, kw_only=True):
         """How many places were defused."""
         return sum(self.text.count(mark) for mark in self.meant)
 
-    def restored(self) -> str:
-        """The text as it was."""
-        return self.text.translate({ord(mark): text for mark, text in self.meant.items()})
-
 
 def defuse_pieces(pieces: Sequence[Piece], find: Callable[[str], list[Span]]) -> Defused:
     """`find` says where special tokens are spelt. Of each that is not all control, the part in a text is replaced."""

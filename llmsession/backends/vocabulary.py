@@ -49,12 +49,6 @@ class Vocabulary:
         last = next((length for length in lengths if text[-length:] in self._starts), 0)
         return [(0, first)] * bool(first) + [(len(text) - last, len(text))] * bool(last)
 
-    def to_bytes(self, text: str) -> list[int]:
-        """Its bytes, a token each. Raises ValueError where the vocabulary has none for them."""
-        if self.byte_tokens is None:
-            raise ValueError("this vocabulary has no tokens of bytes")
-        return [self.byte_tokens[byte] for byte in text.encode()]
-
 
 def read_vocabulary_of(path: Path) -> Vocabulary:
     """Of a model's file. Raises InvalidModelError."""
