@@ -49,7 +49,7 @@ ALLOWED_SIDEWAYS |= {("session", "server"), ("session", "remote_server"), ("sess
 
 HOMES = {
     "httpx": ("wire",),
-    "huggingface_hub": ("models.hub_child",),
+    "huggingface_hub": ("models.hub_fetch", "models.hub_errors"),
     "yaml": ("models.registry_file", "written_options"),
     "psutil": ("processes", "backends.devices"),
     "xllamacpp": ("backends.embedded_server",),

@@ -30,8 +30,8 @@ from llmsession import (
     UnknownModelError,
     ensure_model,
 )
-from llmsession.models import hub_child
 from llmsession.models.hub import ensure_weights, find_cached
+from llmsession.models.hub_fetch import CHUNK
 from llmsession.models.references import PackedFileRef
 from tests.engines import Engine
 from tests.hub_server import FILES, REPO, TINY, Hub
@@ -138,7 +138,7 @@ async def test_a_cut_connection_is_gone_on_with(hub: Hub) -> None:
     """CAPABILITIES A8: from where it was cut."""
     hub.cuts = [700_000]
     assert TINY == (await ensure_model(REF)).read_bytes()
-    assert len(TINY) <= hub.sent() < len(TINY) + hub_child.CHUNK
+    assert len(TINY) <= hub.sent() < len(TINY) + CHUNK
     assert 2 == len(hub.asked("GET", "signature"))
     assert hub.asked("GET", "signature")[1].range
 
@@ -172,7 +172,7 @@ async def test_a_download_that_is_killed_again_and_again_is_whole_in_the_end(hub
         hub.may_go_on.set()
     hub.halt_at = None
     assert TINY == (await ensure_model(REF)).read_bytes()
-    assert hub.sent() < len(TINY) + (kills + 1) * 4 * hub_child.CHUNK
+    assert hub.sent() < len(TINY) + (kills + 1) * 4 * CHUNK
     assert [] == partials(tmp_path)
 
 
