@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -25,6 +25,7 @@ _SPACES = ("\u200b", "\u2060")
 
 def ask_raw(prompt: str | list[int], request: GenerationRequest) -> Prepare:
     """As it is: here the spellings of special tokens mean those."""
+    _complete(prompt, request)  # what is wrong with it is said at once
 
     async def prepare(endpoint: Endpoint) -> Request:
         del endpoint
@@ -35,6 +36,7 @@ def ask_raw(prompt: str | list[int], request: GenerationRequest) -> Prepare:
 
 def ask_encoded(server: Server | RemoteServer, pieces: Sequence[Control | Text], request: GenerationRequest) -> Prepare:
     """By an encoding of ours, through /completion."""
+    _complete("", request)
 
     async def prepare(endpoint: Endpoint) -> Request:
         writer = await server.prompt_writer(endpoint)
@@ -44,8 +46,11 @@ def ask_encoded(server: Server | RemoteServer, pieces: Sequence[Control | Text],
     return prepare
 
 
-def ask_chat(server: Server | RemoteServer, turns: Sequence[Message], request: GenerationRequest) -> Prepare:
+def ask_chat(
+    server: Server | RemoteServer, turns: Sequence[Message], request: GenerationRequest, features: Container[str]
+) -> Prepare:
     """By the server's own template, through the chat endpoint; where a text spells a token, as tokens of ours."""
+    _chat(server, features, turns, request)
 
     async def prepare(endpoint: Endpoint) -> Request:
         from llmsession.wire.rewriting import ThoughtsApart
@@ -58,7 +63,7 @@ def ask_chat(server: Server | RemoteServer, turns: Sequence[Message], request: G
                 made = _complete(found.prompt, request, neutralized=found.neutralized)
                 apart = ThoughtsApart(made.decoder, begun=found.in_thought, whole=found.think_token)
                 return replace(made, decoder=apart)
-            return _chat(server, endpoint, turns, request)
+            return _chat(server, endpoint.features, turns, request)
         return await _chat_with_spaces(server, endpoint, turns, request)
 
     return prepare
@@ -76,11 +81,11 @@ def _complete(prompt: str | list[int], request: GenerationRequest, *, neutralize
 
 
 def _chat(
-    server: Server | RemoteServer, endpoint: Endpoint, turns: Sequence[Message], request: GenerationRequest
+    server: Server | RemoteServer, features: Container[str], turns: Sequence[Message], request: GenerationRequest
 ) -> Request:
     from llmsession.wire import openai_api
 
-    body = openai_api.encode_request(turns, request, model=server.model.name, features=endpoint.features)
+    body = openai_api.encode_request(turns, request, model=server.model.name, features=features)
     return Request(path=openai_api.PATH, body=body, decoder=openai_api.EventDecoder(request))
 
 
@@ -101,7 +106,7 @@ async def _chat_with_spaces(
         find = look_special
     count = sum(len(find(text)) for text in texts)
     if not count:
-        return _chat(server, endpoint, turns, request)
+        return _chat(server, endpoint.features, turns, request)
 
     def part(text: str) -> str:
         for start, _ in reversed(find(text)):
@@ -110,5 +115,5 @@ async def _chat_with_spaces(
 
     if tools:
         request = msgspec.structs.replace(request, extra={**request.extra, "tools": map_strings(tools, part)})
-    made = _chat(server, endpoint, [map_texts(turn, part) for turn in turns], request)
+    made = _chat(server, endpoint.features, [map_texts(turn, part) for turn in turns], request)
     return Request(path=made.path, body=made.body, decoder=WithoutCharacter(made.decoder, space), neutralized=count)

@@ -148,7 +148,7 @@ class Session(ServerFacts):
             return self._stream(ask_encoded(self._server, encoding.encode(turns), request), request, keywords)
         request = self._make_request(keywords)
         self._check_chat(request)
-        return self._stream(ask_chat(self._server, turns, request), request, keywords)
+        return self._stream(ask_chat(self._server, turns, request, self._features), request, keywords)
 
     def _check_chat(self, request: GenerationRequest) -> None:
         from llmsession.wire.openai_api import find_beyond_openai
