@@ -76,6 +76,8 @@ def resolve_remote_model(options: Options) -> Model:
 
 
 def _encoding_of_bundled(options: Options) -> PromptEncoding | None:
+    if options.registry is not None:
+        load_known_llms(options.registry)  # what is wrong with it is said, though nothing of it is wanted
     return bundled.ENCODING if options.prompt_encoding is None else resolve_encoding(options)
 
 

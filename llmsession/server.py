@@ -118,11 +118,11 @@ class Server:
         path = self.model.path or await self._fetch()
         if self.info is None:
             self.info = await anyio.to_thread.run_sync(read_model_info, path)
-            self._choose_encoding(self.info)
         backend, launch = self._plan(path, self.info)
         if self._vocabulary is None:
             self._vocabulary = Reading(path)
         endpoint = await backend.prepare(launch, self._keep_child)
+        self._choose_encoding(self.info)
         with self._lock:
             self._endpoint = endpoint
         return endpoint

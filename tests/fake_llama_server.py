@@ -170,7 +170,10 @@ def main() -> None:
     misbehave(options)
     port = int(sys.argv[sys.argv.index("--port") + 1]) if "--port" in sys.argv else 0
     Handler.options = options
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", port), Handler)
+    try:
+        server = http.server.ThreadingHTTPServer(("127.0.0.1", port), Handler)
+    except OSError:
+        sys.exit("couldn't bind HTTP server socket")
     server.daemon_threads = True
     threading.Thread(target=server.serve_forever, daemon=True).start()
     begun = time.monotonic()

@@ -358,7 +358,7 @@ def _system(rng: random.Random, state: State) -> str:
 def _draw_limit(rng: random.Random, state: State, offered: int, most: int) -> int:
     """Of tokens: mostly a few exchanges, seldom all that the context holds."""
     kind = rng.random()
-    limit = most if kind < 0.07 else rng.randint(250, 650) if kind < 0.32 else rng.randint(40, 300)
+    limit = most if kind < 0.15 else rng.randint(250, 650) if kind < 0.38 else rng.randint(40, 300)
     if state.tools:  # the offer is long: it is made use of more than once
         limit = max(limit, rng.randint(300, 800))
     return min(limit + offered, most - 350)
