@@ -6,6 +6,7 @@ Two addresses, as there: the hub itself, and the store that it redirects large f
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
 import re
@@ -14,6 +15,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from llmsession.models.bundled import bundled_path
@@ -104,7 +106,7 @@ def serve() -> Iterator[Hub]:
     hub = Hub()
     servers = []
     for name, handler in (("url", _HubHandler), ("store_url", _StoreHandler)):
-        server = ThreadingHTTPServer(("127.0.0.1", 0), type(handler.__name__, (handler,), {"hub": hub}))
+        server = ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(handler, hub))
         server.daemon_threads = True
         setattr(hub, name, f"http://127.0.0.1:{server.server_address[1]}")
         threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
@@ -118,8 +120,11 @@ def serve() -> Iterator[Hub]:
 
 
 class _Handler(BaseHTTPRequestHandler):
-    hub: Hub
     protocol_version = "HTTP/1.1"
+
+    def __init__(self, hub: Hub, *arguments: Any) -> None:
+        self.hub = hub
+        super().__init__(*arguments)
 
     def do_HEAD(self) -> None:
         self._take()

@@ -141,9 +141,10 @@ def _named(name: str, encodings: Mapping[str, PromptEncoding], node: yaml.Node) 
 def _read_entry(
     loader: yaml.SafeLoader, node: yaml.Node, number: int, encodings: Mapping[str, PromptEncoding]
 ) -> KnownLLM:
-    entry: Entry | None = None
+    label = f"entry {number + 1} of knownllms"
     try:
         entry = _convert(loader, node, Entry)
+        label = entry.source
         fields = {name: getattr(entry, name) for name in Entry.__struct_fields__}
         spellings = (fields.pop("packagingtype"), fields.pop("packaging_type"))
         if isinstance(entry.prompt_encoding, str):
@@ -153,14 +154,10 @@ def _read_entry(
             fields["upstream"] = PackedRepoRef(entry.upstream)
         return KnownLLM(packaging_type=spellings[1] or spellings[0] or "gguf", **fields)
     except (ConfigError, InvalidRefError) as error:
-        raise _FaultError(f"{_label(entry, number)}: {error}", node) from None
+        raise _FaultError(f"{label}: {error}", node) from None
     except _FaultError as error:
-        error.args = (f"{_label(entry, number)}: {error}",)
+        error.args = (f"{label}: {error}",)
         raise
-
-
-def _label(entry: Entry | None, number: int) -> str:
-    return entry.source if entry is not None else f"entry {number + 1} of knownllms"
 
 
 def _check_new(known: KnownLLM, before: list[KnownLLM], node: yaml.Node) -> None:
