@@ -42,6 +42,7 @@ if TYPE_CHECKING:
         OverloadedError,
         ProtocolError,
         ReplyTimeoutError,
+        RestartLimitError,
         ServerError,
         ServerExitedError,
         StartFailedError,
@@ -145,6 +146,7 @@ __all__ = [
     "Registry",
     "ReplyStream",
     "ReplyTimeoutError",
+    "RestartLimitError",
     "Role",
     "Sampling",
     "ServerError",
@@ -181,7 +183,7 @@ _HOMES = {
         "ConfigError ConnectionLostError ContextOverflowError DigestError DiskFullError FetchError "
         "FirstTokenTimeoutError GatedModelError IdleTimeoutError ModelNotFoundError OfflineError "
         "InvalidMessagesError InvalidModelError InvalidRefError LLMSessionError OverloadedError ProtocolError "
-        "ReplyTimeoutError ServerError ServerExitedError StartFailedError StartTimeoutError "
+        "ReplyTimeoutError RestartLimitError ServerError ServerExitedError StartFailedError StartTimeoutError "
         "TotalTimeoutError TransportError TruncatedReplyError UndecodableError UnknownModelError "
         "UnsupportedFeatureError UsageError "
     ),

@@ -1,72 +1,201 @@
-"""What is asked of a server, for each kind of call: texts stay texts, whatever tokens they spell."""
+"""What is asked of a server, for each kind of call: texts stay texts, whatever tokens they spell.
+
+Each kind can be asked again where the server ended in the middle of the reply: by going on from what was delivered,
+where nothing but the text so far decides how it goes on; else the whole is said again, and what is known left away.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Container, Sequence
-from dataclasses import replace
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 
+from llmsession.completion import Usage
 from llmsession.messages import Control, Message, Text
-from llmsession.reply_source import Prepare, Request
 
 if TYPE_CHECKING:
     from llmsession.backends.backend import Endpoint
+    from llmsession.backends.safe_prompt import ChatPrompt
     from llmsession.remote_server import RemoteServer
     from llmsession.server import Server
+    from llmsession.wire.continuing import Delivered
+    from llmsession.wire.reply import EventDecoder
     from llmsession.wire.request import GenerationRequest
 
 # What only the chat endpoint can do: constrain and parse calls, and a form of the reply.
 _ONLY_CHAT = frozenset({"tools", "tool_choice", "parallel_tool_calls", "functions", "function_call", "response_format"})
+# With these a reply has a form from its first letter on: what goes on in the middle would begin the form anew.
+_SHAPING = _ONLY_CHAT | {"grammar", "json_schema"}
 # A space of no width, and another for texts that hold the first.
 _SPACES = ("\u200b", "\u2060")
 
 
-def ask_raw(prompt: str | list[int], request: GenerationRequest) -> Prepare:
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What is sent, and what reads the answer. `neutralized`: see Completion."""
+
+    path: str
+    body: bytes
+    decoder: EventDecoder
+    neutralized: int = 0
+
+
+class Ask(Protocol):
+    """One call. What is wrong with it was said when it was made."""
+
+    async def prepare(self, endpoint: Endpoint) -> Request:
+        """The request for a server that is ready: what it looks like depends on the server's tokenizer."""
+        ...
+
+    async def go_on(self, endpoint: Endpoint, delivered: Delivered) -> Request | None:
+        """One whose reply begins where the delivered part ends; None where that cannot be asked for.
+
+        Raises NothingLeftError where as many tokens were delivered as were asked for.
+        """
+        ...
+
+
+class AskRaw:
     """As it is: here the spellings of special tokens mean those."""
-    _complete(prompt, request)  # what is wrong with it is said at once
 
-    async def prepare(endpoint: Endpoint) -> Request:
+    def __init__(self, server: Server | RemoteServer, prompt: str | list[int], request: GenerationRequest) -> None:
+        self._server = server
+        self._prompt = prompt
+        self._request = request
+        _complete(prompt, request)
+
+    async def prepare(self, endpoint: Endpoint) -> Request:
+        """See Ask."""
         del endpoint
-        return _complete(prompt, request)
+        return _complete(self._prompt, self._request)
 
-    return prepare
+    async def go_on(self, endpoint: Endpoint, delivered: Delivered) -> Request | None:
+        """Not after token ids: what follows them has to be ids as well, and text has none of its own."""
+        if isinstance(self._prompt, list) or not _may_go_on(self._request):
+            return None
+        writer = await self._server.prompt_writer(endpoint)
+        if (begun := await writer.read_begun(delivered.text)) is None:
+            return None
+        written = await writer.write([Control(self._prompt), *begun])
+        prompt = self._prompt + delivered.text if isinstance(written.prompt, str) else written.prompt
+        return _count_on(_complete(prompt, _shorten(self._request, delivered.usage)), delivered.usage)
 
 
-def ask_encoded(server: Server | RemoteServer, pieces: Sequence[Control | Text], request: GenerationRequest) -> Prepare:
+class AskEncoded:
     """By an encoding of ours, through /completion."""
-    _complete("", request)
 
-    async def prepare(endpoint: Endpoint) -> Request:
-        writer = await server.prompt_writer(endpoint)
-        written = await writer.write(pieces)
-        return _complete(written.prompt, request, neutralized=written.neutralized)
+    def __init__(
+        self, server: Server | RemoteServer, pieces: Sequence[Control | Text], request: GenerationRequest
+    ) -> None:
+        self._server = server
+        self._pieces = pieces
+        self._request = request
+        _complete("", request)
 
-    return prepare
+    async def prepare(self, endpoint: Endpoint) -> Request:
+        """See Ask."""
+        written = await (await self._server.prompt_writer(endpoint)).write(self._pieces)
+        return _complete(written.prompt, self._request, neutralized=written.neutralized)
+
+    async def go_on(self, endpoint: Endpoint, delivered: Delivered) -> Request | None:
+        """See Ask."""
+        if not _may_go_on(self._request):
+            return None
+        writer = await self._server.prompt_writer(endpoint)
+        if (begun := await writer.read_begun(delivered.text)) is None:
+            return None
+        written = await writer.write([*self._pieces, *begun])
+        return _count_on(_complete(written.prompt, _shorten(self._request, delivered.usage)), delivered.usage)
 
 
-def ask_chat(
-    server: Server | RemoteServer, turns: Sequence[Message], request: GenerationRequest, features: Container[str]
-) -> Prepare:
+class AskChat:
     """By the server's own template, through the chat endpoint; where a text spells a token, as tokens of ours."""
-    _chat(server, features, turns, request)
 
-    async def prepare(endpoint: Endpoint) -> Request:
-        from llmsession.wire.rewriting import ThoughtsApart
+    def __init__(
+        self,
+        server: Server | RemoteServer,
+        turns: Sequence[Message],
+        request: GenerationRequest,
+        features: Container[str],
+    ) -> None:
+        self._server = server
+        self._turns = turns
+        self._request = request
+        _chat(server, features, turns, request)
 
-        extra = dict(request.extra)
-        if {"tokens", "completion"} <= endpoint.features and _ONLY_CHAT.isdisjoint(extra):
-            writer = await server.prompt_writer(endpoint)
-            found = await writer.write_chat(turns, model=server.model.name, extra=extra)
-            if found is not None:
-                made = _complete(found.prompt, request, neutralized=found.neutralized)
-                apart = ThoughtsApart(made.decoder, begun=found.in_thought, whole=found.think_token)
-                return replace(made, decoder=apart)
-            return _chat(server, endpoint.features, turns, request)
-        return await _chat_with_spaces(server, endpoint, turns, request)
+    async def prepare(self, endpoint: Endpoint) -> Request:
+        """See Ask."""
+        if not self._takes_tokens(endpoint):
+            return await _chat_with_spaces(self._server, endpoint, self._turns, self._request)
+        writer = await self._server.prompt_writer(endpoint)
+        extra = dict(self._request.extra)
+        found = await writer.write_chat(self._turns, model=self._server.model.name, extra=extra)
+        if found is None:
+            return _chat(self._server, endpoint.features, self._turns, self._request)
+        return _complete_chat(found, self._request)
 
-    return prepare
+    async def go_on(self, endpoint: Endpoint, delivered: Delivered) -> Request | None:
+        """By the server's own way of going on, where its template is good for that; else by the rendered prompt."""
+        if not self._takes_tokens(endpoint) or not _may_go_on(self._request):
+            return None
+        writer = await self._server.prompt_writer(endpoint)
+        model, extra = self._server.model.name, dict(self._request.extra)
+        before = await self._count(endpoint, delivered)
+        shorter = _shorten(self._request, before)
+        said = [Message.assistant(text) for text in (delivered.text, delivered.reasoning)]
+        if await writer.is_plain([*self._turns, *said]) and await writer.can_continue(
+            self._turns, delivered, model=model, extra=extra
+        ):
+            made = _chat(self._server, endpoint.features, self._turns, shorter, begun=delivered)
+            return _count_on(made, before)
+        found = await writer.write_chat(self._turns, model=model, extra=extra, begun=delivered)
+        return _count_on(_complete_chat(found, shorter, delivered), before) if found is not None else None
+
+    async def _count(self, endpoint: Endpoint, delivered: Delivered) -> Usage:
+        """The chat endpoint counts its prompt only at the end, and a frame may be more tokens than one."""
+        from llmsession.wire import completion_api, openai_api
+
+        before = delivered.usage
+        if before.prompt_tokens or "chat_count" not in endpoint.features:
+            return before
+        body = openai_api.encode_count(self._turns, model=self._server.model.name)
+        prompt = openai_api.decode_count(await endpoint.client.post(openai_api.COUNT_PATH, body))
+        body = completion_api.encode_tokenize(
+            delivered.reasoning + delivered.text, add_special=False, parse_special=False
+        )
+        tokens = len(completion_api.decode_tokens(await endpoint.client.post("/tokenize", body)))
+        return Usage(prompt_tokens=prompt, completion_tokens=max(tokens, before.completion_tokens))
+
+    def _takes_tokens(self, endpoint: Endpoint) -> bool:
+        return {"tokens", "completion"} <= endpoint.features and _ONLY_CHAT.isdisjoint(self._request.extra)
+
+
+def _may_go_on(request: GenerationRequest) -> bool:
+    """Whether the text so far is all that the rest depends on.
+
+    With log-probabilities it is not: of the tokens that came, the text of the last ones may have been held back.
+    """
+    binding = request.has_own_seed and request.sampling.temperature != 0
+    return _SHAPING.isdisjoint(request.extra) and not binding and request.top_logprobs is None
+
+
+def _shorten(request: GenerationRequest, before: Usage) -> GenerationRequest:
+    if request.max_tokens is None:
+        return request
+    left = request.max_tokens - before.completion_tokens
+    if left < 1:
+        from llmsession.wire.continuing import NothingLeftError
+
+        raise NothingLeftError
+    return msgspec.structs.replace(request, max_tokens=left)
+
+
+def _count_on(made: Request, before: Usage) -> Request:
+    from llmsession.wire.continuing import Continued
+
+    return replace(made, decoder=Continued(made.decoder, before))
 
 
 def _complete(prompt: str | list[int], request: GenerationRequest, *, neutralized: int = 0) -> Request:
@@ -80,12 +209,26 @@ def _complete(prompt: str | list[int], request: GenerationRequest, *, neutralize
     )
 
 
+def _complete_chat(found: ChatPrompt, request: GenerationRequest, begun: Delivered | None = None) -> Request:
+    from llmsession.wire.rewriting import ThoughtsApart
+
+    made = _complete(found.prompt, request, neutralized=found.neutralized)
+    answers = begun is not None and bool(begun.text)
+    thinks = not answers and (found.in_thought or (begun is not None and bool(begun.reasoning)))
+    return replace(made, decoder=ThoughtsApart(made.decoder, begun=thinks, answers=answers, whole=found.think_token))
+
+
 def _chat(
-    server: Server | RemoteServer, features: Container[str], turns: Sequence[Message], request: GenerationRequest
+    server: Server | RemoteServer,
+    features: Container[str],
+    turns: Sequence[Message],
+    request: GenerationRequest,
+    *,
+    begun: Delivered | None = None,
 ) -> Request:
     from llmsession.wire import openai_api
 
-    body = openai_api.encode_request(turns, request, model=server.model.name, features=features)
+    body = openai_api.encode_request(turns, request, model=server.model.name, features=features, begun=begun)
     return Request(path=openai_api.PATH, body=body, decoder=openai_api.EventDecoder(request))
 
 

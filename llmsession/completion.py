@@ -73,7 +73,8 @@ class Completion(msgspec.Struct, frozen=True, kw_only=True):
 
     `stop_phrase` is the phrase that ended it, with `STOP_PHRASE`. `context_full` says that it was cut because the
     context had no room left. `tokens` is empty unless `top_logprobs` was given. `neutralized`: how many spellings of
-    special tokens stood in texts, and were kept from being more than text.
+    special tokens stood in texts, and were kept from being more than text. `restarts`: how often the server ended
+    and was started again while it replied; then `timings` are those of the last part.
     """
 
     id: str
@@ -89,6 +90,7 @@ class Completion(msgspec.Struct, frozen=True, kw_only=True):
     seed: int
     model: str
     neutralized: int = 0
+    restarts: int = 0
 
     def __str__(self) -> str:
         return self.text

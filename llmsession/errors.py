@@ -16,6 +16,7 @@
     │  └─ OfflineError
     ├─ BackendError
     │  ├─ BackendNotFoundError
+    │  ├─ RestartLimitError
     │  ├─ ServerExitedError
     │  ├─ StartFailedError
     │  └─ StartTimeoutError (TimeoutError)
@@ -170,6 +171,15 @@ class StartTimeoutError(BackendError, TimeoutError):
 
     def __init__(self, message: str, *, log_tail: str = "") -> None:
         super().__init__(message)
+        self.log_tail = log_tail
+
+
+class RestartLimitError(BackendError):
+    """The server ended again and again: `restarts` times it was started again, and for now it is not."""
+
+    def __init__(self, message: str, *, restarts: int, log_tail: str) -> None:
+        super().__init__(message)
+        self.restarts = restarts
         self.log_tail = log_tail
 
 

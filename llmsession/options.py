@@ -39,7 +39,9 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     own template. `context_length` is for one conversation, in tokens: None for the trained length but at most 8192, 0
     for the trained length; memory grows with `context_length × parallel`. `parallel` replies are generated at once.
     `extra_args` are llama-server's own flags. Time-outs are in seconds; `start_timeout` counts from each progress.
-    `on_progress` is called with a Progress: how much of the model is fetched, then loaded.
+    `on_progress` is called with a Progress: how much of the model is fetched, then loaded. A server that ends, or gives
+    no token for `idle_timeout` while nothing in it moves, is started again, and its replies go on; more than
+    `restart_limit` times in five minutes it is not.
 
     `registry` is a file like knownllms.yaml, which adds to it. `hf_token` is for gated and private repositories; None:
     what `hf auth login` or HF_TOKEN has. `offline` True fetches nothing; None: as HF_HUB_OFFLINE says.
@@ -62,6 +64,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     start_timeout: float = 120.0
     first_token_timeout: float = 600.0
     idle_timeout: float = 60.0
+    restart_limit: int = 5
     extra_args: tuple[str, ...] = ()
     on_progress: ProgressCallback | None = None
     registry: str | Path | None = None
@@ -99,7 +102,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         if self.backend not in BACKENDS:
             raise ConfigError(f"backend={self.backend!r} is unknown: use one of {', '.join(BACKENDS)}")
-        for name, least in (("context_length", 0), ("parallel", 1), ("threads", 1)):
+        for name, least in (("context_length", 0), ("parallel", 1), ("threads", 1), ("restart_limit", 0)):
             _check_whole(name, getattr(self, name), least)
         for name in ("start_timeout", "first_token_timeout", "idle_timeout"):
             _check_seconds(name, getattr(self, name))

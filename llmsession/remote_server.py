@@ -12,6 +12,8 @@ from llmsession.chosen_model import resolve_remote_model
 from llmsession.errors import ClosedError, ConfigError, UnsupportedFeatureError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from llmsession.backends.safe_prompt import PromptWriter
     from llmsession.errors import LLMSessionError
     from llmsession.models.gguf import ModelInfo
@@ -115,6 +117,17 @@ class RemoteServer:
         del endpoint
         return False
 
-    async def explain(self, error: LLMSessionError) -> LLMSessionError:
+    def may_start_again(self, times: int) -> bool:
+        """Never."""
+        del times
+        return False
+
+    def look(self, endpoint: Endpoint, *, has_begun: bool, give_up: Callable[[], None]) -> bool:
+        """Never: whether it hangs is its owner's to see to."""
+        del endpoint, has_begun, give_up
+        return False
+
+    async def explain(self, error: LLMSessionError, endpoint: Endpoint | None) -> LLMSessionError:
         """A lost connection is no more than that."""
+        del endpoint
         return ClosedError("the session was closed") if self._closed else error

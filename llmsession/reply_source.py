@@ -1,35 +1,26 @@
-"""ReplySource: where a session's reply comes from. It waits for a slot, has the server ready, and asks it."""
+"""ReplySource: where a session's reply comes from. It waits for a slot, has the server ready, and asks it.
+
+Where the server ends in the middle of the reply, it is started again and asked for the rest.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeAlias
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from llmsession.admission import Admission, Ticket
-from llmsession.errors import ConnectionLostError, LLMSessionError, ProtocolError, TransportError
+from llmsession.errors import LLMSessionError, ProtocolError, TransportError
 from llmsession.latch import Latch
 
 if TYPE_CHECKING:
+    from llmsession.asking import Ask, Request
     from llmsession.backends.backend import Endpoint
     from llmsession.remote_server import RemoteServer
     from llmsession.server import Server
+    from llmsession.wire.continuing import Delivered
     from llmsession.wire.http import ByteStream
     from llmsession.wire.reply import EventDecoder
-
-
-@dataclass(frozen=True, kw_only=True)
-class Request:
-    """What is sent, and what reads the answer. `neutralized`: see Completion."""
-
-    path: str
-    body: bytes
-    decoder: EventDecoder
-    neutralized: int = 0
-
-
-# Makes the request for a server that is ready: what it looks like depends on the server's tokenizer.
-Prepare: TypeAlias = "Callable[[Endpoint], Awaitable[Request]]"
 
 
 def _nothing() -> None:
@@ -39,18 +30,18 @@ def _nothing() -> None:
 class ReplySource:
     """For one reply. `on_open` and `on_over` are called when it begins to wait and when its slot is free again."""
 
-    def __init__(
-        self, server: Server | RemoteServer, admission: Admission, prepare: Prepare, *, decoder: EventDecoder
-    ) -> None:
+    def __init__(self, server: Server | RemoteServer, admission: Admission, ask: Ask, *, decoder: EventDecoder) -> None:
         self.decoder = decoder
         self.neutralized = 0
+        self.restarts = 0
         self.model = server.model.name
         self.on_open: Callable[[], None] = _nothing
         self.on_over: Callable[[], None] = _nothing
         self._server = server
         self._admission = admission
-        self._prepare = prepare
+        self._ask = ask
         self._ticket: Ticket | None = None
+        self._endpoint: Endpoint | None = None
 
     @property
     def queue_position(self) -> int | None:
@@ -63,22 +54,61 @@ class ReplySource:
         granted = Latch()
         self._ticket = self._admission.enter(granted.set)
         await granted.wait()
-        endpoint = await self._server.ensure_ready()
-        mark_sent()
-        try:
-            return await self._ask(endpoint)
-        except ConnectionLostError:
-            if not await self._server.has_died(endpoint):
-                raise
-        # It died before it had answered, perhaps before we asked. Nothing was delivered: the same request again, once.
-        endpoint = await self._server.ensure_ready()
-        mark_sent()
-        return await self._ask(endpoint)
+        return await self._connect(self._begin, mark_sent)
 
-    async def _ask(self, endpoint: Endpoint) -> ByteStream:
-        request = await self._prepare(endpoint)
-        self.decoder, self.neutralized = request.decoder, request.neutralized
-        return await endpoint.client.open_stream(request.path, request.body)
+    async def _begin(self, endpoint: Endpoint) -> Request:
+        request = await self._ask.prepare(endpoint)
+        self.neutralized = request.neutralized
+        return request
+
+    async def _connect(
+        self, make: Callable[[Endpoint], Awaitable[Request]], mark_sent: Callable[[], None]
+    ) -> ByteStream:
+        """Asked again for as long as the server ends before it answers, and may be started again."""
+        while True:
+            self._endpoint = endpoint = await self._server.ensure_ready()
+            mark_sent()
+            try:
+                request = await make(endpoint)
+                stream = await endpoint.client.open_stream(request.path, request.body)
+            except (TransportError, ProtocolError) as error:
+                if not await self.has_died(error):
+                    raise
+                self.restarts += 1
+            else:
+                self.decoder = request.decoder
+                return stream
+
+    async def has_died(self, error: LLMSessionError) -> bool:
+        """Whether that error is the end of a server that may be started again for this reply."""
+        return (
+            isinstance(error, TransportError | ProtocolError)
+            and not isinstance(error, TimeoutError)
+            and self._endpoint is not None
+            and await self._server.has_died(self._endpoint)
+            and self._server.may_start_again(self.restarts)
+        )
+
+    async def resume(self, error: LLMSessionError, delivered: Delivered, mark_sent: Callable[[], None]) -> ByteStream:
+        """The rest of a reply whose server has died: started again, and asked to go on or to say it all once more."""
+        cause = await self.explain(error)
+        self.restarts += 1
+
+        async def make(endpoint: Endpoint) -> Request:
+            from llmsession.wire.continuing import Replayed
+
+            if delivered.is_empty:
+                return await self._begin(endpoint)
+            if (request := await self._ask.go_on(endpoint, delivered)) is not None:
+                return request
+            request = await self._ask.prepare(endpoint)
+            return replace(request, decoder=Replayed(request.decoder, delivered, cause))
+
+        return await self._connect(make, mark_sent)
+
+    def look(self, *, has_begun: bool, give_up: Callable[[], None]) -> bool:
+        """No token has come for long. Whether the server is now being looked at, which ends it where it hangs."""
+        return self._endpoint is not None and self._server.look(self._endpoint, has_begun=has_begun, give_up=give_up)
 
     def close(self) -> None:
         """The reply is over: the slot is free. Called once."""
@@ -91,5 +121,5 @@ class ReplySource:
     async def explain(self, error: LLMSessionError) -> LLMSessionError:
         """What cut the connection, where it was the engine's death."""
         if isinstance(error, TransportError | ProtocolError) and not isinstance(error, TimeoutError):
-            return await self._server.explain(error)
+            return await self._server.explain(error, self._endpoint)
         return error

@@ -16,12 +16,13 @@ from llmsession.backends.backend import Backend, Endpoint, Launch
 from llmsession.backends.devices import cache_ram_mib, default_threads
 from llmsession.backends.find import choose_backend
 from llmsession.chosen_model import BLANK, fit_context_length, name_file, resolve_encoding, resolve_model
-from llmsession.errors import ClosedError, FetchError, ServerExitedError
+from llmsession.errors import BackendError, ClosedError, FetchError, RestartLimitError, ServerExitedError
+from llmsession.hang_watch import HangWatch
 from llmsession.latch import Latch
 from llmsession.models.gguf import ModelInfo, read_model_info
 from llmsession.paths import cache_folder, logs_folder, records_folder
-from llmsession.processes.child import describe_exit
 from llmsession.progress import Progress, ProgressCallback
+from llmsession.restarts import Restarts
 
 if TYPE_CHECKING:
     from llmsession.backends.safe_prompt import PromptWriter
@@ -76,7 +77,11 @@ class Server:
         self._writer_of: Endpoint | None = None
         self._end_download: Callable[[], None] | None = None
         self._starting: Latch | None = None
-        self._closed = False
+        self._closed = Latch()
+        self._restarts = Restarts(options.restart_limit)
+        self._ended: Endpoint | None = None
+        self._plan: tuple[Backend, Launch] | None = None
+        self._watch: HangWatch | None = None
 
     @property
     def endpoint(self) -> Endpoint | None:
@@ -86,7 +91,7 @@ class Server:
     @property
     def is_closed(self) -> bool:
         """Whether it was closed."""
-        return self._closed
+        return self._closed.is_set()
 
     @property
     def is_starting(self) -> bool:
@@ -94,10 +99,13 @@ class Server:
         return self._starting is not None
 
     async def ensure_ready(self) -> Endpoint:
-        """The running engine, started where there is none. Raises ClosedError and what a start can raise."""
+        """The running engine, started where there is none.
+
+        Raises ClosedError, RestartLimitError, and what a start can raise.
+        """
         while True:
             with self._lock:
-                if self._closed:
+                if self._closed.is_set():
                     raise ClosedError("the session is closed: open another")
                 endpoint = self._endpoint
                 if endpoint is not None and not endpoint.has_exited:
@@ -108,7 +116,7 @@ class Server:
                 await others_start.wait()
                 continue
             try:
-                return await self._start()
+                return await (self._start() if endpoint is None else self._start_again(endpoint))
             finally:
                 with self._lock:
                     self._starting = None
@@ -118,14 +126,60 @@ class Server:
         path = self.model.path or await self._fetch()
         if self.info is None:
             self.info = await anyio.to_thread.run_sync(read_model_info, path)
-        backend, launch = self._plan(path, self.info)
+        if self._plan is None:
+            self._plan = self._make_plan(path, self.info)
+        backend, launch = self._plan
         if self._vocabulary is None:
             self._vocabulary = Reading(path)
         endpoint = await backend.prepare(launch, self._keep_child)
         self._choose_encoding(self.info)
         with self._lock:
             self._endpoint = endpoint
+            self._watch = HangWatch(endpoint, self._options.idle_timeout)
         return endpoint
+
+    async def _start_again(self, ended: Endpoint) -> Endpoint:
+        """As it was before: the same model, context, slots and flags. Sooner or later, by how often it ended."""
+        restarts = self._restarts
+        if ended is not self._ended:
+            self._ended = ended
+            restarts.note_end()
+        if restarts.are_spent:
+            raise self._describe_spent(ended)
+        with anyio.move_on_after(restarts.pause):
+            await self._closed.wait()
+        if self._closed.is_set():
+            raise ClosedError("the session was closed")
+        try:
+            return await self._start()
+        except BackendError:
+            restarts.note_end()
+            raise
+
+    def _describe_spent(self, ended: Endpoint) -> RestartLimitError:
+        limit, child = self._restarts.limit, ended.child
+        tail = child.log.tail() if child is not None else ""
+        if limit == 0:
+            words = f"{ended.backend} has ended, and restart_limit=0 is not to start it again: open another session"
+        else:
+            words = (
+                f"{ended.backend} has ended {self._restarts.count} times in {self._restarts.window:g} s, so it is not "
+                f"started again for the next {self._restarts.next_in:.0f} s (restart_limit={limit})"
+            )
+        where = f"; its last words are in {child.log.path}" if child is not None else ""
+        return RestartLimitError(words + where, restarts=self._restarts.count, log_tail=tail)
+
+    def may_start_again(self, times: int) -> bool:
+        """Whether it may, for a reply during which it was `times` times."""
+        return not self._closed.is_set() and not self._restarts.are_spent and times < self._restarts.limit
+
+    def look(self, endpoint: Endpoint, *, has_begun: bool, give_up: Callable[[], None]) -> bool:
+        """See HangWatch. Of an engine that was replaced, a reply hears soon enough."""
+        watch = self._watch
+        if watch is None or endpoint is not self._endpoint:
+            return endpoint.has_exited
+        watch.look(has_begun=has_begun, give_up=give_up)
+        return True
 
     async def _fetch(self) -> Path:
         """The file of a reference: from the cache, or from Hugging Face."""
@@ -142,7 +196,7 @@ class Server:
                 on_start=self._keep_download,
             )
         except FetchError:
-            if self._closed:
+            if self._closed.is_set():
                 raise ClosedError("the session was closed while its model was fetched") from None
             raise
         self.model = msgspec.structs.replace(self.model, path=path, name=name_file(path.name))
@@ -151,7 +205,7 @@ class Server:
     def _keep_download(self, end: Callable[[], None]) -> None:
         with self._lock:
             self._end_download = end
-            closed = self._closed
+            closed = self._closed.is_set()
         if closed:
             end()
 
@@ -165,7 +219,7 @@ class Server:
             )
             self.model = msgspec.structs.replace(self.model, encoding=resolve_encoding(self._options, BLANK))
 
-    def _plan(self, path: Path, info: ModelInfo) -> tuple[Backend, Launch]:
+    def _make_plan(self, path: Path, info: ModelInfo) -> tuple[Backend, Launch]:
         options = self._options
         server_path = Path(options.server_path) if options.server_path is not None else None
         cache = cache_folder(Path(options.cache_dir) if options.cache_dir is not None else None)
@@ -189,7 +243,7 @@ class Server:
         """Called before each spawn, so that a close from elsewhere finds the child that is being started."""
         with self._lock:
             self._child = child
-            closed = self._closed
+            closed = self._closed.is_set()
         if closed:
             child.request_stop()
 
@@ -206,7 +260,7 @@ class Server:
     def refuse_starts(self) -> None:
         """From now on there is no start. Thread-safe, does not wait."""
         with self._lock:
-            self._closed = True
+            self._closed.set()
 
     def close_soon(self) -> None:
         """End the engine, without waiting for its end."""
@@ -234,17 +288,16 @@ class Server:
                 await endpoint.child.exited.wait()
         return endpoint.has_exited
 
-    async def explain(self, error: LLMSessionError) -> LLMSessionError:
-        """A lost connection is the engine's death where it has died."""
-        endpoint = self._endpoint
+    async def explain(self, error: LLMSessionError, endpoint: Endpoint | None) -> LLMSessionError:
+        """A lost connection to that engine is its death where it has died."""
         if endpoint is None or endpoint.child is None or not await self.has_died(endpoint):
             return error
-        if self._closed:
+        if self._closed.is_set():
             return ClosedError("the session was closed")
         child = endpoint.child
+        again = "; the next call starts it again" if self.may_start_again(0) else ""
         exited = ServerExitedError(
-            f"{endpoint.backend} {describe_exit(child.returncode)} while it replied; the next call starts it again "
-            f"(its last words are in {child.log.path})",
+            f"{endpoint.backend} {child.last_deed} while it replied{again} (its last words are in {child.log.path})",
             returncode=child.returncode,
             log_tail=child.log.tail(),
         )

@@ -25,13 +25,14 @@ from llmsession.errors import (
 )
 from llmsession.messages import Message, MessagesLike, Role, as_messages, is_unicode
 from llmsession.options import Options, make_options
-from llmsession.reply_source import Prepare, ReplySource
+from llmsession.reply_source import ReplySource
 from llmsession.sampling import Sampling
 from llmsession.server import Server
 from llmsession.server_facts import ServerFacts
 from llmsession.system_prompt import render_system_prompt
 
 if TYPE_CHECKING:
+    from llmsession.asking import Ask
     from llmsession.backends.backend import Endpoint
     from llmsession.remote_server import RemoteServer
     from llmsession.wire.reply import ReplyStream
@@ -137,7 +138,7 @@ class Session(ServerFacts):
 
     def prompt_streaming(self, messages: MessagesLike, **keywords: Unpack[GenerateKeywords]) -> ReplyStream:
         """The same as a stream: `async with` it. Raises UsageError at once where the call is wrong."""
-        from llmsession.asking import ask_chat, ask_encoded
+        from llmsession.asking import AskChat, AskEncoded
 
         self._check_open()
         turns = self._read_messages(messages)
@@ -145,10 +146,10 @@ class Session(ServerFacts):
         if encoding is not None:
             self._require("completion")
             request = self._make_request(keywords, encoding.stop)
-            return self._stream(ask_encoded(self._server, encoding.encode(turns), request), request, keywords)
+            return self._stream(AskEncoded(self._server, encoding.encode(turns), request), request, keywords)
         request = self._make_request(keywords)
         self._check_chat(request)
-        return self._stream(ask_chat(self._server, turns, request, self._features), request, keywords)
+        return self._stream(AskChat(self._server, turns, request, self._features), request, keywords)
 
     def _check_chat(self, request: GenerationRequest) -> None:
         from llmsession.wire.openai_api import find_beyond_openai
@@ -176,12 +177,12 @@ class Session(ServerFacts):
         self, text_or_token_ids: str | Sequence[int], **keywords: Unpack[GenerateKeywords]
     ) -> ReplyStream:
         """The same as a stream."""
-        from llmsession.asking import ask_raw
+        from llmsession.asking import AskRaw
 
         self._check_open()
         self._require("completion")
         request = self._make_request(keywords)
-        return self._stream(ask_raw(_check_prompt(text_or_token_ids), request), request, keywords)
+        return self._stream(AskRaw(self._server, _check_prompt(text_or_token_ids), request), request, keywords)
 
     def _make_request(self, keywords: GenerateKeywords, own_stops: tuple[str, ...] = ()) -> GenerationRequest:
         from llmsession.wire.request import GenerationRequest
@@ -207,14 +208,14 @@ class Session(ServerFacts):
             extra=keywords.get("extra"),
         )
 
-    def _stream(self, prepare: Prepare, request: GenerationRequest, keywords: GenerateKeywords) -> ReplyStream:
+    def _stream(self, ask: Ask, request: GenerationRequest, keywords: GenerateKeywords) -> ReplyStream:
         from llmsession.wire.completion_api import EventDecoder
         from llmsession.wire.reply import Limits, ReplyStream
 
         timeout = keywords.get("timeout")
         if timeout is not None and not timeout > 0:
             raise UsageError(f"timeout is a number of seconds above 0, not {timeout!r}")
-        source = ReplySource(self._server, self._admission, prepare, decoder=EventDecoder(request))
+        source = ReplySource(self._server, self._admission, ask, decoder=EventDecoder(request))
         reply = ReplyStream(
             source,
             request,

@@ -11,6 +11,7 @@ import argparse
 import http.server
 import json
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -39,6 +40,11 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--no-child-mode", action="store_true")
     parser.add_argument("--grandchild", action="store_true")
     parser.add_argument("--hang-stream", action="store_true")
+    parser.add_argument("--hang-after-tokens", type=int, metavar="N", help="health stays ok, the slots stand still")
+    parser.add_argument("--moving-slots", action="store_true")
+    parser.add_argument("--idle-slots", action="store_true")
+    parser.add_argument("--other-words", action="store_true", help="say others than usual")
+    parser.add_argument("--once", metavar="FILE", help="misbehave only while this is there, and remove it")
     parser.add_argument("--hang-help", action="store_true")
     parser.add_argument("--die-after-tokens", type=int, metavar="N")
     parser.add_argument("--exit-code", type=int, default=7)
@@ -48,12 +54,21 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
+def words_so_far(asked: dict[str, Any]) -> int:
+    """How many of the words are said already in what it is to go on from."""
+    last = asked["messages"][-1] if "messages" in asked else {"role": "assistant", "content": asked["prompt"]}
+    said = last["content"] if last["role"] == "assistant" else ""
+    found = re.search(r"word(\d+) $", said if isinstance(said, str) else "")
+    return int(found[1]) if found is not None else 0
+
+
 class Handler(http.server.BaseHTTPRequestHandler):
     """Answers as the engine does."""
 
     protocol_version = "HTTP/1.1"
     options: argparse.Namespace
     ready = threading.Event()
+    decoded = 0
 
     def log_message(self, format: str, *args: Any) -> None:
         """Quiet."""
@@ -67,7 +82,12 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if self.path == "/props":
             return self.answer({"default_generation_settings": {"n_ctx": 2048}, "total_slots": 4, "build_info": "fake"})
         if self.path == "/slots":
-            return self.answer([{"id": number, "n_ctx": 2048, "is_processing": False} for number in range(4)])
+            options = self.options
+            working = self.decoded > 0 and not options.idle_slots
+            busy: dict[str, Any] = {"id": 0, "n_ctx": 2048, "is_processing": working, "id_task": 1}
+            Handler.decoded += options.moving_slots
+            busy["next_token"] = [{"n_decoded": self.decoded}]
+            return self.answer([busy] + [{"id": number, "n_ctx": 2048, "is_processing": False} for number in (1, 2, 3)])
         if self.path == "/metrics":
             return self.answer(b"# TYPE llamacpp:requests_processing gauge\nllamacpp:requests_processing 0\n")
         if self.path == "/v1/models":
@@ -79,33 +99,47 @@ class Handler(http.server.BaseHTTPRequestHandler):
         asked = json.loads(self.rfile.read(int(self.headers.get("Content-Length", 0))))
         if self.path == "/tokenize":
             return self.answer({"tokens": list(asked["content"].encode())})
+        if self.path.endswith("/input_tokens"):
+            return self.answer({"input_tokens": 5})
+        if self.path == "/apply-template":
+            return self.answer({"prompt": "".join(message["content"] or "" for message in asked["messages"])})
         if self.path not in ("/completion", "/v1/chat/completions"):
             return self.answer({"error": {"code": 404, "message": "File Not Found"}}, 404)
         if self.options.hang_stream:
             time.sleep(3600)
+        self.say_words(asked)
+        return None
+
+    def say_words(self, asked: dict[str, Any]) -> None:
+        """The stream of them."""
         self.send_response(200)
         self.send_header("Content-Type", "text/event-stream")
         self.send_header("Transfer-Encoding", "chunked")
         self.end_headers()
         chat = self.path == "/v1/chat/completions"
-        for number in range(1, self.options.tokens + 1):
+        begin = words_so_far(asked)
+        if self.options.die_after_tokens == 0:
+            os._exit(self.options.exit_code)
+        for number in range(begin + 1, self.options.tokens + 1):
             time.sleep(self.options.token_delay)
-            word = f"word{number} "
+            word = f"{'other' if self.options.other_words else 'word'}{number} "
             if chat:
                 self.send({"choices": [{"delta": {"content": word}, "finish_reason": None}]})
             else:
-                self.send({"content": word, "tokens_predicted": number, "tokens_evaluated": 5})
+                self.send({"content": word, "tokens_predicted": number - begin, "tokens_evaluated": 5 + begin})
+            Handler.decoded += 1
+            if number == self.options.hang_after_tokens:
+                time.sleep(3600)
             if number == self.options.die_after_tokens:
                 os._exit(self.options.exit_code)
-        tokens = self.options.tokens
+        tokens = self.options.tokens - begin
         if chat:
             self.send({"choices": [{"delta": {}, "finish_reason": "stop"}]})
-            self.send({"choices": [], "usage": {"prompt_tokens": 5, "completion_tokens": tokens}})
+            self.send({"choices": [], "usage": {"prompt_tokens": 5 + begin, "completion_tokens": tokens}})
             self.chunk(b"data: [DONE]\n\n")
         else:
-            self.send({"stop": True, "stop_type": "eos", "tokens_predicted": tokens, "tokens_evaluated": 5})
+            self.send({"stop": True, "stop_type": "eos", "tokens_predicted": tokens, "tokens_evaluated": 5 + begin})
         self.chunk(b"")
-        return None
 
     def send(self, frame: dict[str, Any]) -> None:
         """One event."""
@@ -162,6 +196,11 @@ def misbehave(options: argparse.Namespace) -> None:
 def main() -> None:
     """Load, listen, serve."""
     options = parse(shlex.split(os.environ.get("FAKE", "")))
+    if options.once is not None and "--help" not in sys.argv:
+        if Path(options.once).exists():
+            Path(options.once).unlink()
+        else:
+            options = parse(["--tokens", str(options.tokens)])
     if "--help" in sys.argv:
         if options.hang_help:
             time.sleep(3600)

@@ -8,16 +8,19 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from llmsession.backends.defusing import Defused, Marks, Piece, defuse_pieces, replace_spans
+from llmsession.backends.defusing import Defused, Marks, Piece, Span, defuse_pieces, replace_spans
 from llmsession.backends.vocabulary import AskedVocabulary, Vocabulary
 from llmsession.messages import Control, Message, Text, ToolCall
 from llmsession.wire import completion_api, openai_api
 from llmsession.wire.http import HttpClient
-from llmsession.wire.rewriting import THINK
+from llmsession.wire.rewriting import THINK, THINK_END
+
+if TYPE_CHECKING:
+    from llmsession.wire.continuing import Delivered
 
 # A character that no tokenizer joins with a letter: what follows it is tokenized as in the middle of a text.
 _APART = "\ue000"
@@ -55,14 +58,51 @@ class PromptWriter:
             return Prompt(prompt=defused.text)
         return Prompt(prompt=await self._tokenize(defused, vocabulary), neutralized=defused.count)
 
-    async def write_chat(self, messages: Sequence[Message], *, model: str, extra: dict[str, Any]) -> ChatPrompt | None:
-        """Of a chat, by the server's own template; None where no text spells a token: then it is sent as it is."""
-        texts = [*texts_of(messages)]
-        vocabulary = await self.learn(texts)
-        spans = {text: vocabulary.find(text) + vocabulary.find_edges(text) for text in texts}
-        if not any(spans.values()):
+    async def is_plain(self, messages: Sequence[Message]) -> bool:
+        """Whether no text of theirs spells a token, or a part of one at an edge."""
+        return not any((await self._find(messages)).values())
+
+    async def can_continue(
+        self, messages: Sequence[Message], begun: Delivered, *, model: str, extra: dict[str, Any]
+    ) -> bool:
+        """Whether the server's template takes a begun reply as it is: some write what no model was trained on."""
+        before, after = [
+            openai_api.decode_template(
+                await self._client.post(
+                    openai_api.TEMPLATE_PATH,
+                    openai_api.encode_template(messages, model=model, extra=extra, begun=reply),
+                )
+            )
+            for reply in (None, begun)
+        ]
+        if not begun.reasoning:
+            return after == before + begun.text
+        return after.startswith(before) and after.endswith(begun.text or begun.reasoning)
+
+    async def read_begun(self, text: str) -> list[Piece] | None:
+        """A reply that has begun, by what the model said as tokens; None where it might have quoted them."""
+        vocabulary = await self.learn([text])
+        before, mark, after = text.partition(THINK)
+        pieces: list[Piece] = [Text(text)]
+        if mark and not before.strip():
+            thought, end, answer = after.partition(THINK_END)
+            pieces = [Text(before), Control(THINK), Text(thought), Control(end), Text(answer)]
+        if any(says_token(piece.text, vocabulary) for piece in pieces if isinstance(piece, Text)):
             return None
-        marks = Marks(*texts)
+        return [piece for piece in pieces if piece.text]
+
+    async def write_chat(
+        self, messages: Sequence[Message], *, model: str, extra: dict[str, Any], begun: Delivered | None = None
+    ) -> ChatPrompt | None:
+        """Of a chat, by the server's own template; None where no text spells a token: then it is sent as it is.
+
+        With a `begun` reply, None where nobody knows how this model marks its thoughts, or what it quotes.
+        """
+        spans = await self._find(messages)
+        if begun is None and not any(spans.values()):
+            return None
+        vocabulary = await self.learn([])
+        marks = Marks(*spans)
         meant: dict[str, str] = {}
 
         def replace(text: str) -> str:
@@ -75,18 +115,32 @@ class PromptWriter:
         )
         rendered = openai_api.decode_template(await self._client.post(openai_api.TEMPLATE_PATH, body))
         # Only what the template's own words did not make harmless again stays replaced.
-        split = re.split(f"([{''.join(meant)}])", rendered)
-        pieces = [Text(meant[part]) if part in meant else Control(part) for part in split if part]
+        split = re.split(f"([{''.join(meant)}])", rendered) if meant else [rendered]
+        pieces: list[Piece] = [Text(meant[part]) if part in meant else Control(part) for part in split if part]
+        in_thought = rendered.rstrip().endswith(THINK)
+        think_token = THINK in vocabulary.special.values()
+        if begun is not None:
+            if begun.reasoning and not (in_thought or think_token):
+                return None
+            pieces += _go_on(begun, in_thought=in_thought)
+            vocabulary = await self.learn([begun.text, begun.reasoning])
+            if says_token(begun.text, vocabulary) or says_token(begun.reasoning, vocabulary):
+                return None
         defused = defuse_pieces(await self._without_second_bos(pieces, vocabulary), vocabulary.find)
-        if not defused.meant:
+        if begun is None and not defused.meant:
             return None
-        ids = await self._tokenize(defused, vocabulary)
         return ChatPrompt(
-            prompt=ids,
+            prompt=await self._tokenize(defused, vocabulary) if defused.meant else defused.text,
             neutralized=defused.count,
-            in_thought=rendered.rstrip().endswith(THINK),
-            think_token=THINK in vocabulary.special.values(),
+            in_thought=in_thought,
+            think_token=think_token,
         )
+
+    async def _find(self, messages: Sequence[Message]) -> dict[str, list[Span]]:
+        """Where each text spells a token, or a part of one at an edge."""
+        texts = [*texts_of(messages)]
+        vocabulary = await self.learn(texts)
+        return {text: vocabulary.find(text) + vocabulary.find_edges(text) for text in texts}
 
     async def learn(self, texts: Iterable[str]) -> Vocabulary:
         """The vocabulary, as far as it matters to these texts."""
@@ -175,6 +229,21 @@ class PromptWriter:
     async def _ask(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
         body = completion_api.encode_tokenize(text, add_special=add_special, parse_special=parse_special)
         return completion_api.decode_tokens(await self._client.post("/tokenize", body))
+
+
+def says_token(text: str, vocabulary: Vocabulary) -> bool:
+    """Whether it may be that the model said a special token there, and did not quote one."""
+    return any(text[start:end] in vocabulary.shown for start, end in vocabulary.find(text))
+
+
+def _go_on(begun: Delivered, *, in_thought: bool) -> list[Piece]:
+    """A reply that has begun, as the model had written it."""
+    pieces: list[Piece] = []
+    if begun.reasoning:
+        pieces += [] if in_thought else [Control(THINK)]
+        pieces += [Text(begun.reasoning)]
+        pieces += [Control(f"{THINK_END}\n\n")] if begun.text else []
+    return [*pieces, Text(begun.text)]
 
 
 def _find_marks(written: bytes, defused: Defused) -> list[tuple[int, int, str]]:

@@ -25,10 +25,16 @@ _SURELY_SPECIAL = re.compile(
 
 
 class Vocabulary:
-    """Of one model. `special` are the ids whose spelling must not come from a text, with that spelling."""
+    """Of one model. `special` are the ids whose spelling must not come from a text, with that spelling.
 
-    def __init__(self, special: dict[int, str], byte_tokens: list[int] | None) -> None:
+    `shown` are those spellings that a reply has where the model said the token; the others are never seen.
+    """
+
+    def __init__(
+        self, special: dict[int, str], byte_tokens: list[int] | None, shown: frozenset[str] = frozenset()
+    ) -> None:
         self.special = special
+        self.shown = shown
         self.byte_tokens = byte_tokens
         spellings = set(special.values())
         self._pattern = _compile(spellings)
@@ -58,7 +64,8 @@ def read_vocabulary_of(path: Path) -> Vocabulary:
         for id_, (spelling, kind) in enumerate(zip(table.spellings, table.types, strict=True))
         if spelling and (kind in (_UNKNOWN, _CONTROL) or (kind == _USER_DEFINED and _is_marker(spelling)))
     }
-    return Vocabulary(special, _find_byte_tokens(table))
+    shown = frozenset(spelling for id_, spelling in special.items() if table.types[id_] == _USER_DEFINED)
+    return Vocabulary(special, _find_byte_tokens(table), shown)
 
 
 def _is_marker(spelling: str) -> bool:

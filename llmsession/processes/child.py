@@ -75,6 +75,7 @@ class Child:
         self._record: Path | None = None
         self._note: dict[str, str] = {}
         self._spawn_error: OSError | None = None
+        self._killed_because: str | None = None
 
     @property
     def state(self) -> State:
@@ -151,6 +152,20 @@ class Child:
         self.request_stop()
         with anyio.CancelScope(shield=True):
             await self.exited.wait()
+
+    def kill(self, why: str) -> None:
+        """End it at once, as failed: `why` is what it did, for those who ask. From any thread; never blocks."""
+        with self._lock:
+            if self._state is not State.READY or self._process is None or self._owner_pid != os.getpid():
+                return
+            self._state, self._ends_as, process = State.STOPPING, State.FAILED, self._process
+            self._killed_because = why
+        process.kill()
+
+    @property
+    def last_deed(self) -> str:
+        """How it ended, as the end of a sentence that begins with its name."""
+        return self._killed_because or describe_exit(self.returncode)
 
     def _request_stop(self, *, as_state: State) -> None:
         with self._lock:

@@ -9,6 +9,7 @@ import msgspec
 
 from llmsession.completion import Completion, StopReason, Timings, Token, Usage
 from llmsession.messages import ToolCall
+from llmsession.wire.continuing import Delivered, DeliveredCall
 from llmsession.wire.events import Delta, Ended, ReasoningDelta, TextDelta
 
 
@@ -45,6 +46,7 @@ class Assembly:
         usage: Usage,
         first_token_seconds: float | None,
         neutralized: int = 0,
+        restarts: int = 0,
     ) -> Completion:
         """What there is by now. `usage` counts where the server has not said its `end`."""
         timings = end.timings if end is not None else Timings()
@@ -62,6 +64,20 @@ class Assembly:
             seed=self._seed,
             model=self._model,
             neutralized=neutralized,
+            restarts=restarts,
+        )
+
+    def delivered(self, usage: Usage) -> Delivered:
+        """What has arrived, for a reply that has to go on elsewhere."""
+        return Delivered(
+            text="".join(self._text),
+            reasoning="".join(self._reasoning),
+            calls={
+                index: DeliveredCall(id=id_, name=name, arguments=arguments)
+                for index, (id_, name, arguments) in self._calls.items()
+            },
+            token_count=len(self._tokens),
+            usage=usage,
         )
 
     def _read_calls(self) -> list[ToolCall]:

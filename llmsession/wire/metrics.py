@@ -26,6 +26,10 @@ class Metrics(msgspec.Struct, frozen=True, kw_only=True):
     requests_pending: int = 0
 
 
+class _NextToken(msgspec.Struct, frozen=True):
+    n_decoded: int = 0
+
+
 class Slot(msgspec.Struct, frozen=True):
     """One slot of the server. `n_prompt_tokens` are those in its KV cache now."""
 
@@ -33,6 +37,17 @@ class Slot(msgspec.Struct, frozen=True):
     n_ctx: int = 0
     is_processing: bool = False
     n_prompt_tokens: int = 0
+    id_task: int = -1
+    n_prompt_tokens_processed: int = 0
+    next_token: list[_NextToken] | _NextToken = _NextToken()
+
+    @property
+    def place(self) -> tuple[int, int, int]:
+        """How far it is: its task, the tokens of the prompt that are evaluated, and those that were generated."""
+        token = self.next_token
+        if isinstance(token, list):
+            token = token[0] if token else _NextToken()
+        return self.id_task, self.n_prompt_tokens_processed, token.n_decoded
 
 
 def parse_samples(text: str) -> dict[str, float]:

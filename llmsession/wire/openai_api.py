@@ -6,7 +6,7 @@ https://platform.openai.com/docs/api-reference/chat; what llama-server adds to i
 from __future__ import annotations
 
 from collections.abc import Container, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -16,6 +16,9 @@ from llmsession.messages import Message
 from llmsession.wire.completion_api import EngineTimings, Probability, encode_sampling
 from llmsession.wire.events import Delta, Ended, ReasoningDelta, TextDelta, ToolCallDelta
 from llmsession.wire.request import GenerationRequest, encode_json
+
+if TYPE_CHECKING:
+    from llmsession.wire.continuing import Delivered
 
 PATH = "/v1/chat/completions"
 COUNT_PATH = f"{PATH}/input_tokens"
@@ -106,14 +109,20 @@ def find_beyond_openai(request: GenerationRequest) -> str | None:
 
 
 def encode_request(
-    messages: Sequence[Message], request: GenerationRequest, *, model: str, features: Container[str] = ALL_FEATURES
+    messages: Sequence[Message],
+    request: GenerationRequest,
+    *,
+    model: str,
+    features: Container[str] = ALL_FEATURES,
+    begun: Delivered | None = None,
 ) -> bytes:
     """The body of a streamed request. `features` are those of the server: "sampling" for llama.cpp's settings,
-    "stop_phrase" where it can name the phrase that stopped a reply.
+    "stop_phrase" where it can name the phrase that stopped a reply. `begun` is what the reply is to go on from, for
+    llama-server.
     """
     body: dict[str, Any] = {
         "model": model,
-        "messages": [encode_message(message) for message in messages],
+        **_encode_messages(messages, begun),
         "stream": True,
         "stream_options": {"include_usage": True},
         "seed": request.seed,
@@ -139,10 +148,15 @@ class _Rendered(msgspec.Struct):
     prompt: str
 
 
-def encode_template(messages: Sequence[Message], *, model: str, extra: Mapping[str, Any] | None = None) -> bytes:
+def encode_template(
+    messages: Sequence[Message],
+    *,
+    model: str,
+    extra: Mapping[str, Any] | None = None,
+    begun: Delivered | None = None,
+) -> bytes:
     """The body for llama-server's /apply-template."""
-    encoded = {"model": model, "messages": [encode_message(message) for message in messages], **(extra or {})}
-    return msgspec.json.encode(encoded)
+    return msgspec.json.encode({"model": model, **_encode_messages(messages, begun), **(extra or {})})
 
 
 def decode_template(payload: bytes) -> str:
@@ -164,6 +178,17 @@ def decode_count(payload: bytes) -> int:
         return msgspec.json.decode(payload, type=_Count).input_tokens
     except msgspec.DecodeError as error:
         raise UndecodableError(f"the count cannot be read: {error}", payload=payload[:1000]) from error
+
+
+def _encode_messages(messages: Sequence[Message], begun: Delivered | None) -> dict[str, Any]:
+    """With what the reply begins with, which llama-server repeats in the reply unless it is told both."""
+    encoded = [encode_message(message) for message in messages]
+    if begun is None:
+        return {"messages": encoded}
+    reply: dict[str, Any] = {"role": "assistant", "content": begun.text or None}
+    if begun.reasoning:
+        reply["reasoning_content"] = begun.reasoning
+    return {"messages": [*encoded, reply], "continue_final_message": True, "add_generation_prompt": False}
 
 
 def encode_message(message: Message) -> dict[str, Any]:

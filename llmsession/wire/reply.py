@@ -1,7 +1,8 @@
 """ReplyStream: iterate it, then ask it for the Completion.
 
 It holds no task and no cancel scope between two reads. What ends it from outside (interrupt, close, a deadline) sets a
-verdict and cuts its connection; the reader wakes and finds the verdict.
+verdict and cuts its connection; the reader wakes and finds the verdict. A server that dies in the middle is a pause:
+the source has it started again, and the reply goes on from what was delivered.
 """
 
 from __future__ import annotations
@@ -12,15 +13,16 @@ import threading
 import time
 import warnings
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from typing import Any, Protocol, Self, TextIO
 
 import anyio
 import httpx
 import msgspec
 
-from llmsession.completion import Completion, StopReason, Usage
+from llmsession.completion import Completion, StopReason, Timings, Usage
 from llmsession.errors import (
+    ContextOverflowError,
     FirstTokenTimeoutError,
     IdleTimeoutError,
     LLMSessionError,
@@ -31,6 +33,7 @@ from llmsession.errors import (
 from llmsession.latch import call_soon, current_loop
 from llmsession.wire import deadlines
 from llmsession.wire.assembly import Assembly
+from llmsession.wire.continuing import Delivered, NothingLeftError
 from llmsession.wire.events import Delta, Ended, Event, Finished, TextDelta
 from llmsession.wire.http import ByteStream, decode_error_frame, map_error
 from llmsession.wire.request import GenerationRequest
@@ -73,9 +76,22 @@ class Source(Protocol):
     decoder: EventDecoder
     model: str
     neutralized: int
+    restarts: int
 
     async def open(self, mark_sent: Callable[[], None]) -> ByteStream:
         """Wait for a slot, have the server ready, call `mark_sent`, send the request."""
+        ...
+
+    async def has_died(self, error: LLMSessionError) -> bool:
+        """Whether that error is the end of a server that may be started again for this reply."""
+        ...
+
+    async def resume(self, error: LLMSessionError, delivered: Delivered, mark_sent: Callable[[], None]) -> ByteStream:
+        """The rest of the reply, after such an end."""
+        ...
+
+    def look(self, *, has_begun: bool, give_up: Callable[[], None]) -> bool:
+        """No token has come for long: whether that is being looked into, and `give_up` called where it is hopeless."""
         ...
 
     def close(self) -> None:
@@ -115,9 +131,12 @@ class ReplyStream:
         self._completion: Completion | None = None
         self._error: BaseException | None = None
         self._reading = False
+        self._delivered = Usage()
         self._sent_at: float | None = None
         self._first_token_at: float | None = None
+        self._awaits_first = True  # since it was sent, or sent again
         self._total_deadline = math.inf
+        self._first_deadline = math.inf
         self._progress_deadline = math.inf
         self.deadline = math.inf
 
@@ -134,7 +153,7 @@ class ReplyStream:
             self._total_deadline = self.deadline = time.monotonic() + self._limits.total
         deadlines.watch(self)
         try:
-            await self._open()
+            await self._connect(self._source.open(self._mark_sent))
         except BaseException as error:
             self._leave()
             await self._close_body()
@@ -222,30 +241,42 @@ class ReplyStream:
             self.end(TotalTimeoutError(f"the reply was not complete within timeout={total:g} s"))
         elif not self._reading:  # the reader is the slow one, not the server
             self._set_progress_deadline(now + self._limits.idle)
-        elif now >= self._progress_deadline:
-            self.deadline = self._total_deadline
-            self.end(self._late())
-        else:
+        elif now < self._progress_deadline:
             self._set_progress_deadline(self._progress_deadline)
+        elif now < self._first_deadline and self._source.look(has_begun=not self._awaits_first, give_up=self._end_late):
+            self._set_progress_deadline(min(now + self._limits.idle, self._first_deadline))
+        elif now < self._first_deadline < math.inf:
+            self._set_progress_deadline(self._first_deadline)
+        else:
+            self.deadline = self._total_deadline
+            self._end_late()
 
-    def _late(self) -> LLMSessionError:
-        if self._first_token_at is None:
-            return FirstTokenTimeoutError(
+    def _end_late(self) -> None:
+        if self._awaits_first:
+            words = (
                 f"no token came within first_token_timeout={self._limits.first_token:g} s: "
                 "a long prompt on a slow machine may need more"
             )
-        return IdleTimeoutError(f"no further token came within idle_timeout={self._limits.idle:g} s")
+            self.end(FirstTokenTimeoutError(words))
+        else:
+            self.end(IdleTimeoutError(f"no further token came within idle_timeout={self._limits.idle:g} s"))
 
     def _mark_sent(self) -> None:
-        self._sent_at = time.monotonic()
-        self._set_progress_deadline(self._sent_at + self._limits.first_token)
+        now = time.monotonic()
+        if self._first_token_at is None:
+            self._sent_at = now
+        self._awaits_first = True
+        self._first_deadline = now + self._limits.first_token
+        # The first look at the server comes earlier: it may hang.
+        self._set_progress_deadline(min(self._first_deadline, now + self._limits.idle))
         deadlines.watch(self)  # again: it may be nearer than what the thread waits for
 
     def _set_progress_deadline(self, when: float) -> None:
         self._progress_deadline = when
         self.deadline = min(when, self._total_deadline)
 
-    async def _open(self) -> None:
+    async def _connect(self, opening: Coroutine[Any, Any, ByteStream]) -> None:
+        """Wait for the body, for as long as there is no verdict. Raises the verdict where that is an error."""
         with anyio.CancelScope() as scope:
             with self._lock:
                 if self._verdict is None:
@@ -254,7 +285,7 @@ class ReplyStream:
                     scope.cancel()
             self._reading = True
             try:
-                body = await self._source.open(self._mark_sent)
+                body = await opening
             finally:
                 self._reading = False
                 with self._lock:
@@ -333,14 +364,35 @@ class ReplyStream:
             elif (ended := self._source.decoder.end()) is not None:
                 self._take(ended)
             else:
-                self._fail(self._find_truncation())
+                raise TruncatedReplyError(
+                    "the reply broke off: its stream ended without its end. What came so far is in `partial`"
+                )
         except LLMSessionError as error:
             if error is self._error:
                 raise
             if self._verdict is not None:
                 self._conclude()
+            elif await self._source.has_died(error):
+                await self._resume(error)
             else:
                 self._fail(await self._source.explain(error))
+
+    async def _resume(self, error: LLMSessionError) -> None:
+        """Go on from what was delivered. The reader waits as for any token."""
+        delivered = self._assembly.delivered(self._delivered)
+        self._set_progress_deadline(math.inf)  # until it is sent again
+        await self._close_body()
+        try:
+            await self._connect(self._source.resume(error, delivered, self._mark_sent))
+        except LLMSessionError as failure:
+            if failure is self._error:
+                raise
+            is_full = isinstance(failure, ContextOverflowError) and not delivered.is_empty
+            if not is_full and not isinstance(failure, NothingLeftError):
+                self._fail(failure)
+            reason, usage = StopReason.LENGTH, self._delivered
+            self._finish(reason, Ended(stop_reason=reason, context_full=is_full, usage=usage, timings=Timings()))
+        self._sse = Decoder()
 
     def _take_chunk(self, chunk: bytes) -> None:
         decoder = self._source.decoder
@@ -352,11 +404,6 @@ class ReplyStream:
             if self._completion is not None:
                 return
 
-    def _find_truncation(self) -> LLMSessionError:
-        return TruncatedReplyError(
-            "the reply broke off: its stream ended without its end. What came so far is in `partial`"
-        )
-
     def _take(self, event: Delta | Ended) -> None:
         if isinstance(event, Ended):
             self._take_end(event)
@@ -365,17 +412,18 @@ class ReplyStream:
         if type(event) is TextDelta and not event.text and not event.tokens:
             return  # a token whose text is held back
         self._assembly.take(event)
+        self._delivered = self._source.decoder.usage
         self._pending.append(event)
 
     def _note_progress(self) -> None:
         now = time.monotonic()
-        is_first = self._first_token_at is None
-        if is_first:
-            self._first_token_at = now
+        if self._awaits_first:
+            self._awaits_first, self._first_deadline = False, math.inf
+            self._first_token_at = self._first_token_at or now
+            if not self._left:
+                deadlines.watch(self)  # again: `idle` may be nearer than what the thread waits for
         self._progress_deadline = now + self._limits.idle
         self.deadline = min(self._progress_deadline, self._total_deadline)
-        if is_first and not self._left:
-            deadlines.watch(self)  # again: `idle` is nearer than `first_token`, for which the thread waits
 
     def _take_end(self, end: Ended) -> None:
         if end.stop_phrase in self._request.own_stops:  # the encoding's end of a turn, not a phrase of the caller's
@@ -410,6 +458,7 @@ class ReplyStream:
             usage=self._source.decoder.usage,
             first_token_seconds=first,
             neutralized=self._source.neutralized,
+            restarts=self._source.restarts,
         )
 
 

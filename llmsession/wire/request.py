@@ -16,12 +16,13 @@ LARGEST_SEED = 2**32 - 2
 
 
 class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """The settings of one reply, checked when made. `seed` is always a real one.
+    """The settings of one reply, checked when made. `seed` is always a real one; `has_own_seed`: the caller's.
 
     `own_stops` are those of `stop` that the caller did not ask for: the encoding's ends of a turn.
     """
 
     seed: int
+    has_own_seed: bool = False
     max_tokens: int | None = None
     sampling: Sampling = Sampling()
     stop: tuple[str, ...] = ()
@@ -55,6 +56,7 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
         asked = tuple(phrase for phrase in phrases if isinstance(phrase, str))
         return cls(
             seed=seed or random.SystemRandom().randint(1, LARGEST_SEED),
+            has_own_seed=bool(seed),
             max_tokens=max_tokens,
             sampling=sampling,
             stop=(*asked, *(stop for stop in own_stops if stop not in asked)),

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 THINK, THINK_END = "<think>", "</think>"
 
 
-class _Around:
-    """The same usage, error and end."""
+class Around:
+    """A decoder around another: the same usage, error and end."""
 
     def __init__(self, inner: EventDecoder) -> None:
         self._inner = inner
@@ -36,7 +36,7 @@ class _Around:
         return self._inner.end()
 
 
-class WithoutCharacter(_Around):
+class WithoutCharacter(Around):
     """Leaves a character away, wherever it comes."""
 
     def __init__(self, inner: EventDecoder, character: str) -> None:
@@ -57,16 +57,17 @@ class WithoutCharacter(_Around):
         return event
 
 
-class ThoughtsApart(_Around):
+class ThoughtsApart(Around):
     """What stands between `<think>` and `</think>` at the beginning is reasoning, as the chat endpoint has it.
 
-    `begun`: the prompt ends inside the thought. `whole`: only a `<think>` that comes at once, as a token, begins one.
+    `begun`: the prompt ends inside the thought; `answers`: it ends inside the answer. `whole`: only a `<think>` that
+    comes at once, as a token, begins one.
     """
 
-    def __init__(self, inner: EventDecoder, *, begun: bool, whole: bool) -> None:
+    def __init__(self, inner: EventDecoder, *, begun: bool, whole: bool, answers: bool = False) -> None:
         super().__init__(inner)
         self._whole = whole
-        self._state = "thought" if begun else "start"
+        self._state = "answer" if answers else "thought" if begun else "start"
         self._kept = ""
 
     def decode(self, payload: bytes) -> list[Delta | Ended]:

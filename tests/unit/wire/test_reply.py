@@ -16,6 +16,7 @@ from llmsession.completion import StopReason
 from llmsession.errors import (
     ClosedError,
     ConnectionLostError,
+    ContextOverflowError,
     FirstTokenTimeoutError,
     IdleTimeoutError,
     LLMSessionError,
@@ -26,6 +27,7 @@ from llmsession.errors import (
 )
 from llmsession.messages import ToolCall
 from llmsession.wire import completion_api, openai_api
+from llmsession.wire.continuing import Continued, Delivered, NothingLeftError
 from llmsession.wire.events import Finished, TextDelta
 from llmsession.wire.reply import Limits, ReplyStream
 from tests.unit.wire.test_completion_api import FIRST, LAST, make
@@ -83,6 +85,9 @@ class Source:
     model = "m"
     queue_position = None
     neutralized = 0
+    restarts = 0
+    rest: list[Any] | None = None  # what comes after a death
+    delivered: Delivered | None = None
 
     def __init__(self, pieces: list[Any], decoder: Any, *, wait: bool = False) -> None:
         self.body = Body(pieces)
@@ -100,6 +105,23 @@ class Source:
         if self.error is not None:
             raise self.error
         return self.body
+
+    async def has_died(self, error: LLMSessionError) -> bool:
+        return isinstance(error, ConnectionLostError) and self.rest is not None
+
+    async def resume(self, error: LLMSessionError, delivered: Delivered, mark_sent: Callable[[], None]) -> Body:
+        assert self.rest is not None
+        self.delivered, self.restarts = delivered, self.restarts + 1
+        rest, self.rest = self.rest, None
+        mark_sent()
+        if isinstance(rest[0], LLMSessionError):
+            raise rest[0]
+        self.decoder = Continued(completion_api.EventDecoder(make()), delivered.usage)
+        self.body = Body(rest)
+        return self.body
+
+    def look(self, *, has_begun: bool, give_up: Callable[[], None]) -> bool:
+        return False
 
     def close(self) -> None:
         self.closed += 1
@@ -396,3 +418,68 @@ async def test_reasoning_and_tool_calls_are_put_together() -> None:
         whole = await reply.result()
     assert ("I look.", "hm so", StopReason.TOOL_CALLS) == (whole.text, whole.reasoning, whole.stop_reason)
     assert (ToolCall(id="clock", name="clock", arguments={"zone": "UTC"}),) == whole.tool_calls
+
+
+LOST = httpx.ReadError("gone")
+
+
+async def test_a_death_in_the_middle_is_a_pause() -> None:
+    """Row B10: one unbroken reply, counted as one."""
+    reply = stream(word(1), word(2), LOST)
+    source = source_of(reply)
+    source.rest = [frame({**FIRST, "content": "w3 ", "tokens_predicted": 1}), END]
+    async with reply:
+        assert ["w1 ", "w2 ", "w3 "] == [piece async for piece in reply]
+        whole = await reply.result()
+    assert source.delivered is not None
+    assert ("w1 w2 ", 2) == (source.delivered.text, source.delivered.usage.completion_tokens)
+    assert ("w1 w2 w3 ", 1) == (whole.text, whole.restarts)
+    last = json.loads(END.removeprefix(b"data: "))
+    assert last["tokens_predicted"] + 2 == whole.usage.completion_tokens
+    assert FIRST["tokens_evaluated"] == whole.usage.prompt_tokens
+
+
+async def test_a_death_after_the_last_token_that_was_asked_for_is_the_end() -> None:
+    """DESIGN 4: max_tokens is reduced by what was delivered; at 0 it is LENGTH."""
+    reply = stream(word(1), word(2), LOST, max_tokens=2)
+    source_of(reply).rest = [NothingLeftError()]
+    async with reply:
+        whole = await reply.result()
+    assert ("w1 w2 ", StopReason.LENGTH, 2) == (whole.text, whole.stop_reason, whole.usage.completion_tokens)
+
+
+async def test_a_death_with_a_full_context_is_the_end() -> None:
+    """What was delivered leaves no room to go on from it."""
+    reply = stream(word(1), LOST)
+    source_of(reply).rest = [ContextOverflowError("full", prompt_tokens=9, context_length=9, status=400, type="")]
+    async with reply:
+        whole = await reply.result()
+    assert ("w1 ", StopReason.LENGTH, True) == (whole.text, whole.stop_reason, whole.context_full)
+
+
+async def test_a_restart_that_fails_ends_the_reply_with_the_text_so_far() -> None:
+    """API 5: every error that ends a reply carries `partial`; a second look gives the same error."""
+    reply = stream(word(1), LOST)
+    source_of(reply).rest = [ClosedError("closed")]
+    async with reply:
+        for _ in range(2):
+            with pytest.raises(ClosedError) as caught:
+                await reply.result()
+            assert caught.value.partial is not None
+            assert "w1 " == caught.value.partial.text
+
+
+async def test_several_deaths_are_counted_together() -> None:
+    """Row B10."""
+    reply = stream(word(1), LOST)
+    source = source_of(reply)
+    source.rest = [frame({**FIRST, "content": "w2 ", "tokens_predicted": 1}), LOST]
+    async with reply:
+        assert "w1 " == await anext(aiter(reply))
+        assert "w2 " == await anext(aiter(reply))
+        source.rest = [frame({**FIRST, "content": "w3 ", "tokens_predicted": 1}), END]
+        whole = await reply.result()
+    assert ("w1 w2 w3 ", 2) == (whole.text, whole.restarts)
+    assert source.delivered is not None
+    usage = source.delivered.usage
+    assert (FIRST["tokens_evaluated"], 2) == (usage.prompt_tokens, usage.completion_tokens)
