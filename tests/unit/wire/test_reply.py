@@ -29,7 +29,7 @@ from llmsession.messages import ToolCall
 from llmsession.wire import completion_api, openai_api
 from llmsession.wire.continuing import Continued, Delivered, NothingLeftError
 from llmsession.wire.events import Finished, TextDelta
-from llmsession.wire.reply import Limits, ReplyStream
+from llmsession.wire.reply import EventDecoder, Limits, ReplyStream
 from tests.unit.wire.test_completion_api import FIRST, LAST, make
 
 pytestmark = pytest.mark.anyio
@@ -91,7 +91,7 @@ class Source:
 
     def __init__(self, pieces: list[Any], decoder: Any, *, wait: bool = False) -> None:
         self.body = Body(pieces)
-        self.decoder = decoder
+        self.decoder: EventDecoder = decoder
         self.wait = wait
         self.waiting = threading.Event()
         self.closed = 0
