@@ -10,6 +10,8 @@ from collections.abc import Callable
 # More than `restart_limit` ends within it, and starting again is no help.
 WINDOW = 300.0
 
+# One that worked for so long before it ended is started again at once; in a row of shorter lives each pause is longer.
+SETTLED = 2.0
 FIRST_PAUSE = 0.2
 LONGEST_PAUSE = 10.0
 
@@ -22,10 +24,19 @@ class Restarts:
         self.window = window
         self._clock = clock
         self._ends: deque[float] = deque()
+        self._ready_at = -math.inf
+        self._in_a_row = 0
+
+    def note_ready(self) -> None:
+        """It was started."""
+        self._ready_at = self._clock()
 
     def note_end(self) -> None:
         """It has ended, or a start after an end has failed."""
-        self._ends.append(self._clock())
+        now = self._clock()
+        self._in_a_row = 1 if now - self._ready_at >= SETTLED else self._in_a_row + 1
+        self._ready_at = now
+        self._ends.append(now)
 
     @property
     def count(self) -> int:
@@ -43,10 +54,9 @@ class Restarts:
     @property
     def pause(self) -> float:
         """What is to pass between its last end and the next start: nothing after the first, then ever more."""
-        count = self.count
-        if count < 2:
+        if self._in_a_row < 2:
             return 0.0
-        wanted = min(LONGEST_PAUSE, FIRST_PAUSE * 2.0 ** min(count - 2, 10))
+        wanted = min(LONGEST_PAUSE, FIRST_PAUSE * 2.0 ** min(self._in_a_row - 2, 10))
         return max(0.0, self._ends[-1] + wanted - self._clock())
 
     @property

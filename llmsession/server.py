@@ -135,6 +135,7 @@ class Server:
         self._choose_encoding(self.info)
         with self._lock:
             self._endpoint = endpoint
+            self._restarts.note_ready()
             self._watch = HangWatch(endpoint, self._options.idle_timeout)
         return endpoint
 

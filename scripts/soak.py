@@ -1,17 +1,19 @@
 """A bounded stress with a seed: it opens and closes, kills, cancels, leaves early, and then counts what is left behind.
 
-opens    sessions opened and closed in every way: after a reply, at once, while starting, from another thread, with an
-         engine that was killed; then descriptors, threads, processes, temporary files and memory are counted
-kills    `kill -9` of programs that start, load, idle or generate; then it is timed until all of theirs is gone
-replies  replies that are read, left early, cancelled, interrupted or read slowly, many at once; then all slots must be
-         free and the next reply right
+opens     sessions opened and closed in every way: after a reply, at once, while starting, from another thread, with an
+          engine that was killed; then descriptors, threads, processes, temporary files and memory are counted
+kills     `kill -9` of programs that start, load, idle, generate, restart or close; then it is timed until all of theirs
+          is gone
+replies   replies that are read, left early, cancelled, interrupted or read slowly, many at once; then all slots must be
+          free and the next reply right
+restarts  eight streams while the engine is killed again and again: each reply must be the idle engine's, or leave it
+          where two tokens were as good as equal
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import gc
 import os
 import random
 import shutil
@@ -23,76 +25,29 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import anyio
 import anyio.from_thread
 import anyio.to_thread
 import psutil
-from rich.console import Console
-from rich.progress import Progress
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
+
+from soaking.restarts import soak_restarts  # noqa: E402
+from soaking.run import Run, compare, steps, survey  # noqa: E402
 
 from llmsession import LLMSessionError, Session, StopReason  # noqa: E402
-from tests.engines import ENGINES, Engine  # noqa: E402
+from tests.engines import ENGINES  # noqa: E402
 from tests.model_files import write_random_model  # noqa: E402
 
 OK = 'reply with "ok chief"'
 # Nothing may be alive so long after its owner was killed.
 KILL_BOUND = 0.5
-# What an allocator may keep for itself.
-MEMORY_BOUND = 30 * 2**20
-
-
-@dataclass
-class Run:
-    """What the stages share. `faults` are what went wrong, in words."""
-
-    engine: Engine
-    rng: random.Random
-    folder: Path
-    slow_model: Path
-    faults: list[str]
-
-    def session(self, **fields: Any) -> Session:
-        """One with the folder of this run."""
-        return Session(**self.engine.options(cache_dir=self.folder / "cache", **fields))
-
-    def say(self, stage: str, text: str) -> None:
-        """A line of the result."""
-        print(f"{self.engine.backend:<13} {stage:<8} {text}", flush=True)
-
-
-def steps(count: int, what: str) -> Iterator[int]:
-    """With a bar on a terminal."""
-    console = Console(stderr=True)
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task(what, total=count)
-        for number in range(count):
-            yield number
-            progress.advance(task)
 
 
 # Opens.
-
-
-def survey(run: Run) -> dict[str, Any]:
-    """What this process holds now."""
-    gc.collect()
-    me = psutil.Process()
-    temporary = [path for path in Path(tempfile.gettempdir()).iterdir() if path.name != "cache"]
-    running = list((run.folder / "cache" / "running").glob("*"))
-    return {
-        "processes": len(me.children(recursive=True)),
-        "descriptors": me.num_fds() if hasattr(me, "num_fds") else me.num_handles(),  # type: ignore[attr-defined]
-        "threads": threading.active_count(),
-        "files": len(temporary) + len(running),
-        "memory": me.memory_info().rss,
-    }
 
 
 async def open_and_close(run: Run) -> None:
@@ -160,28 +115,28 @@ def soak_opens(run: Run, count: int) -> None:
     deadline = time.monotonic() + 2
     while (after := survey(run))["threads"] > before["threads"] and time.monotonic() < deadline:
         time.sleep(0.05)
-    more = {name: after[name] - before[name] for name in before}
     run.say("opens", f"{count} ({', '.join(f'{name} {number}' for name, number in sorted(done.items()))})")
-    run.say("opens", f"left behind: {', '.join(f'{more[name]} {name}' for name in more if name != 'memory')}; "
-                     f"memory {more['memory'] / 2**20:+.1f} MiB")  # fmt: skip
-    run.faults += [f"{more[name]} {name} were left behind" for name in more if name != "memory" and more[name] > 0]
-    if more["memory"] > MEMORY_BOUND:
-        run.faults.append(f"memory grew by {more['memory'] / 2**20:.0f} MiB")
+    run.say("opens", f"left behind: {compare(run, before, after)}")
 
 
 # Kills.
 
 PROGRAM = """
-import sys, anyio
+import os, sys, anyio
 from llmsession import Session
 async def main():
     options = eval(sys.argv[1])
     print("begun", flush=True)
     async with Session(**options) as session:
         print("ready", flush=True)
-        if sys.argv[2] == "generate":
-            while True:
-                await session.prompt("count to 100", temperature=0)
+        while sys.argv[2] in ("generate", "restart"):
+            if sys.argv[2] == "restart":
+                os.kill(session.pid, 9)
+            await session.prompt("count to 100", temperature=0)
+        if sys.argv[2] == "close":
+            async with session.prompt_streaming("count to 100") as stream:
+                await anext(aiter(stream))
+                await session.aclose()
         await anyio.sleep(60)
 anyio.run(main)
 """
@@ -209,9 +164,9 @@ def kill_once(run: Run, moment: str, number: int) -> float:
     )
     assert program.stdout is not None
     program.stdout.readline()
-    if moment in ("idle", "generate"):
+    if moment not in ("starting", "loading"):
         program.stdout.readline()
-    longest = {"starting": 0.15, "loading": 1.5, "idle": 0.3, "generate": 0.5}[moment]
+    longest = {"starting": 0.15, "loading": 1.5, "idle": 0.3, "generate": 0.5, "restart": 1.0, "close": 0.1}[moment]
     time.sleep(run.rng.uniform(0, longest))
     program.kill()
     begun = time.monotonic()
@@ -230,8 +185,8 @@ def kill_once(run: Run, moment: str, number: int) -> float:
 
 
 def soak_kills(run: Run, count: int) -> None:
-    """A third of them while a model loads that takes seconds."""
-    moments = ["starting", "loading", "idle", "generate", "loading", "loading"]
+    """A quarter of them while a model loads that takes seconds."""
+    moments = ["starting", "loading", "idle", "generate", "restart", "loading", "close", "restart"]
     worst: dict[str, float] = {}
     done: Counter[str] = Counter()
     for number in steps(count, "killing programs"):
@@ -326,12 +281,14 @@ def main() -> int:
         "opens": lambda run, given: soak_opens(run, given.opens),
         "kills": lambda run, given: soak_kills(run, given.kills),
         "replies": lambda run, given: anyio.run(soak_replies, run, given.replies),
+        "restarts": lambda run, given: anyio.run(soak_restarts, run, given.minutes),
     }
     parser.add_argument("stages", nargs="*", metavar="STAGE", help=f"{', '.join(stages)} (all)")
     parser.add_argument("--backend", choices=[engine.backend for engine in ENGINES], help="(each that is here)")
     parser.add_argument("--opens", type=int, default=500, help="sessions to open and close (500)")
     parser.add_argument("--kills", type=int, default=100, help="programs to kill (100)")
     parser.add_argument("--replies", type=int, default=1000, help="replies to ask for (1000)")
+    parser.add_argument("--minutes", type=float, default=10, help="of restarts (10)")
     parser.add_argument("--seed", type=int, default=1, help="of what is left to chance (1)")
     given = parser.parse_args()
     if unknown := set(given.stages) - set(stages):

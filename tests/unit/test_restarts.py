@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from llmsession.restarts import LONGEST_PAUSE, Restarts
+from llmsession.restarts import LONGEST_PAUSE, SETTLED, Restarts
 
 
 class Clock:
@@ -26,8 +26,12 @@ def test_the_first_restart_comes_at_once_and_the_next_ones_later_and_later() -> 
     assert [0.0, 0.2, 0.4, 0.8] == pauses[:4]
     assert sorted(pauses) == pauses
     assert LONGEST_PAUSE == pauses[-1]
-    clock.now += LONGEST_PAUSE / 2  # it has been running since
+    clock.now += LONGEST_PAUSE / 2
     assert LONGEST_PAUSE / 2 == restarts.pause
+    restarts.note_ready()
+    clock.now += SETTLED
+    restarts.note_end()
+    assert 0 == restarts.pause
 
 
 def test_too_many_in_the_window_are_the_end_until_the_window_has_moved_on() -> None:
