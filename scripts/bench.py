@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from benching.busy import measure_busy
+
 PROMPT = "count to 100"
 TOKENS = 1000
 
@@ -222,6 +224,7 @@ MEASURES: dict[str, Callable[[str, int], None]] = {
     "start": measure_start,
     "import": measure_import,
     "stop": measure_stop,
+    "busy": measure_busy,
 }
 
 
@@ -231,7 +234,10 @@ def main() -> None:
         prog="scripts/bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "what", nargs="*", choices=[[], *MEASURES], help="client (P1), start (P2), import (P3), stop (P8); all"
+        "what",
+        nargs="*",
+        choices=[[], *MEASURES],
+        help="client (P1), start (P2), import (P3), stop (P8), busy (P9); all",
     )
     parser.add_argument("--backend", default="embedded", help="embedded or llama-server (embedded)")
     parser.add_argument("--rounds", type=int, default=7, help="of each contender, in turn (7)")

@@ -1,0 +1,1 @@
+"""Measurements of scripts/bench that fill a file of their own."""
