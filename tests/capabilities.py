@@ -21,6 +21,8 @@ CHILD = "process/test_child.py"
 ORPHANS = "process/test_orphans.py"
 HUB = "process/test_hub.py"
 LIFETIME = "process/test_session_lifetime.py"
+RESTARTS = "process/test_restarts.py"
+WALK = "process/test_lifetime_walk.py"
 
 
 class Capability(NamedTuple):
@@ -128,7 +130,18 @@ CAPABILITIES = {
         "start: race-free port, private key, loopback, own group, a deadline that moves with progress",
         (LIFETIME, f"{BAD_INPUT}::test_a_cache_folder_that_cannot_be_made_is_a_config_error"),
     ),
-    "B8": Capability("stop: bounded, in every state, with replies in flight", (CHILD, ENDINGS)),
+    "B8": Capability("stop: bounded, in every state, with replies in flight", (CHILD, ENDINGS, WALK)),
+    "B10": Capability(
+        "crash: restart with back-off and a breaker; the reply in flight goes on",
+        (RESTARTS, "unit/test_restarts.py", "unit/wire/test_continuing.py"),
+    ),
+    "B11": Capability(
+        "hang: no token for idle_timeout while no slot moves: treated as a crash",
+        (
+            f"{RESTARTS}::test_an_engine_that_stands_still_is_killed_and_the_reply_goes_on",
+            f"{RESTARTS}::test_one_whose_health_stays_ok_is_found_by_its_slots",
+        ),
+    ),
     "B9": Capability(
         "no orphan: parent killed at any moment, also while the model loads", (ORPHANS, "process/test_forks.py")
     ),
