@@ -210,7 +210,8 @@ class Session(ServerFacts):
 
     def _stream(self, ask: Ask, request: GenerationRequest, keywords: GenerateKeywords) -> ReplyStream:
         from llmsession.wire.completion_api import EventDecoder
-        from llmsession.wire.reply import Limits, ReplyStream
+        from llmsession.wire.patience import Limits
+        from llmsession.wire.reply import ReplyStream
 
         timeout = keywords.get("timeout")
         if timeout is not None and not timeout > 0:

@@ -7,10 +7,8 @@ the source has it started again, and the reply goes on from what was delivered.
 
 from __future__ import annotations
 
-import math
 import sys
 import threading
-import time
 import warnings
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
@@ -23,19 +21,16 @@ import msgspec
 from llmsession.completion import Completion, StopReason, Timings, Usage
 from llmsession.errors import (
     ContextOverflowError,
-    FirstTokenTimeoutError,
-    IdleTimeoutError,
     LLMSessionError,
-    TotalTimeoutError,
     TruncatedReplyError,
     UsageError,
 )
 from llmsession.latch import call_soon, current_loop
-from llmsession.wire import deadlines
 from llmsession.wire.assembly import Assembly
 from llmsession.wire.continuing import Delivered, NothingLeftError
 from llmsession.wire.events import Delta, Ended, Event, Finished, TextDelta
 from llmsession.wire.http import ByteStream, decode_error_frame, map_error
+from llmsession.wire.patience import Limits, Patience
 from llmsession.wire.request import GenerationRequest
 from llmsession.wire.sse import Decoder
 
@@ -60,14 +55,6 @@ class EventDecoder(Protocol):
     def end(self) -> Ended | None:
         """What it means that the stream is over, if the reply had been finished by then."""
         ...
-
-
-class Limits(msgspec.Struct, frozen=True, kw_only=True):
-    """Seconds. `total` covers the whole call, waiting included."""
-
-    first_token: float = math.inf
-    idle: float = math.inf
-    total: float | None = None
 
 
 class Source(Protocol):
@@ -117,7 +104,6 @@ class ReplyStream:
         self.id = id
         self._source = source
         self._request = request
-        self._limits = limits
         self._lock = threading.Lock()
         self._verdict: StopReason | LLMSessionError | None = None
         self._opening: tuple[anyio.CancelScope, Any] | None = None
@@ -130,15 +116,8 @@ class ReplyStream:
         self._assembly = Assembly(id=id, model=source.model, seed=request.seed)
         self._completion: Completion | None = None
         self._error: BaseException | None = None
-        self._reading = False
         self._delivered = Usage()
-        self._sent_at: float | None = None
-        self._first_token_at: float | None = None
-        self._awaits_first = True  # since it was sent, or sent again
-        self._total_deadline = math.inf
-        self._first_deadline = math.inf
-        self._progress_deadline = math.inf
-        self.deadline = math.inf
+        self._patience = Patience(limits, look=source.look, end=self.end)
 
     @property
     def queue_position(self) -> int | None:
@@ -149,11 +128,9 @@ class ReplyStream:
         if self._entered:
             raise UsageError("a reply can be entered once: call prompt_streaming again for another")
         self._entered = True
-        if self._limits.total is not None:
-            self._total_deadline = self.deadline = time.monotonic() + self._limits.total
-        deadlines.watch(self)
+        self._patience.begin()
         try:
-            await self._connect(self._source.open(self._mark_sent))
+            await self._connect(self._source.open(self._patience.note_sent))
         except BaseException as error:
             self._leave()
             await self._close_body()
@@ -233,48 +210,6 @@ class ReplyStream:
         if body is not None:
             body.abort()
 
-    def overrun(self, now: float) -> None:
-        """Called by the deadlines' thread when `deadline` has passed."""
-        if now >= self._total_deadline:
-            total = self._limits.total
-            self.deadline = math.inf
-            self.end(TotalTimeoutError(f"the reply was not complete within timeout={total:g} s"))
-        elif not self._reading:  # the reader is the slow one, not the server
-            self._set_progress_deadline(now + self._limits.idle)
-        elif now < self._progress_deadline:
-            self._set_progress_deadline(self._progress_deadline)
-        elif now < self._first_deadline and self._source.look(has_begun=not self._awaits_first, give_up=self._end_late):
-            self._set_progress_deadline(min(now + self._limits.idle, self._first_deadline))
-        elif now < self._first_deadline < math.inf:
-            self._set_progress_deadline(self._first_deadline)
-        else:
-            self.deadline = self._total_deadline
-            self._end_late()
-
-    def _end_late(self) -> None:
-        if self._awaits_first:
-            words = (
-                f"no token came within first_token_timeout={self._limits.first_token:g} s: "
-                "a long prompt on a slow machine may need more"
-            )
-            self.end(FirstTokenTimeoutError(words))
-        else:
-            self.end(IdleTimeoutError(f"no further token came within idle_timeout={self._limits.idle:g} s"))
-
-    def _mark_sent(self) -> None:
-        now = time.monotonic()
-        if self._first_token_at is None:
-            self._sent_at = now
-        self._awaits_first = True
-        self._first_deadline = now + self._limits.first_token
-        # The first look at the server comes earlier: it may hang.
-        self._set_progress_deadline(min(self._first_deadline, now + self._limits.idle))
-        deadlines.watch(self)  # again: it may be nearer than what the thread waits for
-
-    def _set_progress_deadline(self, when: float) -> None:
-        self._progress_deadline = when
-        self.deadline = min(when, self._total_deadline)
-
     async def _connect(self, opening: Coroutine[Any, Any, ByteStream]) -> None:
         """Wait for the body, for as long as there is no verdict. Raises the verdict where that is an error."""
         with anyio.CancelScope() as scope:
@@ -283,11 +218,11 @@ class ReplyStream:
                     self._opening = (scope, current_loop())
                 else:
                     scope.cancel()
-            self._reading = True
+            self._patience.is_reading = True
             try:
                 body = await opening
             finally:
-                self._reading = False
+                self._patience.is_reading = False
                 with self._lock:
                     self._opening = None
             self._body = body
@@ -311,7 +246,7 @@ class ReplyStream:
             if self._left:
                 return
             self._left = True
-        deadlines.unwatch(self)
+        self._patience.end()
         self._source.close()
 
     async def _close_body(self) -> None:
@@ -349,13 +284,13 @@ class ReplyStream:
         """
         assert self._body is not None  # noqa: S101 - set by _open
         try:
-            self._reading = True
+            self._patience.is_reading = True
             try:
                 chunk = await self._body.receive()
             except httpx.HTTPError as error:
                 raise map_error(error, "the stream of a reply") from error
             finally:
-                self._reading = False
+                self._patience.is_reading = False
             if self._verdict is not None:
                 self._conclude()
                 return
@@ -380,10 +315,10 @@ class ReplyStream:
     async def _resume(self, error: LLMSessionError) -> None:
         """Go on from what was delivered. The reader waits as for any token."""
         delivered = self._assembly.delivered(self._delivered)
-        self._set_progress_deadline(math.inf)  # until it is sent again
+        self._patience.note_restart()
         await self._close_body()
         try:
-            await self._connect(self._source.resume(error, delivered, self._mark_sent))
+            await self._connect(self._source.resume(error, delivered, self._patience.note_sent))
         except LLMSessionError as failure:
             if failure is self._error:
                 raise
@@ -408,22 +343,12 @@ class ReplyStream:
         if isinstance(event, Ended):
             self._take_end(event)
             return
-        self._note_progress()
+        self._patience.note_progress()
         if type(event) is TextDelta and not event.text and not event.tokens:
             return  # a token whose text is held back
         self._assembly.take(event)
         self._delivered = self._source.decoder.usage
         self._pending.append(event)
-
-    def _note_progress(self) -> None:
-        now = time.monotonic()
-        if self._awaits_first:
-            self._awaits_first, self._first_deadline = False, math.inf
-            self._first_token_at = self._first_token_at or now
-            if not self._left:
-                deadlines.watch(self)  # again: `idle` may be nearer than what the thread waits for
-        self._progress_deadline = now + self._limits.idle
-        self.deadline = min(self._progress_deadline, self._total_deadline)
 
     def _take_end(self, end: Ended) -> None:
         if end.stop_phrase in self._request.own_stops:  # the encoding's end of a turn, not a phrase of the caller's
@@ -449,14 +374,11 @@ class ReplyStream:
         self._error = error
 
     def _complete(self, reason: StopReason, end: Ended | None = None) -> Completion:
-        first = None
-        if self._first_token_at is not None and self._sent_at is not None:
-            first = self._first_token_at - self._sent_at
         return self._assembly.complete(
             reason,
             end,
             usage=self._source.decoder.usage,
-            first_token_seconds=first,
+            first_token_seconds=self._patience.first_token_seconds,
             neutralized=self._source.neutralized,
             restarts=self._source.restarts,
         )

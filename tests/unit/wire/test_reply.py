@@ -29,7 +29,8 @@ from llmsession.messages import ToolCall
 from llmsession.wire import completion_api, openai_api
 from llmsession.wire.continuing import Continued, Delivered, NothingLeftError
 from llmsession.wire.events import Finished, TextDelta
-from llmsession.wire.reply import EventDecoder, Limits, ReplyStream
+from llmsession.wire.patience import Limits
+from llmsession.wire.reply import EventDecoder, ReplyStream
 from tests.unit.wire.test_completion_api import FIRST, LAST, make
 
 pytestmark = pytest.mark.anyio
@@ -361,7 +362,9 @@ async def test_a_reader_that_takes_its_time_is_not_a_server_that_is_idle() -> No
     """The time between two reads is the reader's."""
     async with stream(word(1), word(2), END, limits=Limits(first_token=0.05, idle=0.05)) as reply:
         await anext(aiter(reply))
-        reply.overrun(reply.deadline)  # what the deadlines' thread does after the reader was away for long
+        reply._patience.overrun(
+            reply._patience.deadline
+        )  # what the deadlines' thread does after the reader was away for long
         assert "w1 w2 " == (await reply.result()).text
 
 
