@@ -171,7 +171,7 @@ def test_every_order_of_things_ends_with_nothing_left(
         deadline=None,
         database=None,
         derandomize="LLMSESSION_TEST_WALKS" not in os.environ,
-        suppress_health_check=list(HealthCheck),
+        suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
     )
     @given(st.lists(st.lists(st.sampled_from(sorted(DEEDS)), min_size=1, max_size=5), min_size=1, max_size=6))
     def check(groups: list[list[str]]) -> None:
