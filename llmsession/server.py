@@ -171,6 +171,8 @@ class Server:
         cache = cache_folder(Path(options.cache_dir) if options.cache_dir is not None else None)
         launch = Launch(
             model_path=path,
+            info=info,
+            check_memory=options.check_memory,
             alias=self.model.name,
             context_length=fit_context_length(options.context_length, info),
             parallel=options.parallel,
