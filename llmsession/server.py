@@ -20,7 +20,6 @@ from llmsession.errors import ClosedError, FetchError, ServerExitedError
 from llmsession.latch import Latch
 from llmsession.models.gguf import ModelInfo, read_model_info
 from llmsession.paths import cache_folder, logs_folder, records_folder
-from llmsession.processes.child import describe_exit
 from llmsession.progress import Progress, ProgressCallback
 
 if TYPE_CHECKING:
@@ -243,10 +242,11 @@ class Server:
             return error
         if self._closed:
             return ClosedError("the session was closed")
+        from llmsession.backends.ended import describe_end
+
         child = endpoint.child
         exited = ServerExitedError(
-            f"{endpoint.backend} {describe_exit(child.returncode)} while it replied; the next call starts it again "
-            f"(its last words are in {child.log.path})",
+            f"{describe_end(endpoint)}; the next call starts it again (its last words are in {child.log.path})",
             returncode=child.returncode,
             log_tail=child.log.tail(),
         )

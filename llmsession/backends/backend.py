@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias, get_args
 
 import msgspec
 
+from llmsession.backends.room import check_disk
 from llmsession.errors import (
     ProtocolError,
     ServerError,
@@ -144,6 +145,7 @@ async def start_engine(
     version: str | None = None,
 ) -> Endpoint:
     """Spawn, wait, ask it who it is. When this raises, the process is gone."""
+    check_disk(launch.logs)
     log = LogFile(launch.logs, command.name)
     child = Child(command, log, records=launch.records)
     child_started(child)
@@ -151,7 +153,7 @@ async def start_engine(
     try:
         await child.start(probe, timeout=launch.start_timeout)
     except (StartFailedError, StartTimeoutError) as error:
-        from llmsession.backends.failed_start import explain_failure
+        from llmsession.backends.ended import explain_failure
 
         if (better := explain_failure(error, backend, child, launch)) is None:
             raise

@@ -109,18 +109,25 @@ def explain_start(death: Death, launch: Launch, *, log: Path) -> LLMSessionError
 
 
 def describe_death(
-    returncode: int | None, log_tail: str, launch: Launch, *, backend: str = "the engine", memory_kills: int = 0
+    returncode: int | None,
+    log_tail: str,
+    launch: Launch | None,
+    *,
+    backend: str,
+    doing: str = "while it replied",
+    memory_kills: int = 0,
 ) -> str:
-    """How one ended that was ready: a sentence, without its full stop."""
+    """How one ended that was ready, and why where that can be known: a sentence, without its full stop."""
     death = Death(backend=backend, returncode=returncode, words=log_tail, memory_kills=memory_kills)
-    cause = find_cause(death, launch)
-    if cause is None:
-        return f"{death.who} {describe_exit(returncode)}"
+    cause = find_cause(death, launch) if launch is not None else None
+    story = f"{death.who} {describe_exit(returncode)} {doing}"
+    if cause is None or launch is None:
+        return story
     if cause.kind == "memory":
-        return f"{_ran_out(death)} ({launch.alias} needs {_need(launch)[0]})"
+        return f"{_ran_out(death)} {doing} ({launch.alias} needs {_need(launch)[0]})"
     if cause.kind == "device memory":
-        return f"{death.who} ran out of the GPU's memory ({launch.alias} needs {_need(launch)[0]})"
-    return f"{death.who} ended: {'; '.join(filter(None, (cause.what, cause.advice)))}"
+        return f"{death.who} ran out of the GPU's memory {doing} ({launch.alias} needs {_need(launch)[0]})"
+    return f"{story}: {'; '.join(filter(None, (cause.what, cause.advice)))}"
 
 
 def not_enough_memory(launch: Launch, free: int, *, story: str = "", advice: str = "") -> NotEnoughMemoryError:

@@ -66,7 +66,11 @@ def main() -> None:
     die_with(settings["parent"])
     sys.path.append(sys.argv[1])
     say("loading", value=0.0)
-    server = serve(settings)
+    try:
+        server = serve(settings)
+    except RuntimeError as error:  # the cause stands in the log already; a trace of ours would only push it up
+        print(error, file=sys.stderr, flush=True)  # noqa: T201
+        os._exit(1)
     for number in (signal.SIGTERM, signal.SIGINT):  # builds of early 2026 put handlers of their own here
         signal.signal(number, signal.SIG_DFL)
     say("ready", url=server.listening_address)

@@ -52,6 +52,12 @@ _OURS = frozenset(
         "--no-kv-unified",
     ]
 )
+# With these the session would not find its server, or could not speak to it, or there would be none.
+_BREAKING = {
+    "-lv", "--verbosity", "--log-verbosity", "--log-disable", "--log-jsonl", "--api-prefix", "--ssl-key-file",
+    "--ssl-cert-file", "-h", "--help", "--usage", "--version", "--list-devices", "-hf", "-hfr", "--hf-repo", "-mu",
+    "--model-url",
+}  # fmt: skip
 
 
 class LlamaServer:
@@ -147,6 +153,8 @@ def check_extra_args(extra_args: tuple[str, ...]) -> None:
         flag = argument.partition("=")[0].replace("_", "-")
         if flag in _OURS:
             raise ConfigError(f"extra_args may not hold {flag}: the session sets it; use the option of that name")
+        if flag in _BREAKING:
+            raise ConfigError(f"extra_args may not hold {flag}: the session could not use such a server; leave it away")
 
 
 def _free_port() -> int:

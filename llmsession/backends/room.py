@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
-from llmsession.backends.backend import Launch
-from llmsession.backends.devices import free_memory
+import contextlib
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
 
+from llmsession.backends.devices import free_memory
+from llmsession.errors import StartFailedError
+
+if TYPE_CHECKING:
+    from llmsession.backends.backend import Launch
+
+# A start writes some kilobytes, and a running engine goes on to.
+LEAST_DISK = 64 * 1024
 # Flags of llama-server's that change what is needed: with one of them in extra_args our estimate is none.
 _CHANGE_NEED = {
     "-ctk", "--cache-type-k", "-ctv", "--cache-type-v", "-ngl", "--gpu-layers", "--n-gpu-layers", "-dev", "--device",
@@ -25,6 +35,20 @@ def check_room(launch: Launch, *, offloaded: float = 0.0) -> None:
     from llmsession.backends.diagnosis import not_enough_memory
 
     raise not_enough_memory(launch, free, advice="; check_memory=False starts it all the same")
+
+
+def check_disk(folder: Path) -> None:
+    """Raise StartFailedError where an engine could not write its log: its states come through such a file."""
+    if not hasattr(os, "statvfs"):
+        return
+    with contextlib.suppress(OSError):
+        found = os.statvfs(folder)
+        if found.f_bavail * found.f_frsize < LEAST_DISK:
+            raise StartFailedError(
+                f"the disk of {folder} is full: make room there, or name another folder with cache_dir=",
+                returncode=None,
+                log_tail="",
+            )
 
 
 def _flag(argument: str) -> str:

@@ -23,11 +23,10 @@ def suggest_fit(info: ModelInfo, context_length: int, parallel: int, free: int) 
         ways.append(f"parallel={fewer}")
     if not ways and parallel > 1 and (fitting := _longest_context(info, context_length, 1, room)) is not None:
         ways.append(f"context_length={fitting} with parallel=1")
-    for context, conversations in ((context_length, parallel), (min(context_length, LEAST), 1)):
-        if (smaller := _best_quantization(info, context, conversations, room)) is not None:
-            given_up = "" if context == context_length else f" with context_length={context} and parallel=1"
-            ways.append(f"a {smaller} file of it{given_up}")
-            break
+    if (smaller := _best_quantization(info, context_length, parallel, room)) is not None:
+        ways.append(f"{smaller} of it")
+    elif not ways and (smaller := _best_quantization(info, min(context_length, LEAST), 1, room)) is not None:
+        ways.append(f"{smaller} of it with context_length={min(context_length, LEAST)} and parallel=1")
     return " or ".join(ways) if ways else "a smaller model"
 
 
@@ -62,10 +61,10 @@ def _most_conversations(info: ModelInfo, context_length: int, asked: int, room: 
 
 
 def _best_quantization(info: ModelInfo, context_length: int, parallel: int, room: int) -> str | None:
-    """The one with the most bits, fewer than this file has, of which the weights fit."""
+    """`a Q4_K_M file`: the most bits, fewer than this file has, with which the weights fit."""
     others = info.memory_needed(context_length, parallel) - info.size_bytes
     for name, bits in BITS_PER_WEIGHT.items():
         weights = info.parameter_count * bits / 8
         if weights < info.size_bytes * SHARE and weights + others <= room:
-            return name
+            return f"{'an' if name[0] in 'FI' else 'a'} {name} file"
     return None
