@@ -30,6 +30,7 @@ _NEWER = {
     "embedded": 'the build is older than the model: pip install -U "llmsession[embedded]" brings a newer one',
     "llama-server": "the build is older than the model: put a newer one on PATH, or name it with server_path=",
 }
+_PARSER = re.compile(r"parser: (.+)")
 # What ends a process from outside says nothing in its log.
 _FROM_OUTSIDE = tuple(-getattr(signal, name, 0) for name in ("SIGKILL", "SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT"))
 
@@ -74,16 +75,27 @@ def find_cause(death: Death, launch: Launch) -> Cause | None:
             return _blame_flag(flag, death, launch)
         if (said := find_saying(death.words)) is not None:
             saying, found = said
-            known = {"model": launch.model_path, "parallel": launch.parallel, "newer": _NEWER.get(death.backend, "")}
-            every = ": ".join(group.strip() for group in found.groups() if group)
-            groups = [group or "" for group in found.groups()]
-            what = saying.what.format(*groups, any=every, **known).replace(" ()", "")
+            known = _known(found, death, launch)
+            what = saying.what.format(*found.groups(""), **known).replace(" ()", "")
             return Cause(saying.kind, what, saying.advice.format(**known))
     if death.killed_for_memory:
         return Cause("memory", "")
     if (ended := describe_signal(death.returncode, death.backend)) is not None:
         return Cause("engine", *ended)
     return None
+
+
+def _known(found: re.Match[str], death: Death, launch: Launch) -> dict[str, object]:
+    """What a saying's meaning may name."""
+    parser = _PARSER.search(death.words)
+    return {
+        "model": launch.model_path,
+        "context": launch.context_length,
+        "parallel": launch.parallel,
+        "newer": _NEWER.get(death.backend, ""),
+        "any": ": ".join(group.strip() for group in found.groups() if group),
+        "parser": parser[1] if parser is not None else "",
+    }
 
 
 def explain_start(death: Death, launch: Launch, *, log: Path) -> LLMSessionError | None:

@@ -16,12 +16,9 @@ _MISSING = (
     re.compile(r"^ImportError: DLL load failed while importing (\w+): (.+)", re.MULTILINE),
 )
 _TOO_OLD = re.compile(r"version `(GLIBC|GLIBCXX|CXXABI|GOMP|OPENSSL)_([\d.]+)' not found")
-_MIXED = re.compile(
-    r"(?:symbol lookup error|Error relocating|undefined symbol|Symbol not found).*?: *(?:undefined symbol: )?(\S+)"
-)
-_EXEC = re.compile(
-    r"(?:setpriv: failed to execute|sh: [\w ]*\d*:?|exec:) ?(.+?): (Exec format error|Permission denied)"
-)
+_MIXED = re.compile(r"undefined symbol: (\S+)|Symbol not found: (\S+)|Error relocating \S+ (\S+): symbol not found")
+# Whatever execs it for us: setpriv, or our own guard.
+_EXEC = re.compile(r"setpriv: failed to execute (\S+): (.+)|OSError: \[Errno \d+\] (Exec format error): '(.+)'")
 
 # Who brings a library, by how its name begins.
 _BRINGERS = (
@@ -48,6 +45,16 @@ _MACHINES = {
     258: "loongarch64",
 }
 _SAME = {"amd64": "x86_64", "arm64": "aarch64", "ppc64le": "ppc64", "i686": "i386"}
+# macOS's "Bad CPU type in executable", which errno does not name.
+_EBADARCH = 86
+# What a program that the kernel does not know begins with; the last fits all.
+_KINDS = (
+    (b"\x7fELF", "it is damaged, or not for this system"),
+    (b"\xcf\xfa\xed\xfe", "it is a program for macOS"),
+    (b"\xca\xfe\xba\xbe", "it is a program for macOS"),
+    (b"MZ", "it is a program for Windows"),
+    (b"", "it is no program"),
+)
 _INTERPRETER = re.compile(rb"/[\w./-]*/ld[-\w.]*\.so[\w.]*")
 
 
@@ -60,9 +67,9 @@ def explain_loader(words: str, backend: str) -> tuple[str, str] | None:
         if (found := pattern.search(words)) is not None:
             return _explain_missing(found[1], found[2], other)
     if (found := _MIXED.search(words)) is not None:
-        return f"its libraries are of different builds (none of them has {found[1]})", "install it again"
+        return f"its libraries are of different builds (none has {found[found.lastindex or 0]})", "install it again"
     if (found := _EXEC.search(words)) is not None:
-        return f"the system cannot run {found[1]} ({found[2]})", other
+        return f"the system cannot run {found[1] or found[4]} ({found[2] or found[3]})", other
     return None
 
 
@@ -76,28 +83,23 @@ def _explain_missing(library: str, why: str, other: str) -> tuple[str, str]:
 def explain_refusal(error: OSError, head: bytes, machine: str) -> str:
     """Why the kernel does not run a program that begins with `head`, on a processor that is called `machine`."""
     ours = _SAME.get(machine.lower(), machine.lower())
-    if head.startswith(b"\x7fELF"):
-        theirs = _machine_of(head)
-        if theirs is not None and theirs != ours:
-            return f"it is built for {theirs}, and this machine is {ours}"
-        if error.errno == errno.ENOENT and (found := _INTERPRETER.search(head)) is not None:
-            return f"its loader {found[0].decode()} is not on this system, so it is built for another"
-        return f"it is damaged, or not for this system ({error.strerror})"
-    if head[:4] in (b"\xcf\xfa\xed\xfe", b"\xca\xfe\xba\xbe"):
-        return "it is a program for macOS" if machine else "it is built for another processor"
-    if head.startswith(b"MZ"):
-        return "it is a program for Windows"
-    if error.errno == errno.ENOEXEC:
-        return "it is no program" + ("" if head else ", but an empty file")
-    if error.errno == errno.ENOENT and head.startswith(b"#!"):
-        return f"its interpreter {head[2:].splitlines()[0].decode(errors='replace').strip()} is not there"
+    theirs = _machine_of(head)
     if error.errno == errno.EACCES:
         return "this user may not run it (its folder may be mounted noexec)"
+    if error.errno == _EBADARCH or (theirs is not None and theirs != ours):
+        return f"it is built for {theirs or 'another processor'}, and this machine is {ours}"
+    if error.errno == errno.ENOENT and head.startswith(b"#!"):
+        return f"its interpreter {head[2:].splitlines()[0].decode(errors='replace').strip()} is not there"
+    if error.errno == errno.ENOENT and (found := _INTERPRETER.search(head)) is not None:
+        return f"its loader {found[0].decode()} is not on this system, so it is built for another"
+    for magic, what in _KINDS:
+        if error.errno == errno.ENOEXEC and head.startswith(magic):
+            return what
     return str(error.strerror or error)
 
 
 def _machine_of(head: bytes) -> str | None:
-    if len(head) < 20:
+    if not head.startswith(b"\x7fELF") or len(head) < 20:
         return None
     number = struct.unpack_from("<H" if head[5] != 2 else ">H", head, 18)[0]
     return _MACHINES.get(number, f"a processor of kind {number}")

@@ -19,8 +19,8 @@ _REPORT = "take another build, and report it to llama.cpp with the log"
 
 
 class Saying(msgspec.Struct, frozen=True):
-    """A pattern, and what it means: `{0}`, `{1}` are its groups, `{any}` those that matched, `{newer}` the advice to
-    take a newer build.
+    """A pattern, and what it means: `{0}`, `{1}` are its groups, `{any}` those that matched, `{parser}` what the parser
+    of templates said, `{newer}` the advice to take a newer build.
     """
 
     pattern: str
@@ -52,15 +52,15 @@ SAYINGS = (
         "give a GGUF file with the same vocabulary",
     ),
     Saying(
-        r"(?:parser: (.+)\n[^\0]*)?the supplied chat template is not supported",
+        r"the supplied chat template is not supported",
         "option",
-        "the chat template in extra_args cannot be parsed ({0})",
+        "the chat template in extra_args cannot be parsed ({parser})",
         "correct it, or leave it away",
     ),
     Saying(
-        r"(?:parser: (.+)\n[^\0]*)?(?:chat template parsing error|failed to initialize chat template)",
+        r"chat template parsing error|failed to initialize chat template",
         "model",
-        "its chat template cannot be parsed ({0})",
+        "its chat template cannot be parsed ({parser})",
         'take another conversion of the model, or give backend="llama-server" a template with '
         'extra_args=("--chat-template-file", FILE)',
     ),
@@ -167,6 +167,12 @@ SAYINGS = (
         "look at extra_args, or take another build",
     ),
     # The embedded engine's Python.
+    Saying(
+        r"OverflowError: value too large to convert",
+        "option",
+        "context_length={context} times parallel={parallel} is more than an engine can count",
+        "ask for less",
+    ),
     Saying(
         r"No module named 'xllamacpp",
         "engine",
