@@ -44,8 +44,11 @@ async def probe_capabilities(binary: Path, cache: Path) -> Capabilities:
     found = await _ask(binary)
     with contextlib.suppress(OSError):
         half = kept.with_suffix(f".{os.getpid()}.new")
-        half.write_bytes(msgspec.json.encode(found))
-        half.replace(kept)
+        try:
+            half.write_bytes(msgspec.json.encode(found))
+            half.replace(kept)
+        finally:  # on a full disk only the beginning of it is there
+            half.unlink(missing_ok=True)
     return found
 
 

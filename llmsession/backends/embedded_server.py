@@ -68,9 +68,10 @@ def main() -> None:
     say("loading", value=0.0)
     try:
         server = serve(settings)
-    except RuntimeError as error:  # the cause stands in the log already; a trace of ours would only push it up
-        print(error, file=sys.stderr, flush=True)  # noqa: T201
-        os._exit(1)
+    except RuntimeError as error:
+        # The engine says the cause itself, and a trace of ours would hide it. It writes its log in a thread, which only
+        # an ordinary exit waits for; here nobody is connected yet.
+        sys.exit(str(error))
     for number in (signal.SIGTERM, signal.SIGINT):  # builds of early 2026 put handlers of their own here
         signal.signal(number, signal.SIG_DFL)
     say("ready", url=server.listening_address)
