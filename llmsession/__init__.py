@@ -38,6 +38,7 @@ if TYPE_CHECKING:
         InvalidRefError,
         LLMSessionError,
         ModelNotFoundError,
+        NotEnoughMemoryError,
         OfflineError,
         OverloadedError,
         ProtocolError,
@@ -134,6 +135,7 @@ __all__ = [
     "Metrics",
     "ModelInfo",
     "ModelNotFoundError",
+    "NotEnoughMemoryError",
     "OfflineError",
     "Options",
     "OverloadedError",
@@ -181,7 +183,7 @@ _HOMES = {
     "errors": (
         "AuthError BackendError BackendNotFoundError BadRequestError ClosedError "
         "ConfigError ConnectionLostError ContextOverflowError DigestError DiskFullError FetchError "
-        "FirstTokenTimeoutError GatedModelError IdleTimeoutError ModelNotFoundError OfflineError "
+        "FirstTokenTimeoutError GatedModelError IdleTimeoutError ModelNotFoundError NotEnoughMemoryError OfflineError "
         "InvalidMessagesError InvalidModelError InvalidRefError LLMSessionError OverloadedError ProtocolError "
         "ReplyTimeoutError RestartLimitError ServerError ServerExitedError StartFailedError StartTimeoutError "
         "TotalTimeoutError TransportError TruncatedReplyError UndecodableError UnknownModelError "

@@ -16,6 +16,7 @@
     │  └─ OfflineError
     ├─ BackendError
     │  ├─ BackendNotFoundError
+    │  ├─ NotEnoughMemoryError
     │  ├─ RestartLimitError
     │  ├─ ServerExitedError
     │  ├─ StartFailedError
@@ -155,6 +156,16 @@ class BackendNotFoundError(BackendError):
     def __init__(self, message: str, *, hint: str) -> None:
         super().__init__(message)
         self.hint = hint
+
+
+class NotEnoughMemoryError(BackendError):
+    """The model needs more memory than is free. `suggestion` says what would fit, such as `context_length=2048`."""
+
+    def __init__(self, message: str, *, needed_bytes: int, free_bytes: int, suggestion: str) -> None:
+        super().__init__(message)
+        self.needed_bytes = needed_bytes
+        self.free_bytes = free_bytes
+        self.suggestion = suggestion
 
 
 class StartFailedError(BackendError):

@@ -24,6 +24,7 @@ _KINDS: dict[str, tuple[Any, str]] = {
     "hf_token": (str | None, "a text"),
     "registry": (str | Path | None, "the path of a file like knownllms.yaml"),
     "offline": (bool | None, "True, False or None"),
+    "check_memory": (bool, "True or False"),
     "verify": (bool | str | Path, "True, False or a file of certificates"),
 }
 # Never printed.
@@ -39,6 +40,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     own template. `context_length` is for one conversation, in tokens: None for the trained length but at most 8192, 0
     for the trained length; memory grows with `context_length × parallel`. `parallel` replies are generated at once.
     `extra_args` are llama-server's own flags. Time-outs are in seconds; `start_timeout` counts from each progress.
+    `check_memory` False starts a model also where the memory that is free does not seem to hold it.
     `on_progress` is called with a Progress: how much of the model is fetched, then loaded. A server that ends, or gives
     no token for `idle_timeout` while nothing in it moves, is started again, and its replies go on; more than
     `restart_limit` times in five minutes it is not.
@@ -61,6 +63,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     sampling: Sampling | None = None
     server_path: str | Path | None = None
     cache_dir: str | Path | None = None
+    check_memory: bool = True
     start_timeout: float = 120.0
     first_token_timeout: float = 600.0
     idle_timeout: float = 60.0

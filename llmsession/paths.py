@@ -27,11 +27,17 @@ def records_folder(cache: Path) -> Path:
     return _private(cache / "running")
 
 
+def empty_folder(cache: Path) -> Path:
+    """Where an engine finds no configuration of the user's."""
+    return _private(cache / "no-config")
+
+
 def _private(folder: Path) -> Path:
+    other = "name another with cache_dir= or LLMSESSION_CACHE_DIR"
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
-        raise ConfigError(
-            f"cannot make the folder {folder} ({error.strerror}): name another with cache_dir= or LLMSESSION_CACHE_DIR"
-        ) from error
+        raise ConfigError(f"cannot make the folder {folder} ({error.strerror}): {other}") from error
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise ConfigError(f"nothing can be written into the folder {folder}: {other}")
     return folder

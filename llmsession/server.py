@@ -226,6 +226,8 @@ class Server:
         cache = cache_folder(Path(options.cache_dir) if options.cache_dir is not None else None)
         launch = Launch(
             model_path=path,
+            info=info,
+            check_memory=options.check_memory,
             alias=self.model.name,
             context_length=fit_context_length(options.context_length, info),
             parallel=options.parallel,
@@ -295,10 +297,12 @@ class Server:
             return error
         if self._closed.is_set():
             return ClosedError("the session was closed")
+        from llmsession.backends.ended import describe_end
+
         child = endpoint.child
         again = "; the next call starts it again" if self.may_start_again(0) else ""
         exited = ServerExitedError(
-            f"{endpoint.backend} {child.last_deed} while it replied{again} (its last words are in {child.log.path})",
+            f"{describe_end(endpoint)}{again} (its last words are in {child.log.path})",
             returncode=child.returncode,
             log_tail=child.log.tail(),
         )

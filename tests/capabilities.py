@@ -21,6 +21,7 @@ CHILD = "process/test_child.py"
 ORPHANS = "process/test_orphans.py"
 HUB = "process/test_hub.py"
 LIFETIME = "process/test_session_lifetime.py"
+FAILED = "process/test_failed_starts.py"
 RESTARTS = "process/test_restarts.py"
 WALK = "process/test_lifetime_walk.py"
 
@@ -144,6 +145,15 @@ CAPABILITIES = {
     ),
     "B9": Capability(
         "no orphan: parent killed at any moment, also while the model loads", (ORPHANS, "process/test_forks.py")
+    ),
+    "B12": Capability(
+        "diagnosis in one sentence; memory looked at before the start, with what would fit",
+        (
+            FAILED,
+            "unit/backends/test_diagnosis.py",
+            "unit/processes/test_cgroups.py",
+            "unit/models/test_fitting.py",
+        ),
     ),
     "B14": Capability(
         "context_length is per conversation",

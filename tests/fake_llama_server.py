@@ -50,6 +50,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--exit-code", type=int, default=7)
     parser.add_argument("--token-delay", type=float, default=0.0)
     parser.add_argument("--port-taken-times", metavar="FILE")
+    parser.add_argument("--only-health", choices=["404", "hang", "nonsense"])
     parser.add_argument("--tokens", type=int, default=3)
     return parser.parse_args(arguments)
 
@@ -79,6 +80,12 @@ class Handler(http.server.BaseHTTPRequestHandler):
             return self.answer({"error": {"code": 503, "message": "Loading model"}}, 503)
         if self.path == "/health":
             return self.answer({"status": "ok"})
+        if self.options.only_health == "hang":
+            time.sleep(3600)
+        if self.options.only_health == "404":
+            return self.answer({"error": {"code": 404, "message": "File Not Found"}}, 404)
+        if self.options.only_health == "nonsense":
+            return self.answer(b"<html>It works!</html>")
         if self.path == "/props":
             return self.answer({"default_generation_settings": {"n_ctx": 2048}, "total_slots": 4, "build_info": "fake"})
         if self.path == "/slots":

@@ -27,14 +27,19 @@ def write_random_model(
     more_tokens: int = 0,
     vocabulary: Vocabulary | None = None,
     template: str = TEMPLATE,
+    window: int | None = None,
 ) -> Path:
     """A llama that babbles. `more_tokens` that never occur make it slow to load: about a second for 500,000.
 
-    Without a template it is a base model.
+    Without a template it is a base model. With a `window` it is a gemma3, of whose layers five in six see no more.
     """
     vocabulary = vocabulary or of_bytes(more_tokens)
     wide = feed_forward or 2 * width
-    writer = gguf.GGUFWriter(path, "llama")
+    writer = gguf.GGUFWriter(path, "llama" if window is None else "gemma3")
+    if window is not None:
+        writer.add_sliding_window(window)
+        writer.add_key_length(width // heads)
+        writer.add_value_length(width // heads)
     writer.add_name("random")
     writer.add_context_length(context)
     writer.add_embedding_length(width)
@@ -58,8 +63,10 @@ def write_random_model(
     writer.add_tensor("output_norm.weight", np.ones(width, np.float32))
     for number in range(layers):
         prefix = f"blk.{number}"
-        for norm in ("attn_norm", "ffn_norm"):
+        for norm in ("attn_norm", "ffn_norm", *(("post_attention_norm", "post_ffw_norm") if window else ())):
             writer.add_tensor(f"{prefix}.{norm}.weight", np.ones(width, np.float32))
+        for norm in ("attn_q_norm", "attn_k_norm") if window else ():
+            writer.add_tensor(f"{prefix}.{norm}.weight", np.ones(width // heads, np.float32))
         for name, rows, columns in (
             ("attn_q", width, width),
             ("attn_k", width // heads * kv_heads, width),

@@ -10,12 +10,22 @@ from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias, get_args
 
 import msgspec
 
-from llmsession.errors import ProtocolError, UndecodableError
+from llmsession.backends.room import check_disk
+from llmsession.errors import (
+    ProtocolError,
+    ServerError,
+    StartFailedError,
+    StartTimeoutError,
+    TransportError,
+    UndecodableError,
+)
+from llmsession.paths import empty_folder
 from llmsession.processes.child import Child, Command
 from llmsession.processes.logfile import LogFile
 from llmsession.processes.readiness import Reading
 
 if TYPE_CHECKING:
+    from llmsession.models.gguf import ModelInfo
     from llmsession.wire.http import HttpClient
 
 # What an engine may see of our environment: enough to run and to find its GPU, no LLAMA_ARG_* and no keys of the
@@ -24,13 +34,19 @@ _ALLOWED = {
     "PATH", "HOME", "LANG", "TMPDIR", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH",
     "SYSTEMROOT", "WINDIR", "TEMP", "TMP", "USERPROFILE", "LOCALAPPDATA",
 }  # fmt: skip
+# A server that is ready knows its facts at once.
+PROPS_TIMEOUT = 10.0
 _ALLOWED_PREFIXES = ("CUDA_", "HIP_", "ROCR_", "GGML_", "VK_")
 
 
 class Launch(msgspec.Struct, frozen=True, kw_only=True):
-    """What an engine is asked to run. `context_length` is for one conversation; folders are ours to write in."""
+    """What an engine is asked to run. `context_length` is for one conversation; folders are ours to write in. `info` is
+    what the model's header says, where it was read.
+    """
 
     model_path: Path
+    info: ModelInfo | None = None
+    check_memory: bool = True
     alias: str
     context_length: int
     parallel: int
@@ -59,7 +75,7 @@ LLAMA_SERVER_FEATURES: frozenset[Feature] = frozenset(get_args(Feature))
 
 
 class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
-    """A server that is ready. `child` is its process; None for one that is not ours."""
+    """A server that is ready. `child` is its process, `launch` what it was asked; None for one that is not ours."""
 
     backend: str
     client: HttpClient
@@ -67,6 +83,7 @@ class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
     facts: Facts
     version: str
     child: Child | None = None
+    launch: Launch | None = None
     features: frozenset[Feature] = LLAMA_SERVER_FEATURES
 
     @property
@@ -107,11 +124,9 @@ def child_environment(cache: Path, extra: Mapping[str, str]) -> dict[str, str]:
         for name, value in os.environ.items()
         if name.upper() in _ALLOWED or name.startswith(_ALLOWED_PREFIXES)
     }
-    nothing = cache / "no-config"
-    nothing.mkdir(exist_ok=True)
     return {
         **kept,
-        "XDG_CONFIG_HOME": str(nothing),
+        "XDG_CONFIG_HOME": str(empty_folder(cache)),
         # Threads that spin while they wait make a token take 300 ms on a busy machine (LLAMA_SERVER trap 4).
         "OMP_WAIT_POLICY": "passive",
         "GGML_NO_BACKTRACE": "1",
@@ -130,18 +145,26 @@ async def start_engine(
     version: str | None = None,
 ) -> Endpoint:
     """Spawn, wait, ask it who it is. When this raises, the process is gone."""
+    check_disk(launch.logs)
     log = LogFile(launch.logs, command.name)
     child = Child(command, log, records=launch.records)
     child_started(child)
     probe = make_probe(log)
-    await child.start(probe, timeout=launch.start_timeout)
+    try:
+        await child.start(probe, timeout=launch.start_timeout)
+    except (StartFailedError, StartTimeoutError) as error:
+        from llmsession.backends.ended import explain_failure
+
+        if (better := explain_failure(error, backend, child, launch)) is None:
+            raise
+        raise better from error
     try:
         from llmsession.wire.http import HttpClient
 
         if probe.base_url is None:
             raise ProtocolError(f"{backend} said that it is ready, but not where it listens")
         client = HttpClient(probe.base_url, api_key=api_key)
-        facts = parse_facts(await client.get("/props"))
+        facts = await ask_facts(client)
         child.annotate({"url": probe.base_url, "key": api_key, "model": launch.alias})
     except BaseException:
         await child.aclose()
@@ -151,9 +174,21 @@ async def start_engine(
         client=client,
         api_key=api_key,
         child=child,
+        launch=launch,
         facts=facts,
         version=version or facts.build,
     )
+
+
+async def ask_facts(client: HttpClient) -> Facts:
+    """Of a server that is ready. Raises ProtocolError where it is none of llama.cpp's."""
+    try:
+        return parse_facts(await client.get("/props", timeout=PROPS_TIMEOUT))
+    except (ServerError, TransportError) as error:
+        raise ProtocolError(
+            f"it says that it is ready, but does not answer /props as llama.cpp's server does ({error}): "
+            "it is none, or an old one; name another with server_path="
+        ) from error
 
 
 class _GenerationSettings(msgspec.Struct):

@@ -16,6 +16,8 @@ from llmsession.errors import StartFailedError
 
 # --help prints at once; a binary that hangs is none of llama.cpp's.
 HELP_TIMEOUT = 20.0
+# So much of a program tells what it was built for.
+HEAD = 4096
 
 _VERSION = re.compile(r"version: *(.+)")
 _FLAG = re.compile(r"(?<![\w-])--?[a-z][a-z0-9-]*")
@@ -42,8 +44,11 @@ async def probe_capabilities(binary: Path, cache: Path) -> Capabilities:
     found = await _ask(binary)
     with contextlib.suppress(OSError):
         half = kept.with_suffix(f".{os.getpid()}.new")
-        half.write_bytes(msgspec.json.encode(found))
-        half.replace(kept)
+        try:
+            half.write_bytes(msgspec.json.encode(found))
+            half.replace(kept)
+        finally:  # on a full disk only the beginning of it is there
+            half.unlink(missing_ok=True)
     return found
 
 
@@ -64,6 +69,31 @@ async def _run(binary: Path, flag: str) -> subprocess.CompletedProcess[bytes]:
         return await anyio.run_process([str(binary), flag], check=False, env=environment)
 
 
+def _explain_refusal(error: OSError, binary: Path) -> str:
+    import platform
+
+    from llmsession.backends.loading import explain_refusal
+
+    head = b""
+    with contextlib.suppress(OSError), binary.open("rb") as file:
+        head = file.read(HEAD)
+    return explain_refusal(error, head, platform.machine())
+
+
+def _explain_silence(answer: subprocess.CompletedProcess[bytes], binary: Path) -> StartFailedError | None:
+    """Where it could not even print its help: its libraries, or its processor."""
+    from llmsession.backends.exits import describe_signal
+    from llmsession.backends.loading import explain_loader
+
+    words = answer.stderr.decode(errors="replace")
+    why = explain_loader(words, "llama-server") or describe_signal(answer.returncode, "llama-server")
+    if why is None:
+        return None
+    return StartFailedError(
+        f"{binary} did not start: {'; '.join(why)}", returncode=answer.returncode, log_tail=words[-4000:]
+    )
+
+
 async def _ask(binary: Path) -> Capabilities:
     def refuse(why: str) -> StartFailedError:
         return StartFailedError(
@@ -77,8 +107,8 @@ async def _ask(binary: Path) -> Capabilities:
     except TimeoutError as error:
         raise refuse(f"it did not answer --help within {HELP_TIMEOUT:g} s") from error
     except OSError as error:
-        raise refuse(str(error.strerror or error)) from error
+        raise refuse(_explain_refusal(error, binary)) from error
     flags = frozenset(_FLAG.findall(answer.stdout.decode(errors="replace")))
     if "--ctx-size" not in flags:
-        raise refuse("its --help does not know --ctx-size")
+        raise _explain_silence(answer, binary) or refuse("its --help does not know --ctx-size")
     return Capabilities(flags=flags)

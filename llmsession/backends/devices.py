@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 from pathlib import Path
 
 import psutil
 
+from llmsession.processes.cgroups import read_free_memory
+
 # The part of free memory that the engine may use to keep prompts of idle conversations, and the most it is good for.
 CACHE_SHARE = 0.1
 LARGEST_CACHE_MIB = 8192
+# What an engine takes of its address space beside what it computes with: code, stacks, arenas (measured: 400 MB).
+ADDRESS_SPACE = 500_000_000
 
 
 def default_threads() -> int:
@@ -22,14 +27,35 @@ def default_threads() -> int:
 
 def describe_machine() -> str:
     """For people: `2 cores, 23.4 GiB of memory, 21.0 GiB of it free`."""
-    memory = psutil.virtual_memory()
-    total, free = memory.total / 2**30, memory.available / 2**30
+    total, free = psutil.virtual_memory().total / 2**30, free_memory() / 2**30
     return f"{os.cpu_count()} cores, {total:.1f} GiB of memory, {free:.1f} GiB of it free"
+
+
+def free_memory() -> int:
+    """Bytes that a process of ours may still take: of the machine, the container and the user's limit, the least."""
+    free = [psutil.virtual_memory().available]
+    if (left := read_free_memory()) is not None:
+        free.append(left)
+    if sys.platform != "win32":
+        import resource
+
+        space = resource.getrlimit(resource.RLIMIT_AS)[0]
+        if space != resource.RLIM_INFINITY:
+            free.append(max(0, space - ADDRESS_SPACE))
+    return min(free)
+
+
+def may_have_gpu() -> bool:
+    """Whether something here may be one with memory of its own. Apple's use that of the machine."""
+    if sys.platform != "linux":
+        return sys.platform != "darwin"
+    devices = Path("/dev")
+    return any((devices / name).exists() for name in ("nvidiactl", "kfd", "dxg")) or any(devices.glob("dri/render*"))
 
 
 def cache_ram_mib() -> int:
     """A budget for the engine's cache of prompts, in MiB."""
-    return int(min(LARGEST_CACHE_MIB, psutil.virtual_memory().available * CACHE_SHARE / 2**20))
+    return int(min(LARGEST_CACHE_MIB, free_memory() * CACHE_SHARE / 2**20))
 
 
 def _cgroup_cores(otherwise: int) -> int:

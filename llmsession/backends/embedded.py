@@ -13,6 +13,7 @@ import msgspec
 
 from llmsession.backends.backend import Endpoint, Launch, child_environment, new_api_key, start_engine
 from llmsession.backends.child_mode import EXIT, ChildModeProbe
+from llmsession.backends.room import check_room
 from llmsession.errors import UnsupportedFeatureError
 from llmsession.processes.child import Child, Command
 from llmsession.processes.logfile import LogFile
@@ -41,6 +42,7 @@ class Embedded:
                 feature="extra_args",
                 backend=self.name,
             )
+        check_room(launch)
         api_key = new_api_key()
         settings = {
             "parent": os.getpid(),

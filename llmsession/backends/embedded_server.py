@@ -66,7 +66,12 @@ def main() -> None:
     die_with(settings["parent"])
     sys.path.append(sys.argv[1])
     say("loading", value=0.0)
-    server = serve(settings)
+    try:
+        server = serve(settings)
+    except RuntimeError as error:
+        # The engine says the cause itself, and a trace of ours would hide it. It writes its log in a thread, which only
+        # an ordinary exit waits for; here nobody is connected yet.
+        sys.exit(str(error))
     for number in (signal.SIGTERM, signal.SIGINT):  # builds of early 2026 put handlers of their own here
         signal.signal(number, signal.SIG_DFL)
     say("ready", url=server.listening_address)

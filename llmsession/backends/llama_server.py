@@ -16,6 +16,8 @@ from llmsession.backends.backend import (
 )
 from llmsession.backends.capabilities import Capabilities, probe_capabilities
 from llmsession.backends.child_mode import EXIT, ChildModeProbe
+from llmsession.backends.devices import may_have_gpu
+from llmsession.backends.room import check_room
 from llmsession.errors import ConfigError, LLMSessionError, StartFailedError
 from llmsession.processes.child import Child, Command
 from llmsession.processes.logfile import LogFile
@@ -50,6 +52,12 @@ _OURS = frozenset(
         "--no-kv-unified",
     ]
 )
+# With these the session would not find its server, or could not speak to it, or there would be none.
+_BREAKING = {
+    "-lv", "--verbosity", "--log-verbosity", "--log-disable", "--log-jsonl", "--api-prefix", "--ssl-key-file",
+    "--ssl-cert-file", "-h", "--help", "--usage", "--version", "--list-devices", "-hf", "-hfr", "--hf-repo", "-mu",
+    "--model-url",
+}  # fmt: skip
 
 
 class LlamaServer:
@@ -63,6 +71,8 @@ class LlamaServer:
     async def prepare(self, launch: Launch, child_started: Callable[[Child], None]) -> Endpoint:
         """Start it and wait until it is ready. When this raises, no process is left."""
         check_extra_args(launch.extra_args)
+        # A build that finds a GPU puts the model there; how much of it fits is not known here.
+        check_room(launch, offloaded=1.0 if may_have_gpu() else 0.0)
         capabilities = await probe_capabilities(self.binary, launch.cache)
         if capabilities.has_child_mode:
             return await self._start(launch, capabilities, child_started, port=0)
@@ -143,6 +153,8 @@ def check_extra_args(extra_args: tuple[str, ...]) -> None:
         flag = argument.partition("=")[0].replace("_", "-")
         if flag in _OURS:
             raise ConfigError(f"extra_args may not hold {flag}: the session sets it; use the option of that name")
+        if flag in _BREAKING:
+            raise ConfigError(f"extra_args may not hold {flag}: the session could not use such a server; leave it away")
 
 
 def _free_port() -> int:

@@ -18,6 +18,10 @@ _QUANTIZATION = re.compile(
 _SHARD = re.compile(r"-(\d{5})-of-(\d{5})(?=\.gguf$)", re.IGNORECASE)
 _PROJECTOR = re.compile(r"(?:^|[-._/])mmproj(?=[-._]|$)", re.IGNORECASE)
 SUFFIX = ".gguf"
+# What publishers offer most, and the bits that each weight takes on average (llama.cpp's own table of an 8B model).
+BITS_PER_WEIGHT = {
+    "F16": 16.0, "Q8_0": 8.5, "Q6_K": 6.56, "Q5_K_M": 5.7, "Q4_K_M": 4.89, "Q3_K_M": 4.0, "Q2_K": 3.16, "IQ2_XXS": 2.38,
+}  # fmt: skip
 # From 0 to 1: below it, a suggestion would be a guess.
 LEAST_LIKENESS = 0.5
 

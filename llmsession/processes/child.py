@@ -22,6 +22,7 @@ import msgspec
 from llmsession.errors import ClosedError, StartFailedError, StartTimeoutError
 from llmsession.latch import Latch
 from llmsession.processes import lifetime
+from llmsession.processes.cgroups import count_memory_kills
 from llmsession.processes.logfile import LogFile
 from llmsession.processes.readiness import NotReadyError, Probe, await_ready
 
@@ -65,6 +66,9 @@ class Child:
         self.log = log
         self.exited = Latch()
         self.returncode: int | None = None
+        # How many processes the kernel killed for lack of memory while this one ran, where it can be known.
+        self.memory_kills = 0
+        self._memory_kills_before: int | None = None
         self._records = records
         self._lock = threading.Lock()
         self._state = State.NEW
@@ -163,6 +167,11 @@ class Child:
         process.kill()
 
     @property
+    def was_killed(self) -> bool:
+        """Whether `kill` ended it."""
+        return self._killed_because is not None
+
+    @property
     def last_deed(self) -> str:
         """How it ended, as the end of a sentence that begins with its name."""
         return self._killed_because or describe_exit(self.returncode)
@@ -187,6 +196,7 @@ class Child:
         if self._state is not State.STARTING:  # closed before it began
             self._finish(None)
             return
+        self._memory_kills_before = count_memory_kills()
         try:
             stdout, stderr = self.log.open()
             try:
@@ -238,6 +248,8 @@ class Child:
 
             clear_leftovers(self._records)
         returncode = process.wait()
+        if (before := self._memory_kills_before) is not None:
+            self.memory_kills = (count_memory_kills() or before) - before
         with self._record_lock, contextlib.suppress(OSError):
             record, self._record = self._record, None
             if record is not None:

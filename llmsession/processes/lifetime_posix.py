@@ -52,6 +52,8 @@ class OwnedProcess:
             stderr=stderr,
             process_group=0,
             bufsize=0,
+            # Python ignores SIGXFSZ and SIGPIPE: so does then the child, which a log that reaches a limit must not end.
+            restore_signals=False,
         )
         _forbid_core_dump(popen.pid)
         return cls(popen)

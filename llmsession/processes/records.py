@@ -50,9 +50,13 @@ def write_record(folder: Path, pid: int, *, name: str, log: Path, note: Mapping[
         )
         path = folder / f"{pid}.json"
         half = path.with_suffix(f".{os.getpid()}.new")
-        with os.fdopen(os.open(half, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
-            file.write(msgspec.json.encode(record))
-        half.replace(path)
+        try:
+            with os.fdopen(os.open(half, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+                file.write(msgspec.json.encode(record))
+            half.replace(path)
+        except OSError:  # a full disk
+            half.unlink(missing_ok=True)
+            raise
         return path
     return None
 
