@@ -10,6 +10,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from llmsession.backends.devices import (
+        available_devices,
+    )
     from llmsession.completion import (
         Completion,
         StopReason,
@@ -17,6 +20,9 @@ if TYPE_CHECKING:
         Token,
         TokenPerformance,
         Usage,
+    )
+    from llmsession.device import (
+        Device,
     )
     from llmsession.errors import (
         AuthError,
@@ -53,6 +59,9 @@ if TYPE_CHECKING:
         UnknownModelError,
         UnsupportedFeatureError,
         UsageError,
+    )
+    from llmsession.lora import (
+        Lora,
     )
     from llmsession.messages import (
         Control,
@@ -117,6 +126,7 @@ __all__ = [
     "ConnectionLostError",
     "ContextOverflowError",
     "Control",
+    "Device",
     "DigestError",
     "DiskFullError",
     "FetchError",
@@ -129,6 +139,7 @@ __all__ = [
     "InvalidRefError",
     "KnownLLM",
     "LLMSessionError",
+    "Lora",
     "Message",
     "Metrics",
     "ModelInfo",
@@ -169,13 +180,16 @@ __all__ = [
     "UnsupportedFeatureError",
     "Usage",
     "UsageError",
+    "available_devices",
     "ensure_model",
     "load_known_llms",
     "read_model_info",
 ]
 
 _HOMES = {
+    "backends.devices": "available_devices",
     "completion": "Completion StopReason Timings Token TokenPerformance Usage",
+    "device": "Device",
     "errors": (
         "AuthError BackendError BackendNotFoundError BadRequestError ClosedError "
         "ConfigError ConnectionLostError ContextOverflowError DigestError DiskFullError FetchError "
@@ -185,6 +199,7 @@ _HOMES = {
         "TotalTimeoutError TransportError TruncatedReplyError UndecodableError UnknownModelError "
         "UnsupportedFeatureError UsageError "
     ),
+    "lora": "Lora",
     "messages": "Control Message Role Text ToolCall",
     "models.encoding": "PromptEncoding",
     "models.gguf": "ModelInfo read_model_info",

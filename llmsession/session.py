@@ -18,11 +18,13 @@ import msgspec
 
 from llmsession.admission import Admission
 from llmsession.completion import Completion, StopReason
+from llmsession.engine_options import choose_scales
 from llmsession.errors import (
     ClosedError,
     LLMSessionError,
     UsageError,
 )
+from llmsession.lora import Lora
 from llmsession.messages import Message, MessagesLike, Role, as_messages, is_unicode
 from llmsession.options import Options, make_options
 from llmsession.reply_source import Prepare, ReplySource
@@ -45,8 +47,9 @@ class GenerateKeywords(TypedDict, total=False):
 
     `max_tokens`: None for as many as the context holds. `seed`: None or 0 to have one drawn. `stop`: a phrase, or a
     collection of phrases and token ids. `top_logprobs`: None for no log-probabilities, 0 for each token's own, k for
-    k alternatives as well. `timeout`: seconds for the whole call, waiting included. `extra` goes into the request as
-    it is.
+    k alternatives as well. `lora`: which of the session's adapters count, and how much; None for all of them as the
+    session has them, an empty list for none. `timeout`: seconds for the whole call, waiting included. `extra` goes
+    into the request as it is.
     """
 
     max_tokens: int | None
@@ -56,6 +59,7 @@ class GenerateKeywords(TypedDict, total=False):
     stop: str | Collection[str | int]
     echo_stop: bool
     top_logprobs: int | None
+    lora: Sequence[Lora | str | Path] | None
     timeout: float | None
     extra: Mapping[str, Any] | None
 
@@ -204,6 +208,7 @@ class Session(ServerFacts):
             own_stops=own_stops,
             echo_stop=keywords.get("echo_stop", False),
             top_logprobs=keywords.get("top_logprobs"),
+            lora_scales=choose_scales(self._options.lora, keywords.get("lora")),
             extra=keywords.get("extra"),
         )
 

@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias, get_args
 
 import msgspec
 
+from llmsession.device import DeviceChoice, Gpu
 from llmsession.errors import ProtocolError, UndecodableError
+from llmsession.lora import Lora
 from llmsession.processes.child import Child, Command
 from llmsession.processes.logfile import LogFile
 from llmsession.processes.readiness import Reading
@@ -28,7 +30,13 @@ _ALLOWED_PREFIXES = ("CUDA_", "HIP_", "ROCR_", "GGML_", "VK_")
 
 
 class Launch(msgspec.Struct, frozen=True, kw_only=True):
-    """What an engine is asked to run. `context_length` is for one conversation; folders are ours to write in."""
+    """What an engine is asked to run. `context_length` is for one conversation; folders are ours to write in.
+
+    None: as the engine thinks best; `gpu` is the one of `device`, once the build was asked. `lora` are files, numbered
+    as they stand; with them `cache_ram_mib` is 0, since the engine would find prompts there again that another adapter
+    has read (seen in build 11434). `metadata` is what the model's own header is to be read as saying, such as
+    `llama.context_length=int:4096`.
+    """
 
     model_path: Path
     alias: str
@@ -36,6 +44,19 @@ class Launch(msgspec.Struct, frozen=True, kw_only=True):
     parallel: int
     threads: int
     cache_ram_mib: int
+    device: DeviceChoice = DeviceChoice()
+    gpu: Gpu | None = None
+    gpu_layers: int | None = None
+    flash_attention: bool | None = None
+    kv_offload: bool = True
+    cache_type_k: str | None = None
+    cache_type_v: str | None = None
+    rope_freq_base: float | None = None
+    metadata: tuple[str, ...] = ()
+    lora: tuple[Lora, ...] = ()
+    draft_model: Path | None = None
+    mmproj: Path | None = None
+    chat_template: Path | None = None
     extra_args: tuple[str, ...] = ()
     start_timeout: float = 120.0
     cache: Path
@@ -100,17 +121,21 @@ def new_api_key() -> str:
     return secrets.token_urlsafe(24)
 
 
-def child_environment(cache: Path, extra: Mapping[str, str]) -> dict[str, str]:
-    """The allow-list, and what keeps the engine's own configuration files out."""
-    kept = {
+def allowed_environment() -> dict[str, str]:
+    """What an engine may see of ours: also where it is only asked which devices it has."""
+    return {
         name: value
         for name, value in os.environ.items()
         if name.upper() in _ALLOWED or name.startswith(_ALLOWED_PREFIXES)
     }
+
+
+def child_environment(cache: Path, extra: Mapping[str, str]) -> dict[str, str]:
+    """The allow-list, and what keeps the engine's own configuration files out."""
     nothing = cache / "no-config"
     nothing.mkdir(exist_ok=True)
     return {
-        **kept,
+        **allowed_environment(),
         "XDG_CONFIG_HOME": str(nothing),
         # Threads that spin while they wait make a token take 300 ms on a busy machine (LLAMA_SERVER trap 4).
         "OMP_WAIT_POLICY": "passive",
