@@ -43,7 +43,7 @@ async def find_engine_files(options: Options, info: ModelInfo, cache: Path, fetc
         lora.append(Lora(path, each.scale))
     draft_model = mmproj = None
     if options.draft_model is not None:
-        draft_model = await _find(options.draft_model, fetch, "draft model", lambda found: _why_no_draft(found, info))
+        draft_model = await _find(options.draft_model, fetch, "draft model", _why_no_draft)
     if options.mmproj is not None:
         mmproj = await _find(options.mmproj, fetch, "projector for mmproj=", _why_no_projector)
     template = options.chat_template
@@ -78,19 +78,8 @@ def _why_no_adapter(found: ModelInfo, model: ModelInfo) -> str | None:
     return None
 
 
-def _why_no_draft(found: ModelInfo, model: ModelInfo) -> str | None:
-    if found.vocab_size is None:
-        return "it is a GGUF file, but of no language model"
-    if model.vocab_size is not None and abs(found.vocab_size - model.vocab_size) > _VOCABULARY_SLACK:
-        return (
-            f"its vocabulary has {found.vocab_size} tokens and that of the model {model.vocab_size}: "
-            "take a smaller one of the same family"
-        )
-    return None
-
-
-# What llama.cpp allows: sizes differ by what a vocabulary is padded with (common/speculative.cpp).
-_VOCABULARY_SLACK = 128
+def _why_no_draft(found: ModelInfo) -> str | None:
+    return "it is a GGUF file, but of no language model" if found.vocab_size is None else None
 
 
 def _why_no_projector(found: ModelInfo) -> str | None:

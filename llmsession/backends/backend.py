@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import secrets
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias, get_args
 import msgspec
 
 from llmsession.device import DeviceChoice, Gpu
-from llmsession.errors import ProtocolError, UndecodableError
+from llmsession.errors import ConfigError, InvalidModelError, ProtocolError, StartFailedError, UndecodableError
 from llmsession.lora import Lora
 from llmsession.processes.child import Child, Command
 from llmsession.processes.logfile import LogFile
@@ -27,6 +28,11 @@ _ALLOWED = {
     "SYSTEMROOT", "WINDIR", "TEMP", "TMP", "USERPROFILE", "LOCALAPPDATA",
 }  # fmt: skip
 _ALLOWED_PREFIXES = ("CUDA_", "HIP_", "ROCR_", "GGML_", "VK_")
+
+# What each engine says of a chat template that it cannot read; only one of them says why.
+_TEMPLATE_FAULT = re.compile(
+    r"supplied chat template is not supported|chat_templates_init: error: (?:parser: )?(?P<why>[^\n]+)"
+)
 
 
 class Launch(msgspec.Struct, frozen=True, kw_only=True):
@@ -159,7 +165,15 @@ async def start_engine(
     child = Child(command, log, records=launch.records)
     child_started(child)
     probe = make_probe(log)
-    await child.start(probe, timeout=launch.start_timeout)
+    try:
+        await child.start(probe, timeout=launch.start_timeout)
+    except StartFailedError as error:
+        if launch.chat_template is not None and (found := _TEMPLATE_FAULT.search(log.tail(60))) is not None:
+            raise ConfigError(
+                f"chat_template: {launch.chat_template} is no template that the engine can read: "
+                f"{found['why'] or 'look for an unclosed brace or block'}"
+            ) from error
+        raise
     try:
         from llmsession.wire.http import HttpClient
 
@@ -167,6 +181,13 @@ async def start_engine(
             raise ProtocolError(f"{backend} said that it is ready, but not where it listens")
         client = HttpClient(probe.base_url, api_key=api_key)
         facts = parse_facts(await client.get("/props"))
+        if launch.draft_model is not None and not is_speculative(await client.get("/slots")):
+            raise InvalidModelError(
+                f"{launch.draft_model} cannot draft for {launch.alias}: the two have not the same vocabulary; "
+                "take a smaller model of the same family",
+                path=launch.draft_model,
+                reason="another vocabulary",
+            )
         child.annotate({"url": probe.base_url, "key": api_key, "model": launch.alias})
     except BaseException:
         await child.aclose()
@@ -189,6 +210,15 @@ class _Props(msgspec.Struct):
     default_generation_settings: _GenerationSettings
     total_slots: int
     build_info: str = ""
+
+
+class _Speculation(msgspec.Struct):
+    speculative: bool = True  # where a build does not tell, it is believed
+
+
+def is_speculative(slots: bytes) -> bool:
+    """From the answer of /slots: whether a draft model is asked. One that cannot be is passed over in silence."""
+    return all(slot.speculative for slot in msgspec.json.decode(slots, type=list[_Speculation]))
 
 
 def parse_facts(props: bytes) -> Facts:

@@ -76,8 +76,8 @@ def pick_gpu(choice: DeviceChoice, gpus: list[Gpu], engine: str) -> Gpu | None:
     """The one that was asked for; None where it may be any of them. Raises ConfigError where it is not there."""
     if not gpus:
         raise ConfigError(
-            f'a GPU was asked for, but {engine} sees none here: use device="cpu", or name a llama-server that was built '
-            "for yours (CUDA, ROCm, Vulkan or Metal) with server_path="
+            f'a GPU was asked for, but {engine} sees none here: use device="cpu", or name a llama-server that was '
+            "built for yours (CUDA, ROCm, Vulkan or Metal) with server_path="
         )
     if choice.index is None:
         return None

@@ -224,6 +224,6 @@ def translate_flags(arguments: Sequence[str]) -> Iterator[Setting]:
             raise UnsupportedFeatureError(
                 f"the embedded engine has no command line, and nothing in it is {argument}: take it out of extra_args, "
                 'or use backend="llama-server"',
-                feature=argument,
+                feature="extra_args",
                 backend=_NAME,
             )

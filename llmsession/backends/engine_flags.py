@@ -12,9 +12,10 @@ from collections.abc import Container, Iterator
 from llmsession.backends.backend import Launch
 from llmsession.errors import UnsupportedFeatureError
 
-# Only where the build has them: what they turn off or ask for, a build without them does not have, or does by itself.
-_WHERE_KNOWN = ("--device", "--device-draft", "--gpu-layers-draft", "--no-mmproj-offload", "--spec-type")
-
+# Flags of these are left away where a build does not know them: it has no GPU then to be kept from, and drafts by
+# itself.
+CPU_ALONE = "device=cpu"
+SPECULATION = "--spec-type"
 
 def write_engine_flags(launch: Launch, known: Container[str], *, backend: str) -> list[str]:
     """For a build that has the flags `known`. Raises UnsupportedFeatureError where it lacks one that matters."""
@@ -22,7 +23,7 @@ def write_engine_flags(launch: Launch, known: Container[str], *, backend: str) -
     for option, flag, *values in _flags(launch):
         if flag in known:
             argv += [flag, *values]
-        elif flag not in _WHERE_KNOWN or option == "device=gpu":
+        elif option != CPU_ALONE and flag != SPECULATION:
             raise UnsupportedFeatureError(
                 f"this build of {backend} has no {flag}, so it cannot be given {option}: use a newer one",
                 feature=option,
@@ -34,8 +35,8 @@ def write_engine_flags(launch: Launch, known: Container[str], *, backend: str) -
 def _flags(launch: Launch) -> Iterator[tuple[str, ...]]:
     """Option, flag, values."""
     if launch.device.kind == "cpu":
-        yield "device", "--device", "none"
-        yield "device", "--gpu-layers", "0"
+        yield CPU_ALONE, "--device", "none"
+        yield CPU_ALONE, "--gpu-layers", "0"
     elif launch.gpu_layers is not None:
         yield "gpu_layers", "--gpu-layers", str(launch.gpu_layers)
     if launch.gpu is not None:
@@ -68,14 +69,14 @@ def _files(launch: Launch) -> Iterator[tuple[str, ...]]:
     if launch.draft_model is not None:
         yield "draft_model", "--model-draft", str(launch.draft_model)
         # Of itself the model would be loaded and never asked (build 11434).
-        yield "draft_model", "--spec-type", "draft-simple"
+        yield "draft_model", SPECULATION, "draft-simple"
         if on_cpu:
-            yield "device", "--device-draft", "none"
-            yield "device", "--gpu-layers-draft", "0"
+            yield CPU_ALONE, "--device-draft", "none"
+            yield CPU_ALONE, "--gpu-layers-draft", "0"
     if launch.mmproj is not None:
         yield "mmproj", "--mmproj", str(launch.mmproj)
         if on_cpu:
-            yield "device", "--no-mmproj-offload"
+            yield CPU_ALONE, "--no-mmproj-offload"
     if launch.chat_template is not None:
         yield "chat_template", "--jinja"
         yield "chat_template", "--chat-template-file", str(launch.chat_template)

@@ -30,8 +30,8 @@ _OURS = {
     ),
     "the session has no page for a browser, and lets no model act by itself": (
         "--ui --webui --no-ui --no-webui --ui-config --webui-config --ui-config-file --webui-config-file "
-        "--ui-mcp-proxy --webui-mcp-proxy --no-ui-mcp-proxy --no-webui-mcp-proxy --tools --tools-runtime --mcp-servers-config "
-        "--mcp-servers-json -ag --agent -no-ag --no-agent"
+        "--ui-mcp-proxy --webui-mcp-proxy --no-ui-mcp-proxy --no-webui-mcp-proxy --tools --tools-runtime "
+        "--mcp-servers-config --mcp-servers-json -ag --agent -no-ag --no-agent"
     ),
     "the session reads what it says": (
         "--metrics --slots --no-slots --log-disable --log-jsonl --no-log-jsonl --log-colors"
