@@ -5,7 +5,6 @@ Each is looked at before anything is started, so that what is wrong with it is s
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -91,6 +90,8 @@ def _why_no_projector(found: ModelInfo) -> str | None:
 def _find_template(given: str | Path, cache: Path) -> Path:
     """The file; of a text, one of ours with it."""
     if is_template_text(given):
+        import hashlib
+
         text = str(given)
         path = cache / "templates" / f"{hashlib.sha256(text.encode(errors='replace')).hexdigest()[:32]}.jinja"
         _keep(path, text)

@@ -5,9 +5,10 @@ A setting is a field's name, its value, and where the value is a member of one o
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeAlias
+
+import msgspec
 
 from llmsession.backends.extra_args import normalize_flag
 from llmsession.errors import ConfigError, UnsupportedFeatureError
@@ -52,10 +53,8 @@ def _plain(kind: Callable[[str], Any], what: str) -> Callable[[str], tuple[Any, 
 
 
 def _read_kwargs(text: str) -> dict[str, str]:
-    found = json.loads(text)
-    if not isinstance(found, dict):
-        raise ValueError  # noqa: TRY004 - told as any other text that is none
-    return {str(name): json.dumps(value) for name, value in found.items()}
+    found = msgspec.json.decode(text, type=dict[str, Any])
+    return {name: msgspec.json.encode(value).decode() for name, value in found.items()}
 
 
 def _read_switch(text: str) -> bool:

@@ -5,8 +5,6 @@ Of a flag with several names the one is used that old builds know as well.
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Container, Iterator
 
 from llmsession.backends.backend import Launch
@@ -16,6 +14,7 @@ from llmsession.errors import UnsupportedFeatureError
 # itself.
 CPU_ALONE = "device=cpu"
 SPECULATION = "--spec-type"
+
 
 def write_engine_flags(launch: Launch, known: Container[str], *, backend: str) -> list[str]:
     """For a build that has the flags `known`. Raises UnsupportedFeatureError where it lacks one that matters."""
@@ -84,6 +83,9 @@ def _files(launch: Launch) -> Iterator[tuple[str, ...]]:
 
 def write_csv(values: list[str]) -> str:
     """One line as the engine reads lists: what holds a comma or a quotation mark is quoted."""
+    import csv
+    import io
+
     line = io.StringIO()
     csv.writer(line, lineterminator="").writerow(values)
     return line.getvalue()

@@ -328,8 +328,8 @@ async def test_the_users_own_flags(engine: Engine) -> None:
     params = said["default_generation_settings"]["params"]
     names = (
         "temperature top_k top_p min_p typical_p xtc_probability xtc_threshold repeat_last_n repeat_penalty "
-        "presence_penalty frequency_penalty dry_multiplier dry_base dry_allowed_length dry_penalty_last_n dynatemp_range "
-        "dynatemp_exponent mirostat mirostat_eta mirostat_tau"
+        "presence_penalty frequency_penalty dry_multiplier dry_base dry_allowed_length dry_penalty_last_n "
+        "dynatemp_range dynatemp_exponent mirostat mirostat_eta mirostat_tau"
     )
     assert list(arguments.values()) == [params[name] for name in names.split()]
     assert ["top_k", "temperature"] == params["samplers"]
@@ -372,7 +372,9 @@ sys.path.append(sys.argv[1])
 import xllamacpp
 
 def plain(value):
-    return value.name if isinstance(value, enum.Enum) else [plain(each) for each in value] if isinstance(value, list) else value
+    if isinstance(value, list):
+        return [plain(each) for each in value]
+    return value.name if isinstance(value, enum.Enum) else value
 
 wrong = []
 for field, value, enumeration in json.load(sys.stdin):
@@ -389,7 +391,7 @@ print(json.dumps(wrong))
 
 def test_every_flag_of_the_embedded_engine_is_a_field_of_its_parameters() -> None:
     """B18: each is set and read back, so that a new wheel tells us which it has lost."""
-    settings = []
+    settings: list[embedded_flags.Setting] = []
     for flags, _, read in embedded_flags._VALUES:
         word = SAMPLES.get(read) or next(WORDS[flag] for flag in flags.split() if flag in WORDS)
         settings += embedded_flags.translate_flags([flags.split()[-1], word])

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
+import psutil
 import pytest
 
 from llmsession import ConfigError
@@ -90,7 +92,7 @@ V1 = "cpu/{}cpu.cfs_quota_us", "cpu/{}cpu.cfs_period_us"
         ("2:cpu:/", {"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, None),
         ("2:cpu:/", {"cpu/cpu.cfs_quota_us": "150000", "cpu/cpu.cfs_period_us": "100000"}, 1),
         ("2:cpu,cpuacct:/d/x", {"cpu/d/x/cpu.cfs_quota_us": "300000", "cpu/d/x/cpu.cfs_period_us": "100000"}, 3),
-        ("2:cpu,cpuacct:/d/x", {"cpu,cpuacct/cpu.cfs_quota_us": "200000", "cpu,cpuacct/cpu.cfs_period_us": "100000"}, 2),
+        ("2:cpu,x:/d", {"cpu,x/cpu.cfs_quota_us": "200000", "cpu,x/cpu.cfs_period_us": "100000"}, 2),
         ("2:cpu:/", {"cpu/cpu.cfs_quota_us": "100000", "cpu/cpu.cfs_period_us": "0"}, None),
         ("3:cpuset:/", {}, None),
     ],
@@ -108,25 +110,26 @@ def test_no_cgroups_at_all(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("physical", "load", "usable", "quota", "threads"),
+    ("machine", "threads"),
     [
-        (8, 0.0, 8, None, 7),  # this program is one of them
-        (8, 3.4, 8, None, 5),
-        (8, 20.0, 8, None, 1),
-        (64, 0.2, 64, 4, 4),
-        (64, 40.0, 64, 4, 4),
-        (64, 0.0, 2, None, 2),
-        (2, 0.0, 2, None, 1),
-        (1, 0.0, 1, 1, 1),
-        (None, 0.0, 6, None, 5),
+        ((8, 0.0, 8, None), 7),  # this program is one of them
+        ((8, 3.4, 8, None), 5),
+        ((8, 20.0, 8, None), 1),
+        ((64, 0.2, 64, 4), 4),
+        ((64, 40.0, 64, 4), 4),
+        ((64, 0.0, 2, None), 2),
+        ((2, 0.0, 2, None), 1),
+        ((1, 0.0, 1, 1), 1),
+        ((None, 0.0, 6, None), 5),
     ],
 )
 def test_threads_are_the_cores_less_what_is_busy(
-    monkeypatch: pytest.MonkeyPatch, physical: int | None, load: float, usable: int, quota: int | None, threads: int
+    monkeypatch: pytest.MonkeyPatch, machine: tuple[int | None, float, int, int | None], threads: int
 ) -> None:
     """B13: physical cores less what is busy, never more than affinity and quota allow, never none."""
-    monkeypatch.setattr(devices.psutil, "cpu_count", lambda *, logical: physical)
-    monkeypatch.setattr(devices.psutil, "getloadavg", lambda: (load, 0.0, 0.0))
+    physical, load, usable, quota = machine
+    monkeypatch.setattr(psutil, "cpu_count", lambda *, logical: physical)
+    monkeypatch.setattr(psutil, "getloadavg", lambda: (load, 0.0, 0.0))
     monkeypatch.setattr(devices, "_usable_cores", lambda: usable)
     monkeypatch.setattr(devices, "allowed_cores", lambda: quota)
     assert threads == default_threads()
@@ -134,6 +137,6 @@ def test_threads_are_the_cores_less_what_is_busy(
 
 def test_no_more_threads_than_this_process_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
     """B13: an affinity for one core is one thread, whatever the machine has."""
-    monkeypatch.setattr(devices.os, "sched_getaffinity", lambda pid: {0}, raising=False)
-    monkeypatch.setattr(devices.psutil, "cpu_count", lambda *, logical: 64)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0}, raising=False)
+    monkeypatch.setattr(psutil, "cpu_count", lambda *, logical: 64)
     assert 1 == default_threads()
