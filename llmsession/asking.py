@@ -56,6 +56,8 @@ def ask_chat(
         from llmsession.wire.rewriting import ThoughtsApart
 
         extra = dict(request.extra)
+        if any(turn.images for turn in turns):  # which go as they are, so that there are no tokens to be sent
+            return await _chat_with_spaces(server, endpoint, turns, request)
         if {"tokens", "completion"} <= endpoint.features and _ONLY_CHAT.isdisjoint(extra):
             writer = await server.prompt_writer(endpoint)
             found = await writer.write_chat(turns, model=server.model.name, extra=extra)

@@ -22,10 +22,11 @@ from llmsession.engine_options import choose_scales
 from llmsession.errors import (
     ClosedError,
     LLMSessionError,
+    UnsupportedFeatureError,
     UsageError,
 )
 from llmsession.lora import Lora
-from llmsession.messages import Message, MessagesLike, Role, as_messages, is_unicode
+from llmsession.messages import Message, MessagesLike, Role, as_messages, is_unicode, with_data_urls
 from llmsession.options import Options, make_options
 from llmsession.reply_source import Prepare, ReplySource
 from llmsession.sampling import Sampling
@@ -146,7 +147,9 @@ class Session(ServerFacts):
         self._check_open()
         turns = self._read_messages(messages)
         encoding = self._server.model.encoding
-        if encoding is not None:
+        if any(turn.images for turn in turns):
+            self._check_sight()
+        elif encoding is not None:
             self._require("completion")
             request = self._make_request(keywords, encoding.stop)
             return self._stream(ask_encoded(self._server, encoding.encode(turns), request), request, keywords)
@@ -160,9 +163,18 @@ class Session(ServerFacts):
         if "sampling" not in self._features and (beyond := find_beyond_openai(request)) is not None:
             self._refuse(beyond)
 
+    def _check_sight(self) -> None:
+        """Of an engine of ours it is known; a remote one says so itself."""
+        if self._options.remote is None and self._options.mmproj is None:
+            raise UnsupportedFeatureError(
+                f"{self.model} was opened without a projector, so it cannot see: give its file with mmproj=",
+                feature="images",
+                backend=self.backend,
+            )
+
     def _read_messages(self, messages: MessagesLike) -> list[Message]:
-        """As they are sent: with the system prompt's `{now}` and `{model}` filled in."""
-        turns = as_messages(messages)
+        """As they are sent: with images read, and the system prompt's `{now}` and `{model}` filled in."""
+        turns = with_data_urls(as_messages(messages))
         if turns[0].role is Role.SYSTEM:
             turns[0] = msgspec.structs.replace(
                 turns[0], content=render_system_prompt(turns[0].content, model=self.model)
@@ -278,16 +290,19 @@ class Session(ServerFacts):
             return len(await _tokenize(endpoint, _check_text(messages_or_text), add_special=True, special=True))
         turns = self._read_messages(messages_or_text)
         encoding = self._server.model.encoding
-        if encoding is not None:
+        if any(turn.images for turn in turns):
+            self._check_sight()
+        elif encoding is not None:
             self._require("tokens")
             written = await (await self._server.prompt_writer(endpoint)).write(encoding.encode(turns))
             if isinstance(written.prompt, list):
                 return len(written.prompt)
             return len(await _tokenize(endpoint, written.prompt, add_special=True, special=True))
         self._require("chat_count")
-        writer = await self._server.prompt_writer(endpoint)
-        if (found := await writer.write_chat(turns, model=self.model, extra={})) is not None:
-            return len(found.prompt)
+        if not any(turn.images for turn in turns):
+            writer = await self._server.prompt_writer(endpoint)
+            if (found := await writer.write_chat(turns, model=self.model, extra={})) is not None:
+                return len(found.prompt)
         body = openai_api.encode_count(turns, model=self._server.model.name)
         return openai_api.decode_count(await endpoint.client.post(openai_api.COUNT_PATH, body))
 

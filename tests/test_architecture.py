@@ -19,6 +19,7 @@ FLOORS: dict[str, int] = {
     "latch": 0,
     "progress": 0,
     "device": 0,
+    "images": 0,
     "lora": 0,
     "models": 1,
     "processes": 1,

@@ -27,7 +27,7 @@ from llmsession.backends.embedded_flags import Setting, translate_flags
 from llmsession.backends.engine_flags import value_flags
 from llmsession.backends.extra_args import check_extra_args
 from llmsession.device import Gpu
-from llmsession.errors import ConfigError, StartFailedError
+from llmsession.errors import StartFailedError
 from llmsession.processes.child import Child, Command
 from llmsession.processes.logfile import LogFile
 
@@ -58,7 +58,7 @@ class Embedded:
         """Those that this wheel sees. Raises StartFailedError where it cannot be asked."""
         try:
             with anyio.fail_after(LISTING_TIMEOUT):
-                answer = await anyio.run_process(self._argv("devices"), stderr=None, env=allowed_environment())
+                answer = await anyio.run_process(self._argv("devices"), env=allowed_environment())
             return msgspec.json.decode(answer.stdout.splitlines()[-1], type=list[Gpu])
         except (OSError, TimeoutError, subprocess.CalledProcessError, msgspec.DecodeError, IndexError) as error:
             raise StartFailedError(
@@ -110,11 +110,6 @@ class Embedded:
 
 def _list_settings(launch: Launch) -> Iterator[Setting]:
     """What a Launch asks for beyond the model, its slots and adapters, by the fields of the wheel's parameters."""
-    if launch.metadata:
-        raise ConfigError(
-            "the embedded engine cannot take a model beyond the context length that it was trained for: "
-            'ask for less, or use backend="llama-server"'
-        )
     if launch.device.kind == "cpu":
         yield "n_gpu_layers", 0, None
         yield "no_op_offload", True, None

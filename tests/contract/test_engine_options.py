@@ -302,12 +302,13 @@ async def test_more_context_than_the_model_was_trained_for(engine: Engine) -> No
         return
     with pytest.warns(UserWarning, match="rotary positions is set to 20946"):
         session = await Session.open(**engine.options(context_length=4096, parallel=2))
-    async with anyio.create_task_group():
+    try:
         assert 4096 == session.context_length
         assert ANSWERED == await reply(session)
         long = await session.generate("a" * 3000, max_tokens=5, temperature=0)
         assert 3000 == long.usage.prompt_tokens
-    await session.aclose()
+    finally:
+        await session.aclose()
 
 
 # The user's own flags.
