@@ -218,7 +218,10 @@ class _Speculation(msgspec.Struct):
 
 def is_speculative(slots: bytes) -> bool:
     """From the answer of /slots: whether a draft model is asked. One that cannot be is passed over in silence."""
-    return all(slot.speculative for slot in msgspec.json.decode(slots, type=list[_Speculation]))
+    try:
+        return all(slot.speculative for slot in msgspec.json.decode(slots, type=list[_Speculation]))
+    except msgspec.DecodeError as error:
+        raise UndecodableError(f"the server's slots cannot be read: {error}", payload=slots[:1000]) from error
 
 
 def parse_facts(props: bytes) -> Facts:
