@@ -10,6 +10,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from llmsession.backends.devices import (
+        available_devices,
+    )
     from llmsession.completion import (
         Completion,
         StopReason,
@@ -17,6 +20,9 @@ if TYPE_CHECKING:
         Token,
         TokenPerformance,
         Usage,
+    )
+    from llmsession.device import (
+        Device,
     )
     from llmsession.errors import (
         AuthError,
@@ -55,6 +61,9 @@ if TYPE_CHECKING:
         UnknownModelError,
         UnsupportedFeatureError,
         UsageError,
+    )
+    from llmsession.lora import (
+        Lora,
     )
     from llmsession.messages import (
         Control,
@@ -119,6 +128,7 @@ __all__ = [
     "ConnectionLostError",
     "ContextOverflowError",
     "Control",
+    "Device",
     "DigestError",
     "DiskFullError",
     "FetchError",
@@ -131,6 +141,7 @@ __all__ = [
     "InvalidRefError",
     "KnownLLM",
     "LLMSessionError",
+    "Lora",
     "Message",
     "Metrics",
     "ModelInfo",
@@ -173,13 +184,16 @@ __all__ = [
     "UnsupportedFeatureError",
     "Usage",
     "UsageError",
+    "available_devices",
     "ensure_model",
     "load_known_llms",
     "read_model_info",
 ]
 
 _HOMES = {
+    "backends.devices": "available_devices",
     "completion": "Completion StopReason Timings Token TokenPerformance Usage",
+    "device": "Device",
     "errors": (
         "AuthError BackendError BackendNotFoundError BadRequestError ClosedError "
         "ConfigError ConnectionLostError ContextOverflowError DigestError DiskFullError FetchError "
@@ -189,6 +203,7 @@ _HOMES = {
         "TotalTimeoutError TransportError TruncatedReplyError UndecodableError UnknownModelError "
         "UnsupportedFeatureError UsageError "
     ),
+    "lora": "Lora",
     "messages": "Control Message Role Text ToolCall",
     "models.encoding": "PromptEncoding",
     "models.gguf": "ModelInfo read_model_info",

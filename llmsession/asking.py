@@ -169,6 +169,9 @@ class AskChat:
         return Usage(prompt_tokens=prompt, completion_tokens=max(tokens, before.completion_tokens))
 
     def _takes_tokens(self, endpoint: Endpoint) -> bool:
+        """Not where there are images, which go as they are."""
+        if any(turn.images for turn in self._turns):
+            return False
         return {"tokens", "completion"} <= endpoint.features and _ONLY_CHAT.isdisjoint(self._request.extra)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from pathlib import Path
 
 import msgspec
@@ -18,6 +19,9 @@ from llmsession.sampling import Sampling
 
 # What a conversation may use where nobody says otherwise: enough for a chat, and no gigabytes of KV cache.
 DEFAULT_CONTEXT = 8192
+
+# What llama.cpp takes where a file does not say.
+ROPE_FREQ_BASE = 10000.0
 
 _SHARD_OR_SUFFIX = re.compile(r"(-\d{5}-of-\d{5})?\.gguf$", re.IGNORECASE)
 
@@ -78,14 +82,16 @@ def resolve_remote_model(options: Options) -> Model:
 def _encoding_of_bundled(options: Options) -> PromptEncoding | None:
     if options.registry is not None:
         load_known_llms(options.registry)  # what is wrong with it is said, though nothing of it is wanted
-    return bundled.ENCODING if options.prompt_encoding is None else resolve_encoding(options)
+    own = options.prompt_encoding is None and options.chat_template is None
+    return bundled.ENCODING if own else resolve_encoding(options)
 
 
 def _describe(options: Options, known: KnownLLM | None) -> Model:
     """What is known of it."""
     if known is None:
         return Model(name="", encoding=resolve_encoding(options))
-    encoding = known.prompt_encoding if options.prompt_encoding is None else resolve_encoding(options)
+    own = options.prompt_encoding is None and options.chat_template is None
+    encoding = known.prompt_encoding if own else resolve_encoding(options)
     return Model(name="", encoding=encoding, sampling=known.sampling or Sampling())
 
 
@@ -100,19 +106,49 @@ def resolve_encoding(options: Options, otherwise: str | None = None) -> PromptEn
     return encodings[given]
 
 
-def fit_context_length(asked: int | None, info: ModelInfo) -> int:
-    """The context of one conversation. Raises ConfigError where the model was not trained for so much."""
-    trained = info.trained_context_length
-    if asked is None:
-        return min(trained or DEFAULT_CONTEXT, DEFAULT_CONTEXT)
-    if asked == 0:
-        return trained or DEFAULT_CONTEXT
-    if trained is not None and asked > trained:
+class Context(msgspec.Struct, frozen=True, kw_only=True):
+    """Of one conversation, and what the engine has to be told for a longer one than the model was trained for."""
+
+    length: int
+    rope_freq_base: float | None = None
+    metadata: tuple[str, ...] = ()
+
+
+def fit_context(options: Options, info: ModelInfo, *, can_stretch: bool) -> Context:
+    """What was asked for. Raises ConfigError where the model was not trained for so much and cannot be stretched."""
+    asked, trained = options.context_length, info.trained_context_length
+    if asked is None or (asked == 0 and trained is None):
+        asked = min(trained or DEFAULT_CONTEXT, DEFAULT_CONTEXT)
+    elif asked == 0:
+        asked = trained or DEFAULT_CONTEXT
+    if trained is None or asked <= trained:
+        return Context(length=asked, rope_freq_base=options.rope_freq_base)
+    kind, rotated = info.architecture, _rotated_dimensions(info)
+    if not can_stretch or rotated is None:
         raise ConfigError(
-            f"context_length={asked} is more than the {trained} tokens that this model was trained for: "
-            "ask for less, or 0 for all of it"
+            f"context_length={asked} is more than the {trained} tokens that this model was trained for, and "
+            + ("it" if can_stretch else "this engine")
+            + " cannot be stretched: ask for less, or 0 for all of it"
+            + ("" if can_stretch or rotated is None else ' (backend="llama-server" could)')
         )
-    return asked
+    base = options.rope_freq_base or stretch_rope(info.rope_freq_base or ROPE_FREQ_BASE, rotated, asked / trained)
+    warnings.warn(
+        f"context_length={asked} is more than the {trained} tokens that this model was trained for: the base of its "
+        f"rotary positions is set to {base:.0f}, and replies may be worse",
+        stacklevel=2,
+    )
+    return Context(length=asked, rope_freq_base=base, metadata=(f"{kind}.context_length=int:{asked}",))
+
+
+def stretch_rope(base: float, rotated: int, factor: float) -> float:
+    """The base at which the slowest of the `rotated` dimensions turns as far over the longer context ("NTK-aware")."""
+    return float(base * factor ** (rotated / (rotated - 2)))
+
+
+def _rotated_dimensions(info: ModelInfo) -> int | None:
+    """None where positions are no rotations, so that there is nothing to stretch."""
+    rotated = info.metadata.get(f"{info.architecture}.rope.dimension_count")
+    return rotated if isinstance(rotated, int) and rotated > 2 else None
 
 
 def _is_alias(text: str) -> bool:

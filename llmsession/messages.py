@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import msgspec
 
 from llmsession.errors import InvalidMessagesError
+from llmsession.images import ImageLike, as_data_url
 
 
 class Role(enum.StrEnum):
@@ -48,11 +50,15 @@ class _Spoken(msgspec.Struct, frozen=True):
 
 
 class Message(_Spoken, frozen=True, kw_only=True):
-    """One message. Build it by `Message.user("…")` and its siblings, or `Message(role, content)`."""
+    """One message. Build it by `Message.user("…")` and its siblings, or `Message(role, content)`.
+
+    `images` of a user are bytes, paths or data URLs, for a model that can see.
+    """
 
     tool_calls: tuple[ToolCall, ...] = ()
     tool_call_id: str | None = None
     name: str | None = None
+    images: tuple[ImageLike, ...] = ()
 
     def __post_init__(self) -> None:
         try:
@@ -62,6 +68,17 @@ class Message(_Spoken, frozen=True, kw_only=True):
         if not isinstance(self.content, str):
             raise InvalidMessagesError(f"the content of a message is a str, not {type(self.content).__name__}")
         msgspec.structs.force_setattr(self, "tool_calls", tuple(self.tool_calls))
+        if self.images:
+            self._check_images()
+
+    def _check_images(self) -> None:
+        given: Any = self.images
+        images = (given,) if isinstance(given, bytes | str | Path) else tuple(given)
+        if not all(isinstance(image, bytes | str | Path) for image in images):
+            raise InvalidMessagesError("the images of a message are bytes, paths or data URLs")
+        if self.role is not Role.USER:
+            raise InvalidMessagesError(f"images are for a user's message, not for one of the role {self.role}")
+        msgspec.structs.force_setattr(self, "images", images)
 
     @classmethod
     def system(cls, text: str) -> Message:
@@ -69,9 +86,9 @@ class Message(_Spoken, frozen=True, kw_only=True):
         return cls(Role.SYSTEM, text)
 
     @classmethod
-    def user(cls, text: str) -> Message:
+    def user(cls, text: str, *, images: tuple[ImageLike, ...] = ()) -> Message:
         """A turn of the user's."""
-        return cls(Role.USER, text)
+        return cls(Role.USER, text, images=images)
 
     @classmethod
     def assistant(cls, text: str) -> Message:
@@ -112,6 +129,21 @@ def as_messages(value: MessagesLike, *, reply: bool = True) -> list[Message]:
     messages = [_as_message(item, index) for index, item in enumerate(value)]
     check_order(messages, reply=reply)
     return messages
+
+
+def with_data_urls(messages: Sequence[Message]) -> list[Message]:
+    """With each image read and made a data URL. Raises InvalidMessagesError with the index."""
+    return [
+        msgspec.structs.replace(message, images=_read_images(message, index)) if message.images else message
+        for index, message in enumerate(messages)
+    ]
+
+
+def _read_images(message: Message, index: int) -> tuple[str, ...]:
+    try:
+        return tuple(as_data_url(image) for image in message.images)
+    except ValueError as error:
+        raise InvalidMessagesError(f"message {index}: {error}", index=index) from error
 
 
 def check_order(messages: Sequence[Message], *, reply: bool = True) -> None:
@@ -189,23 +221,35 @@ def _read_openai(item: Mapping[str, Any]) -> Message:
     if "role" not in item or unknown:
         what = f"does not know {sorted(map(str, unknown))}" if unknown else "needs a 'role'"
         raise InvalidMessagesError(f"a message as a dict {what}: {{'role': 'user', 'content': '…'}}")
+    content, images = _read_content(item.get("content"))
     return Message(
         item["role"],
-        _read_content(item.get("content")),
+        content,
+        images=images,
         tool_calls=tuple(_read_call(call) for call in item.get("tool_calls") or ()),
         tool_call_id=item.get("tool_call_id"),
         name=item.get("name"),
     )
 
 
-def _read_content(content: object) -> str:
-    if content is None:
-        return ""
-    if isinstance(content, str):
-        return content
-    if isinstance(content, list) and all(isinstance(p, dict) and p.get("type") == "text" for p in content):
-        return "".join(str(part.get("text", "")) for part in content)
-    raise InvalidMessagesError("the content of a message is text, or a list of text parts")
+def _read_content(content: object) -> tuple[str, tuple[ImageLike, ...]]:
+    """The text, and the images in it."""
+    if content is None or isinstance(content, str):
+        return content or "", ()
+    if not isinstance(content, list):
+        raise InvalidMessagesError("the content of a message is text, or a list of parts")
+    texts, images = list[str](), list[ImageLike]()
+    for part in content:
+        match part:
+            case {"type": "text", **rest}:
+                texts.append(str(rest.get("text", "")))
+            case {"type": "image_url", "image_url": {"url": str(url)}} if url.startswith("data:"):
+                images.append(url)
+            case {"type": "image_url"}:
+                raise InvalidMessagesError("an image as a part of a message is a data URL: nothing is fetched for it")
+            case _:
+                raise InvalidMessagesError("the parts of a message are of the types text and image_url")
+    return "".join(texts), tuple(images)
 
 
 def _read_call(call: object) -> ToolCall:

@@ -11,7 +11,10 @@ from typing import Any, Self
 
 import msgspec
 
+from llmsession.device import Device
+from llmsession.engine_options import as_loras, check_engine_options, device_id
 from llmsession.errors import ConfigError
+from llmsession.lora import Lora
 from llmsession.models.encoding import PromptEncoding
 from llmsession.progress import ProgressCallback
 from llmsession.sampling import Sampling
@@ -25,8 +28,13 @@ _KINDS: dict[str, tuple[Any, str]] = {
     "registry": (str | Path | None, "the path of a file like knownllms.yaml"),
     "offline": (bool | None, "True, False or None"),
     "check_memory": (bool, "True or False"),
+    "draft_model": (str | Path | None, "the path of a .gguf file, or a reference"),
+    "mmproj": (str | Path | None, "the path of a .gguf file, or a reference"),
+    "chat_template": (str | Path | None, "the path of a Jinja file, or the template's text"),
     "verify": (bool | str | Path, "True, False or a file of certificates"),
 }
+# Options that are whole numbers, and the least that each may be.
+_WHOLE = {"context_length": 0, "parallel": 1, "threads": 1, "gpu_layers": 0, "restart_limit": 0}
 # Never printed.
 SECRETS = ("api_key", "headers", "hf_token")
 
@@ -45,6 +53,13 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     no token for `idle_timeout` while nothing in it moves, is started again, and its replies go on; more than
     `restart_limit` times in five minutes it is not.
 
+    `device`: "best" for a GPU where the engine has one, else the CPU; "cpu", "cpu:THREADS", "gpu", "gpu:INDEX", or a
+    Device of `available_devices()`. `gpu_layers`: None for as many as fit. `flash_attention` None: as the engine
+    thinks best. `cache_type_k`, `cache_type_v`: what keys and values are kept in, such as "q8_0". `lora`: adapters, as
+    paths or Lora(path, scale). `draft_model` guesses ahead for a larger one of the same vocabulary; `mmproj` lets a
+    model see; each is a path or a reference. `chat_template`: the path of a Jinja file, or its text; the chat endpoint
+    is then used.
+
     `registry` is a file like knownllms.yaml, which adds to it. `hf_token` is for gated and private repositories; None:
     what `hf auth login` or HF_TOKEN has. `offline` True fetches nothing; None: as HF_HUB_OFFLINE says.
 
@@ -59,7 +74,18 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     prompt_encoding: str | PromptEncoding | None = None
     context_length: int | None = None
     parallel: int = 4
+    device: str | Device = "best"
     threads: int | None = None
+    gpu_layers: int | None = None
+    flash_attention: bool | None = None
+    kv_offload: bool = True
+    cache_type_k: str | None = None
+    cache_type_v: str | None = None
+    rope_freq_base: float | None = None
+    lora: tuple[Lora, ...] = ()
+    draft_model: str | Path | None = None
+    mmproj: str | Path | None = None
+    chat_template: str | Path | None = None
     sampling: Sampling | None = None
     server_path: str | Path | None = None
     cache_dir: str | Path | None = None
@@ -105,7 +131,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         if self.backend not in BACKENDS:
             raise ConfigError(f"backend={self.backend!r} is unknown: use one of {', '.join(BACKENDS)}")
-        for name, least in (("context_length", 0), ("parallel", 1), ("threads", 1), ("restart_limit", 0)):
+        for name, least in _WHOLE.items():
             _check_whole(name, getattr(self, name), least)
         for name in ("start_timeout", "first_token_timeout", "idle_timeout"):
             _check_seconds(name, getattr(self, name))
@@ -116,6 +142,11 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
             if not isinstance(value := getattr(self, name), kinds):
                 shown = type(value).__name__ if name in SECRETS else repr(value)
                 raise ConfigError(f"{name} is {what}, not {shown}")
+        msgspec.structs.force_setattr(self, "device", device_id(self.device))
+        msgspec.structs.force_setattr(self, "lora", as_loras(self.lora))
+        check_engine_options(self)
+        if self.chat_template is not None and self.prompt_encoding not in (None, "chat"):
+            raise ConfigError("chat_template and prompt_encoding both say how a prompt looks: give one of them")
         _check_headers(self.headers)
         if self.remote is None and (self.api_key is not None or self.headers or self.verify is not True):
             raise ConfigError("api_key, headers and verify are for a server that is already there: name it, remote=")

@@ -10,6 +10,7 @@ from llmsession.backends.backend import Endpoint
 from llmsession.backends.remote import Address, attach, parse_remote
 from llmsession.chosen_model import resolve_remote_model
 from llmsession.errors import ClosedError, ConfigError, UnsupportedFeatureError
+from llmsession.options import Options
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -17,10 +18,13 @@ if TYPE_CHECKING:
     from llmsession.backends.safe_prompt import PromptWriter
     from llmsession.errors import LLMSessionError
     from llmsession.models.gguf import ModelInfo
-    from llmsession.options import Options
 
 # What only a server that we start can be told.
-_OURS_ONLY = ("context_length", "threads", "server_path", "extra_args", "on_progress", "hf_token", "offline")
+_OURS_ONLY = (
+    "context_length", "threads", "server_path", "extra_args", "on_progress", "hf_token", "offline", "backend", "device",
+    "gpu_layers", "flash_attention", "kv_offload", "cache_type_k", "cache_type_v", "rope_freq_base", "lora",
+    "draft_model", "mmproj", "chat_template",
+)  # fmt: skip
 
 
 class RemoteServer:
@@ -29,9 +33,8 @@ class RemoteServer:
     def __init__(self, options: Options) -> None:
         if options.remote is None:
             raise ConfigError("remote= names the server")
-        wrong = [name for name in _OURS_ONLY if getattr(options, name) not in (None, ())]
-        if options.backend != "auto":
-            wrong.append("backend")
+        defaults = Options()
+        wrong = [name for name in _OURS_ONLY if getattr(options, name) != getattr(defaults, name)]
         if wrong:
             raise ConfigError(f"{', '.join(wrong)}: not for a remote server, which was started by somebody else")
         self._address = Address(

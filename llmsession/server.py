@@ -15,7 +15,9 @@ import msgspec
 from llmsession.backends.backend import Backend, Endpoint, Launch
 from llmsession.backends.devices import cache_ram_mib, default_threads
 from llmsession.backends.find import choose_backend
-from llmsession.chosen_model import BLANK, fit_context_length, name_file, resolve_encoding, resolve_model
+from llmsession.chosen_model import BLANK, fit_context, name_file, resolve_encoding, resolve_model
+from llmsession.device import parse_device
+from llmsession.engine_files import EngineFiles, find_engine_files
 from llmsession.errors import BackendError, ClosedError, FetchError, RestartLimitError, ServerExitedError
 from llmsession.hang_watch import HangWatch
 from llmsession.latch import Latch
@@ -69,6 +71,7 @@ class Server:
         self._options = options
         self.model = resolve_model(options)
         self.info: ModelInfo | None = None
+        self._threads = options.threads or parse_device(options.device).threads
         self._lock = threading.Lock()
         self._endpoint: Endpoint | None = None
         self._child: Child | None = None
@@ -127,7 +130,8 @@ class Server:
         if self.info is None:
             self.info = await anyio.to_thread.run_sync(read_model_info, path)
         if self._plan is None:
-            self._plan = self._make_plan(path, self.info)
+            files = await find_engine_files(self._options, self.info, self._cache_folder(), self._fetch_file)
+            self._plan = self._make_plan(path, self.info, files)
         backend, launch = self._plan
         if self._vocabulary is None:
             self._vocabulary = Reading(path)
@@ -183,13 +187,19 @@ class Server:
         return True
 
     async def _fetch(self) -> Path:
+        """The model's file."""
+        assert self.model.ref is not None  # noqa: S101 - a model has a path or a reference
+        path = await self._fetch_file(self.model.ref)
+        self.model = msgspec.structs.replace(self.model, path=path, name=name_file(path.name))
+        return path
+
+    async def _fetch_file(self, ref: str) -> Path:
         """The file of a reference: from the cache, or from Hugging Face."""
         from llmsession.models.hub import ensure_model
 
-        options, ref = self._options, self.model.ref
-        assert ref is not None  # noqa: S101 - a model has a path or a reference
+        options = self._options
         try:
-            path = await ensure_model(
+            return await ensure_model(
                 ref,
                 hf_token=options.hf_token,
                 offline=options.offline,
@@ -200,8 +210,6 @@ class Server:
             if self._closed.is_set():
                 raise ClosedError("the session was closed while its model was fetched") from None
             raise
-        self.model = msgspec.structs.replace(self.model, path=path, name=name_file(path.name))
-        return path
 
     def _keep_download(self, end: Callable[[], None]) -> None:
         with self._lock:
@@ -212,27 +220,48 @@ class Server:
 
     def _choose_encoding(self, info: ModelInfo) -> None:
         """A base model without a template is spoken to without markers: its text goes on from ours."""
-        if self.model.encoding is None and self._options.prompt_encoding is None and info.chat_template is None:
+        options = self._options
+        said = options.prompt_encoding is not None or options.chat_template is not None
+        if self.model.encoding is None and not said and info.chat_template is None:
             warnings.warn(
                 f"{self.model.name} has no chat template, so it is a base model: it goes on from the texts, without "
                 'roles (prompt_encoding="blank" says that this is meant)',
                 stacklevel=2,
             )
-            self.model = msgspec.structs.replace(self.model, encoding=resolve_encoding(self._options, BLANK))
+            self.model = msgspec.structs.replace(self.model, encoding=resolve_encoding(options, BLANK))
 
-    def _make_plan(self, path: Path, info: ModelInfo) -> tuple[Backend, Launch]:
+    def _cache_folder(self) -> Path:
+        given = self._options.cache_dir
+        return cache_folder(Path(given) if given is not None else None)
+
+    def _make_plan(self, path: Path, info: ModelInfo, files: EngineFiles) -> tuple[Backend, Launch]:
         options = self._options
-        server_path = Path(options.server_path) if options.server_path is not None else None
-        cache = cache_folder(Path(options.cache_dir) if options.cache_dir is not None else None)
+        backend = choose_backend(
+            options.backend, Path(options.server_path) if options.server_path is not None else None
+        )
+        context = fit_context(options, info, can_stretch=getattr(backend, "reads_metadata_otherwise", False))
+        cache = self._cache_folder()
         launch = Launch(
             model_path=path,
             info=info,
             check_memory=options.check_memory,
             alias=self.model.name,
-            context_length=fit_context_length(options.context_length, info),
+            context_length=context.length,
             parallel=options.parallel,
-            threads=options.threads or default_threads(),
-            cache_ram_mib=cache_ram_mib(),
+            threads=self._threads or default_threads(),
+            cache_ram_mib=0 if files.lora else cache_ram_mib(),
+            device=parse_device(options.device),
+            gpu_layers=options.gpu_layers,
+            flash_attention=options.flash_attention,
+            kv_offload=options.kv_offload,
+            cache_type_k=options.cache_type_k,
+            cache_type_v=options.cache_type_v,
+            rope_freq_base=context.rope_freq_base,
+            metadata=context.metadata,
+            lora=files.lora,
+            draft_model=files.draft_model,
+            mmproj=files.mmproj,
+            chat_template=files.chat_template,
             extra_args=options.extra_args,
             start_timeout=options.start_timeout,
             cache=cache,
@@ -240,7 +269,7 @@ class Server:
             records=records_folder(cache),
             on_progress=_tell_loading(options.on_progress, info.size_bytes),
         )
-        return choose_backend(options.backend, server_path), launch
+        return backend, launch
 
     def _keep_child(self, child: Child) -> None:
         """Called before each spawn, so that a close from elsewhere finds the child that is being started."""

@@ -18,12 +18,15 @@ import msgspec
 
 from llmsession.admission import Admission
 from llmsession.completion import Completion, StopReason
+from llmsession.engine_options import choose_scales
 from llmsession.errors import (
     ClosedError,
     LLMSessionError,
+    UnsupportedFeatureError,
     UsageError,
 )
-from llmsession.messages import Message, MessagesLike, Role, as_messages, is_unicode
+from llmsession.lora import Lora
+from llmsession.messages import Message, MessagesLike, Role, as_messages, is_unicode, with_data_urls
 from llmsession.options import Options, make_options
 from llmsession.reply_source import ReplySource
 from llmsession.sampling import Sampling
@@ -46,8 +49,9 @@ class GenerateKeywords(TypedDict, total=False):
 
     `max_tokens`: None for as many as the context holds. `seed`: None or 0 to have one drawn. `stop`: a phrase, or a
     collection of phrases and token ids. `top_logprobs`: None for no log-probabilities, 0 for each token's own, k for
-    k alternatives as well. `timeout`: seconds for the whole call, waiting included. `extra` goes into the request as
-    it is.
+    k alternatives as well. `lora`: which of the session's adapters count, and how much; None for all of them as the
+    session has them, an empty list for none. `timeout`: seconds for the whole call, waiting included. `extra` goes
+    into the request as it is.
     """
 
     max_tokens: int | None
@@ -57,6 +61,7 @@ class GenerateKeywords(TypedDict, total=False):
     stop: str | Collection[str | int]
     echo_stop: bool
     top_logprobs: int | None
+    lora: Sequence[Lora | str | Path] | None
     timeout: float | None
     extra: Mapping[str, Any] | None
 
@@ -143,7 +148,9 @@ class Session(ServerFacts):
         self._check_open()
         turns = self._read_messages(messages)
         encoding = self._server.model.encoding
-        if encoding is not None:
+        if any(turn.images for turn in turns):
+            self._check_sight()
+        elif encoding is not None:
             self._require("completion")
             request = self._make_request(keywords, encoding.stop)
             return self._stream(AskEncoded(self._server, encoding.encode(turns), request), request, keywords)
@@ -157,9 +164,18 @@ class Session(ServerFacts):
         if "sampling" not in self._features and (beyond := find_beyond_openai(request)) is not None:
             self._refuse(beyond)
 
+    def _check_sight(self) -> None:
+        """Of an engine of ours it is known; a remote one says so itself."""
+        if self._options.remote is None and self._options.mmproj is None:
+            raise UnsupportedFeatureError(
+                f"{self.model} was opened without a projector, so it cannot see: give its file with mmproj=",
+                feature="images",
+                backend=self.backend,
+            )
+
     def _read_messages(self, messages: MessagesLike) -> list[Message]:
-        """As they are sent: with the system prompt's `{now}` and `{model}` filled in."""
-        turns = as_messages(messages)
+        """As they are sent: with images read, and the system prompt's `{now}` and `{model}` filled in."""
+        turns = with_data_urls(as_messages(messages))
         if turns[0].role is Role.SYSTEM:
             turns[0] = msgspec.structs.replace(
                 turns[0], content=render_system_prompt(turns[0].content, model=self.model)
@@ -205,6 +221,7 @@ class Session(ServerFacts):
             own_stops=own_stops,
             echo_stop=keywords.get("echo_stop", False),
             top_logprobs=keywords.get("top_logprobs"),
+            lora_scales=choose_scales(self._options.lora, keywords.get("lora")),
             extra=keywords.get("extra"),
         )
 
@@ -275,16 +292,19 @@ class Session(ServerFacts):
             return len(await _tokenize(endpoint, _check_text(messages_or_text), add_special=True, special=True))
         turns = self._read_messages(messages_or_text)
         encoding = self._server.model.encoding
-        if encoding is not None:
+        if any(turn.images for turn in turns):
+            self._check_sight()
+        elif encoding is not None:
             self._require("tokens")
             written = await (await self._server.prompt_writer(endpoint)).write(encoding.encode(turns))
             if isinstance(written.prompt, list):
                 return len(written.prompt)
             return len(await _tokenize(endpoint, written.prompt, add_special=True, special=True))
         self._require("chat_count")
-        writer = await self._server.prompt_writer(endpoint)
-        if (found := await writer.write_chat(turns, model=self.model, extra={})) is not None:
-            return len(found.prompt)
+        if not any(turn.images for turn in turns):
+            writer = await self._server.prompt_writer(endpoint)
+            if (found := await writer.write_chat(turns, model=self.model, extra={})) is not None:
+                return len(found.prompt)
         body = openai_api.encode_count(turns, model=self._server.model.name)
         return openai_api.decode_count(await endpoint.client.post(openai_api.COUNT_PATH, body))
 

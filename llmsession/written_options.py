@@ -14,6 +14,7 @@ import msgspec
 import yaml
 
 from llmsession.errors import ConfigError
+from llmsession.lora import Lora
 from llmsession.options import SECRETS, Options, describe_unknown
 from llmsession.sampling import Sampling
 
@@ -21,10 +22,24 @@ PREFIX = "LLMSESSION_"
 
 # Variables of ours that are no fields: the file itself, and what the scripts of a checkout read.
 _OTHER_VARIABLES = ("CONFIG", "PYTHON", "TEST_LLAMA_SERVER")
+
+
+class WrittenLora(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """An adapter of a list of them: `{path: some.gguf, scale: 0.5}`."""
+
+    path: str
+    scale: float = 1.0
+
+
 # A function cannot be written down.
 _FIELDS = tuple(name for name in Options.__struct_fields__ if name != "on_progress")
 # What a file or a variable may hold for a field, where that is not the field's own type.
 _WRITTEN_TYPES: dict[str, Any] = {
+    "device": str,
+    "lora": str | list[str | WrittenLora],
+    "draft_model": str | None,
+    "mmproj": str | None,
+    "chat_template": str | None,
     "model": str | None,
     "server_path": str | None,
     "cache_dir": str | None,
@@ -76,6 +91,10 @@ def _read_variable(name: str, text: str) -> object:
         "hf_token",
         "registry",
         "prompt_encoding",
+        "device",
+        "draft_model",
+        "mmproj",
+        "chat_template",
     ):
         return text
     try:
@@ -148,6 +167,8 @@ def _read_written(name: str, value: object) -> Any:
         raise ConfigError(f"{name}: {error}") from None
     if name == "sampling" and isinstance(converted, str):
         converted = _preset(converted)
+    if name == "lora" and isinstance(converted, list):
+        converted = tuple(Lora(each.path, each.scale) if isinstance(each, WrittenLora) else each for each in converted)
     # With a remote beside it: whether both go together is seen when all fields are known.
     Options(**{"remote": "localhost" if name in ("api_key", "headers", "verify") else None, name: converted})
     return converted

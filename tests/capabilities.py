@@ -21,6 +21,7 @@ CHILD = "process/test_child.py"
 ORPHANS = "process/test_orphans.py"
 HUB = "process/test_hub.py"
 LIFETIME = "process/test_session_lifetime.py"
+ENGINE_OPTIONS = "contract/test_engine_options.py"
 FAILED = "process/test_failed_starts.py"
 RESTARTS = "process/test_restarts.py"
 WALK = "process/test_lifetime_walk.py"
@@ -155,6 +156,20 @@ CAPABILITIES = {
             "unit/models/test_fitting.py",
         ),
     ),
+    "B13": Capability(
+        "available_devices(); device=; threads on shared machines (GPUs by recorded listings)",
+        (
+            "unit/backends/test_devices.py",
+            "integration/test_devices_command.py",
+            f"{ENGINE_OPTIONS}::test_the_cpu_with_its_threads",
+            f"{ENGINE_OPTIONS}::test_a_gpu_where_there_is_none",
+        ),
+    ),
+    "B18": Capability(
+        "LoRA adapters at the start and per request; draft model; mmproj; a chat template; the engine's own flags",
+        (ENGINE_OPTIONS, "unit/backends/test_extra_args.py"),
+    ),
+    "C14": Capability("images in messages, where the model has an mmproj", ("contract/test_images.py",)),
     "B14": Capability(
         "context_length is per conversation",
         (f"{BAD_INPUT}::test_more_context_than_the_model_was_trained_for_is_refused",),

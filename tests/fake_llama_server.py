@@ -52,6 +52,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--port-taken-times", metavar="FILE")
     parser.add_argument("--only-health", choices=["404", "hang", "nonsense"])
     parser.add_argument("--tokens", type=int, default=3)
+    parser.add_argument("--devices", metavar="FILE", help="what it prints to --list-devices; it then knows GPU flags")
     return parser.parse_args(arguments)
 
 
@@ -211,7 +212,10 @@ def main() -> None:
     if "--help" in sys.argv:
         if options.hang_help:
             time.sleep(3600)
-        print(HELP, "" if options.no_child_mode else "--models-max")
+        print(HELP, "" if options.no_child_mode else "--models-max", "--device --gpu-layers" if options.devices else "")
+        return
+    if "--list-devices" in sys.argv:
+        print(Path(options.devices).read_text() if options.devices else "Available devices:\n  (none)")
         return
     misbehave(options)
     port = int(sys.argv[sys.argv.index("--port") + 1]) if "--port" in sys.argv else 0

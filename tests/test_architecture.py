@@ -18,15 +18,20 @@ FLOORS: dict[str, int] = {
     "paths": 0,
     "latch": 0,
     "progress": 0,
+    "device": 0,
+    "images": 0,
+    "lora": 0,
     "models": 1,
     "processes": 1,
     "wire": 1,
     "options": 1,
     "written_options": 1,
+    "engine_options": 1,
     "system_prompt": 0,
     "backends": 2,
     "admission": 2,
     "chosen_model": 3,
+    "engine_files": 3,
     "asking": 3,
     "restarts": 2,
     "hang_watch": 3,
@@ -43,6 +48,8 @@ FLOORS: dict[str, int] = {
 # Not siblings in the sense of the rule: options carry encodings and are one room with the written ones, and the
 # session's eight files are another.
 ALLOWED_SIDEWAYS = {("options", "models"), ("options", "written_options"), ("written_options", "options")}
+ALLOWED_SIDEWAYS |= {("options", "engine_options"), ("engine_options", "options")}
+ALLOWED_SIDEWAYS |= {("engine_files", "engine_options"), ("server", "engine_files")}
 ALLOWED_SIDEWAYS |= {("asking", "server"), ("asking", "remote_server")}
 ALLOWED_SIDEWAYS |= {("session", "asking"), ("server", "chosen_model"), ("remote_server", "chosen_model")}
 ALLOWED_SIDEWAYS |= {("reply_source", "server"), ("reply_source", "remote_server"), ("reply_source", "asking")}
@@ -67,6 +74,7 @@ HOMES = {
         "processes",
         "wire",
         "backends",
+        "engine_files",
         "server",
         "server_facts",
         "session",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import secrets
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
@@ -11,7 +12,10 @@ from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias, get_args
 import msgspec
 
 from llmsession.backends.room import check_disk
+from llmsession.device import DeviceChoice, Gpu
 from llmsession.errors import (
+    ConfigError,
+    InvalidModelError,
     ProtocolError,
     ServerError,
     StartFailedError,
@@ -19,6 +23,7 @@ from llmsession.errors import (
     TransportError,
     UndecodableError,
 )
+from llmsession.lora import Lora
 from llmsession.paths import empty_folder
 from llmsession.processes.child import Child, Command
 from llmsession.processes.logfile import LogFile
@@ -38,10 +43,20 @@ _ALLOWED = {
 PROPS_TIMEOUT = 10.0
 _ALLOWED_PREFIXES = ("CUDA_", "HIP_", "ROCR_", "GGML_", "VK_")
 
+# What each engine says of a chat template that it cannot read; only one of them says why.
+_TEMPLATE_FAULT = re.compile(
+    r"supplied chat template is not supported|chat_templates_init: error: (?:parser: )?(?P<why>[^\n]+)"
+)
+
 
 class Launch(msgspec.Struct, frozen=True, kw_only=True):
     """What an engine is asked to run. `context_length` is for one conversation; folders are ours to write in. `info` is
     what the model's header says, where it was read.
+
+    None: as the engine thinks best; `gpu` is the one of `device`, once the build was asked. `lora` are files, numbered
+    as they stand; with them `cache_ram_mib` is 0, since the engine would find prompts there again that another adapter
+    has read (seen in build 11434). `metadata` is what the model's own header is to be read as saying, such as
+    `llama.context_length=int:4096`.
     """
 
     model_path: Path
@@ -52,6 +67,19 @@ class Launch(msgspec.Struct, frozen=True, kw_only=True):
     parallel: int
     threads: int
     cache_ram_mib: int
+    device: DeviceChoice = DeviceChoice()
+    gpu: Gpu | None = None
+    gpu_layers: int | None = None
+    flash_attention: bool | None = None
+    kv_offload: bool = True
+    cache_type_k: str | None = None
+    cache_type_v: str | None = None
+    rope_freq_base: float | None = None
+    metadata: tuple[str, ...] = ()
+    lora: tuple[Lora, ...] = ()
+    draft_model: Path | None = None
+    mmproj: Path | None = None
+    chat_template: Path | None = None
     extra_args: tuple[str, ...] = ()
     start_timeout: float = 120.0
     cache: Path
@@ -117,15 +145,19 @@ def new_api_key() -> str:
     return secrets.token_urlsafe(24)
 
 
-def child_environment(cache: Path, extra: Mapping[str, str]) -> dict[str, str]:
-    """The allow-list, and what keeps the engine's own configuration files out."""
-    kept = {
+def allowed_environment() -> dict[str, str]:
+    """What an engine may see of ours: also where it is only asked which devices it has."""
+    return {
         name: value
         for name, value in os.environ.items()
         if name.upper() in _ALLOWED or name.startswith(_ALLOWED_PREFIXES)
     }
+
+
+def child_environment(cache: Path, extra: Mapping[str, str]) -> dict[str, str]:
+    """The allow-list, and what keeps the engine's own configuration files out."""
     return {
-        **kept,
+        **allowed_environment(),
         "XDG_CONFIG_HOME": str(empty_folder(cache)),
         # Threads that spin while they wait make a token take 300 ms on a busy machine (LLAMA_SERVER trap 4).
         "OMP_WAIT_POLICY": "passive",
@@ -155,6 +187,11 @@ async def start_engine(
     except (StartFailedError, StartTimeoutError) as error:
         from llmsession.backends.ended import explain_failure
 
+        if launch.chat_template is not None and (found := _TEMPLATE_FAULT.search(log.tail(60))) is not None:
+            raise ConfigError(
+                f"chat_template: {launch.chat_template} is no template that the engine can read: "
+                f"{found['why'] or 'look for an unclosed brace or block'}"
+            ) from error
         if (better := explain_failure(error, backend, child, launch)) is None:
             raise
         raise better from error
@@ -165,6 +202,13 @@ async def start_engine(
             raise ProtocolError(f"{backend} said that it is ready, but not where it listens")
         client = HttpClient(probe.base_url, api_key=api_key)
         facts = await ask_facts(client)
+        if launch.draft_model is not None and not is_speculative(await client.get("/slots")):
+            raise InvalidModelError(
+                f"{launch.draft_model} cannot draft for {launch.alias}: the two have not the same vocabulary; "
+                "take a smaller model of the same family",
+                path=launch.draft_model,
+                reason="another vocabulary",
+            )
         child.annotate({"url": probe.base_url, "key": api_key, "model": launch.alias})
     except BaseException:
         await child.aclose()
@@ -199,6 +243,18 @@ class _Props(msgspec.Struct):
     default_generation_settings: _GenerationSettings
     total_slots: int
     build_info: str = ""
+
+
+class _Speculation(msgspec.Struct):
+    speculative: bool = True  # where a build does not tell, it is believed
+
+
+def is_speculative(slots: bytes) -> bool:
+    """From the answer of /slots: whether a draft model is asked. One that cannot be is passed over in silence."""
+    try:
+        return all(slot.speculative for slot in msgspec.json.decode(slots, type=list[_Speculation]))
+    except msgspec.DecodeError as error:
+        raise UndecodableError(f"the server's slots cannot be read: {error}", payload=slots[:1000]) from error
 
 
 def parse_facts(props: bytes) -> Facts:

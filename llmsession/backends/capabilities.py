@@ -12,6 +12,7 @@ from pathlib import Path
 import anyio
 import msgspec
 
+from llmsession.backends.backend import allowed_environment
 from llmsession.errors import StartFailedError
 
 # --help prints at once; a binary that hangs is none of llama.cpp's.
@@ -62,11 +63,23 @@ async def ask_version(binary: Path) -> str:
     return "unknown"
 
 
+async def ask_devices(binary: Path) -> str:
+    """What it prints to --list-devices. Raises StartFailedError; a build without that flag sees none."""
+    try:
+        answer = await _run(binary, "--list-devices")
+    except (TimeoutError, OSError) as error:
+        raise StartFailedError(
+            f"{binary} cannot say which devices it sees: {error.strerror or f'no answer within {HELP_TIMEOUT:g} s'}",
+            returncode=None,
+            log_tail="",
+        ) from error
+    return answer.stdout.decode(errors="replace")
+
+
 async def _run(binary: Path, flag: str) -> subprocess.CompletedProcess[bytes]:
     """Raises OSError, and TimeoutError where it hangs."""
-    environment = {name: os.environ[name] for name in ("PATH", "LD_LIBRARY_PATH") if name in os.environ}
     with anyio.fail_after(HELP_TIMEOUT):
-        return await anyio.run_process([str(binary), flag], check=False, env=environment)
+        return await anyio.run_process([str(binary), flag], check=False, env=allowed_environment())
 
 
 def _explain_refusal(error: OSError, binary: Path) -> str:

@@ -1,15 +1,20 @@
-"""What this machine has to offer an engine: cores and memory, less what it shares."""
+"""What this machine has to offer an engine: its GPUs, cores and memory, less what it shares."""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import platform
+import re
 import sys
 from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 import psutil
 
-from llmsession.processes.cgroups import read_free_memory
+from llmsession.device import Device, DeviceChoice, Gpu
+from llmsession.errors import BackendNotFoundError, ConfigError
+from llmsession.processes.cgroups import allowed_cores, read_free_memory
 
 # The part of free memory that the engine may use to keep prompts of idle conversations, and the most it is good for.
 CACHE_SHARE = 0.1
@@ -17,12 +22,94 @@ LARGEST_CACHE_MIB = 8192
 # What an engine takes of its address space beside what it computes with: code, stacks, arenas (measured: 400 MB).
 ADDRESS_SPACE = 500_000_000
 
+_MIB = 2**20
+_LISTED = re.compile(
+    r"^ {2}(?P<name>\S+): (?P<text>.*) \((?P<total>\d+) MiB, (?P<free>\d+) MiB free\)\s*$", re.MULTILINE
+)
+
+
+@runtime_checkable
+class ListsGpus(Protocol):
+    """A backend whose build can be asked."""
+
+    async def list_gpus(self) -> list[Gpu]:
+        """Those that it sees, in its order."""
+        ...
+
+
+async def available_devices(*, backend: str = "auto", server_path: str | Path | None = None) -> list[Device]:
+    """The CPU, and the GPUs that the engine which would be chosen can use, with what is free of their memory now.
+
+    Raises BackendNotFoundError where the named one is not there, and StartFailedError where it cannot be asked.
+    """
+    from llmsession.backends.find import choose_backend
+
+    devices = [_describe_cpu()]
+    try:
+        chosen = choose_backend(backend, Path(server_path) if server_path is not None else None)
+    except BackendNotFoundError:
+        if backend != "auto":
+            raise
+        return devices
+    gpus = await chosen.list_gpus() if isinstance(chosen, ListsGpus) else []
+    return devices + [
+        Device(
+            id=f"gpu:{gpu.index}", name=gpu.text, kind="gpu", memory_bytes=gpu.memory_bytes, free_bytes=gpu.free_bytes
+        )
+        for gpu in gpus
+    ]
+
+
+def parse_listed_gpus(said: str) -> list[Gpu]:
+    """What llama-server prints to --list-devices. One without memory, as BLAS is, computes for the CPU."""
+    found_gpus = [found for found in _LISTED.finditer(said) if int(found["total"])]
+    return [
+        Gpu(
+            name=found["name"],
+            index=index,
+            text=found["text"],
+            memory_bytes=int(found["total"]) * _MIB,
+            free_bytes=int(found["free"]) * _MIB,
+        )
+        for index, found in enumerate(found_gpus)
+    ]
+
+
+def pick_gpu(choice: DeviceChoice, gpus: list[Gpu], engine: str) -> Gpu | None:
+    """The one that was asked for; None where it may be any of them. Raises ConfigError where it is not there."""
+    if not gpus:
+        raise ConfigError(
+            f'a GPU was asked for, but {engine} sees none here: use device="cpu", or name a llama-server that was '
+            "built for yours (CUDA, ROCm, Vulkan or Metal) with server_path="
+        )
+    if choice.index is None:
+        return None
+    if choice.index >= len(gpus):
+        there = ", ".join(f"gpu:{gpu.index} ({gpu.text})" for gpu in gpus)
+        raise ConfigError(f"device='gpu:{choice.index}' is not there: {engine} sees {there}")
+    return gpus[choice.index]
+
 
 def default_threads() -> int:
-    """Physical cores that we may use, less one for everything else: the last core buys little and costs most."""
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    physical = psutil.cpu_count(logical=False) or usable
-    return max(1, min(usable, physical, _cgroup_cores(usable)) - 1)
+    """Physical cores less what is busy now, this program counted as one; no more than we are allowed, at least 1."""
+    usable = _usable_cores()
+    machine = psutil.cpu_count(logical=False) or usable
+    busy = max(1, round(psutil.getloadavg()[0]))
+    return max(1, min(machine - busy, usable, allowed_cores() or usable))
+
+
+def _usable_cores() -> int:
+    """Physical ones among those that this process may run on."""
+    if not hasattr(os, "sched_getaffinity"):
+        return psutil.cpu_count(logical=False) or os.cpu_count() or 1
+    cores: set[str] = set()
+    for number in os.sched_getaffinity(0):
+        siblings = Path(f"/sys/devices/system/cpu/cpu{number}/topology/thread_siblings_list")
+        try:
+            cores.add(siblings.read_text())
+        except OSError:
+            cores.add(str(number))
+    return len(cores)
 
 
 def describe_machine() -> str:
@@ -55,12 +142,17 @@ def may_have_gpu() -> bool:
 
 def cache_ram_mib() -> int:
     """A budget for the engine's cache of prompts, in MiB."""
-    return int(min(LARGEST_CACHE_MIB, free_memory() * CACHE_SHARE / 2**20))
+    return int(min(LARGEST_CACHE_MIB, free_memory() * CACHE_SHARE / _MIB))
 
 
-def _cgroup_cores(otherwise: int) -> int:
-    """What the container's quota allows (cgroup v2)."""
-    with contextlib.suppress(OSError, ValueError):
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        return max(1, int(quota) // int(period))
-    return otherwise
+def _describe_cpu() -> Device:
+    memory = psutil.virtual_memory()
+    return Device(id="cpu", name=_name_cpu(), kind="cpu", memory_bytes=memory.total, free_bytes=memory.available)
+
+
+def _name_cpu() -> str:
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()

@@ -5,18 +5,35 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 import os
+import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import anyio
 import msgspec
 
-from llmsession.backends.backend import Endpoint, Launch, child_environment, new_api_key, start_engine
+from llmsession.backends.backend import (
+    Endpoint,
+    Launch,
+    allowed_environment,
+    child_environment,
+    new_api_key,
+    start_engine,
+)
 from llmsession.backends.child_mode import EXIT, ChildModeProbe
+from llmsession.backends.devices import pick_gpu
+from llmsession.backends.embedded_flags import Setting, translate_flags
+from llmsession.backends.engine_flags import value_flags
+from llmsession.backends.extra_args import check_extra_args
 from llmsession.backends.room import check_room
-from llmsession.errors import UnsupportedFeatureError
+from llmsession.device import Gpu
+from llmsession.errors import StartFailedError
 from llmsession.processes.child import Child, Command
 from llmsession.processes.logfile import LogFile
+
+# Importing the wheel and asking it takes a tenth of a second; finding the GPUs of a large machine takes some.
+LISTING_TIMEOUT = 20.0
 
 
 def find_wheel() -> Path | None:
@@ -33,16 +50,29 @@ class Embedded:
     def __init__(self, wheel_folder: Path) -> None:
         self._wheel_folder = wheel_folder
 
+    def _argv(self, *words: str) -> list[str]:
+        # -I and -S: neither the user's Python settings nor site-packages are read, which saves half the start.
+        program = Path(__file__).with_name("embedded_server.py")
+        return [sys.executable, "-I", "-S", str(program), str(self._wheel_folder), *words]
+
+    async def list_gpus(self) -> list[Gpu]:
+        """Those that this wheel sees. Raises StartFailedError where it cannot be asked."""
+        try:
+            with anyio.fail_after(LISTING_TIMEOUT):
+                answer = await anyio.run_process(self._argv("devices"), env=allowed_environment())
+            return msgspec.json.decode(answer.stdout.splitlines()[-1], type=list[Gpu])
+        except (OSError, TimeoutError, subprocess.CalledProcessError, msgspec.DecodeError, IndexError) as error:
+            raise StartFailedError(
+                f"the embedded engine cannot say which devices it sees: {error}", returncode=None, log_tail=""
+            ) from error
+
     async def prepare(self, launch: Launch, child_started: Callable[[Child], None]) -> Endpoint:
         """Start it and wait until it is ready. When this raises, no process is left."""
-        if launch.extra_args:
-            raise UnsupportedFeatureError(
-                f"the embedded engine has no command line, so it cannot take {' '.join(launch.extra_args)}: "
-                'use backend="llama-server" for extra_args',
-                feature="extra_args",
-                backend=self.name,
-            )
+        check_extra_args(launch)
         check_room(launch)
+        if launch.device.kind == "gpu":
+            gpu = pick_gpu(launch.device, await self.list_gpus(), "the embedded engine")
+            launch = msgspec.structs.replace(launch, gpu=gpu)
         api_key = new_api_key()
         settings = {
             "parent": os.getpid(),
@@ -53,17 +83,12 @@ class Embedded:
             "context_length": launch.context_length * launch.parallel,
             "threads": launch.threads,
             "cache_ram_mib": launch.cache_ram_mib,
+            "lora": [(str(lora.path), lora.scale) for lora in launch.lora],
+            "fields": [*_list_settings(launch), *translate_flags(launch.extra_args)],
         }
         command = Command(
             name=self.name,
-            # -I and -S: neither the user's Python settings nor site-packages are read, which saves half the start.
-            argv=[
-                sys.executable,
-                "-I",
-                "-S",
-                str(Path(__file__).with_name("embedded_server.py")),
-                str(self._wheel_folder),
-            ],
+            argv=self._argv(),
             env=child_environment(launch.cache, {}),
             watches_stdin=True,
             # By stdin and not by argv, which everyone can read.
@@ -83,3 +108,25 @@ class Embedded:
             child_started=child_started,
             version=f"xllamacpp {importlib.metadata.version('xllamacpp')}",
         )
+
+
+def _list_settings(launch: Launch) -> Iterator[Setting]:
+    """What a Launch asks for beyond the model, its slots and adapters, by the fields of the wheel's parameters."""
+    if launch.device.kind == "cpu":
+        yield "n_gpu_layers", 0, None
+        yield "no_op_offload", True, None
+        yield "mmproj_use_gpu", False, None
+        yield "speculative.draft.n_gpu_layers", 0, None
+    elif launch.gpu_layers is not None:
+        yield "n_gpu_layers", launch.gpu_layers, None
+    if launch.gpu is not None:
+        yield "main_gpu", launch.gpu.index, None
+        yield "split_mode", "LLAMA_SPLIT_MODE_NONE", "llama_split_mode"
+    yield from translate_flags([word for _, *words in value_flags(launch) for word in words])
+    if launch.draft_model is not None:
+        yield "speculative.draft.mparams.path", str(launch.draft_model), None
+        yield "speculative.types", ["COMMON_SPECULATIVE_TYPE_DRAFT_SIMPLE"], "common_speculative_type"
+    if launch.mmproj is not None:
+        yield "mmproj.path", str(launch.mmproj), None
+    if launch.chat_template is not None:
+        yield "chat_template", launch.chat_template.read_text(encoding="utf-8"), None

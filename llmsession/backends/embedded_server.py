@@ -33,6 +33,42 @@ def say(state: str, **payload: Any) -> None:
     print(STATE + json.dumps({"state": state, "payload": payload}), flush=True)  # noqa: T201
 
 
+def list_gpus() -> list[dict[str, Any]]:
+    """Those that this wheel sees. One that shares the CPU's memory counts where there is no other."""
+    found = importlib.import_module("xllamacpp").get_device_info()
+    for kind in ("GPU", "IGPU"):
+        gpus = [each for each in found if each["type"].name == f"GGML_BACKEND_DEVICE_TYPE_{kind}"]
+        if gpus:
+            break
+    return [
+        {
+            "name": each["name"],
+            "index": index,
+            "text": each["description"],
+            "memory_bytes": each["memory_total"],
+            "free_bytes": each["memory_free"],
+        }
+        for index, each in enumerate(gpus)
+    ]
+
+
+def assign(params: Any, field: str, value: Any, enumeration: str | None) -> None:
+    """Set a field, such as `sampling.temp`; of an enumeration the members come by their names."""
+    xllamacpp = importlib.import_module("xllamacpp")
+    if enumeration is not None:
+        members = getattr(xllamacpp, enumeration)
+        value = [members[name] for name in value] if isinstance(value, list) else members[value]
+    *path, last = field.split(".")
+    target = params
+    for name in path:
+        target = getattr(target, name)
+    if path == ["sampling"]:
+        # Said by the user: else what the model's file advises would count.
+        said = getattr(xllamacpp.common_params_sampling_config, f"COMMON_PARAMS_SAMPLING_CONFIG_{last.upper()}", 0)
+        target.user_sampling_config |= int(said)
+    setattr(target, last, value)
+
+
 def serve(settings: dict[str, Any]) -> Any:
     """Load the model and serve; gives the server and keeps it alive by that."""
     # By name: the wheel has no types, and the path to it was added a moment ago.
@@ -55,11 +91,18 @@ def serve(settings: dict[str, Any]) -> Any:
     params.endpoint_slots = True
     params.ui = False
     params.verbosity = 3
+    params.lora_adapters = [xllamacpp.CommonAdapterLoraInfo(path, scale) for path, scale in settings["lora"]]
+    for field, value, enumeration in settings["fields"]:
+        assign(params, field, value, enumeration)
     return xllamacpp.Server(params)
 
 
 def main() -> None:
-    """Until the parent has had enough."""
+    """Until the parent has had enough; or, with the word `devices`, one line that lists the GPUs."""
+    if sys.argv[2:] == ["devices"]:
+        sys.path.append(sys.argv[1])
+        print(json.dumps(list_gpus()), flush=True)  # noqa: T201
+        os._exit(0)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_DFL)
     settings = json.loads(sys.stdin.buffer.readline())

@@ -7,6 +7,8 @@ import socket
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
+
 from llmsession.backends.backend import (
     Endpoint,
     Launch,
@@ -14,11 +16,14 @@ from llmsession.backends.backend import (
     new_api_key,
     start_engine,
 )
-from llmsession.backends.capabilities import Capabilities, probe_capabilities
+from llmsession.backends.capabilities import Capabilities, ask_devices, probe_capabilities
 from llmsession.backends.child_mode import EXIT, ChildModeProbe
-from llmsession.backends.devices import may_have_gpu
+from llmsession.backends.devices import may_have_gpu, parse_listed_gpus, pick_gpu
+from llmsession.backends.engine_flags import write_engine_flags
+from llmsession.backends.extra_args import check_extra_args
 from llmsession.backends.room import check_room
-from llmsession.errors import ConfigError, LLMSessionError, StartFailedError
+from llmsession.device import Gpu
+from llmsession.errors import LLMSessionError, StartFailedError
 from llmsession.processes.child import Child, Command
 from llmsession.processes.logfile import LogFile
 from llmsession.processes.readiness import Reading
@@ -29,51 +34,26 @@ BATCH = "512"
 # A port that was free a moment ago may be taken by the time the server binds it: then another.
 PORT_TRIES = 4
 
-# These belong to us: a second word on them would break what the session promises.
-_OURS = frozenset(
-    [
-        "-m",
-        "--model",
-        "-a",
-        "--alias",
-        "--host",
-        "--port",
-        "-np",
-        "--parallel",
-        "-c",
-        "--ctx-size",
-        "-t",
-        "--threads",
-        "--api-key",
-        "--api-key-file",
-        "-kvu",
-        "--kv-unified",
-        "-no-kvu",
-        "--no-kv-unified",
-    ]
-)
-# With these the session would not find its server, or could not speak to it, or there would be none.
-_BREAKING = {
-    "-lv", "--verbosity", "--log-verbosity", "--log-disable", "--log-jsonl", "--api-prefix", "--ssl-key-file",
-    "--ssl-cert-file", "-h", "--help", "--usage", "--version", "--list-devices", "-hf", "-hfr", "--hf-repo", "-mu",
-    "--model-url",
-}  # fmt: skip
-
 
 class LlamaServer:
     """Backend `llama-server`."""
 
     name = "llama-server"
+    reads_metadata_otherwise = True
 
     def __init__(self, binary: Path) -> None:
         self.binary = binary
 
     async def prepare(self, launch: Launch, child_started: Callable[[Child], None]) -> Endpoint:
         """Start it and wait until it is ready. When this raises, no process is left."""
-        check_extra_args(launch.extra_args)
+        check_extra_args(launch)
         # A build that finds a GPU puts the model there; how much of it fits is not known here.
-        check_room(launch, offloaded=1.0 if may_have_gpu() else 0.0)
+        on_gpu = launch.device.kind != "cpu" and launch.gpu_layers != 0 and may_have_gpu()
+        check_room(launch, offloaded=1.0 if on_gpu else 0.0)
         capabilities = await probe_capabilities(self.binary, launch.cache)
+        if launch.device.kind == "gpu":
+            gpu = pick_gpu(launch.device, await self.list_gpus(), str(self.binary))
+            launch = msgspec.structs.replace(launch, gpu=gpu)
         if capabilities.has_child_mode:
             return await self._start(launch, capabilities, child_started, port=0)
         for attempt in range(1, PORT_TRIES + 1):
@@ -83,6 +63,10 @@ class LlamaServer:
                 if attempt == PORT_TRIES or "couldn't bind" not in error.log_tail:
                     raise
         raise AssertionError  # pragma: no cover - the loop returns or raises
+
+    async def list_gpus(self) -> list[Gpu]:
+        """Those that this build sees. Raises StartFailedError where it cannot be asked."""
+        return parse_listed_gpus(await ask_devices(self.binary))
 
     async def _start(
         self, launch: Launch, capabilities: Capabilities, child_started: Callable[[Child], None], *, port: int
@@ -144,17 +128,7 @@ def build_argv(binary: Path, launch: Launch, capabilities: Capabilities, *, port
     for flag, values in optional.items():
         if flag in capabilities.flags:
             argv += [flag, *values]
-    return [*argv, *launch.extra_args]
-
-
-def check_extra_args(extra_args: tuple[str, ...]) -> None:
-    """Raise ConfigError where a flag of the user's would fight one of ours."""
-    for argument in extra_args:
-        flag = argument.partition("=")[0].replace("_", "-")
-        if flag in _OURS:
-            raise ConfigError(f"extra_args may not hold {flag}: the session sets it; use the option of that name")
-        if flag in _BREAKING:
-            raise ConfigError(f"extra_args may not hold {flag}: the session could not use such a server; leave it away")
+    return [*argv, *write_engine_flags(launch, capabilities.flags, backend=LlamaServer.name), *launch.extra_args]
 
 
 def _free_port() -> int:

@@ -27,7 +27,10 @@ def check_room(launch: Launch, *, offloaded: float = 0.0) -> None:
 
     Costs some reading of /proc, a fraction of a millisecond.
     """
-    if not launch.check_memory or launch.info is None or any(_flag(text) in _CHANGE_NEED for text in launch.extra_args):
+    unknown = (
+        launch.cache_type_k or launch.cache_type_v or any(_flag(text) in _CHANGE_NEED for text in launch.extra_args)
+    )
+    if not launch.check_memory or launch.info is None or unknown:
         return
     needed = launch.info.memory_needed(launch.context_length, launch.parallel) * (1 - offloaded)
     if needed <= (free := free_memory()):

@@ -138,6 +138,15 @@ def metrics(
 
 
 @app.command()
+def devices(*, backend: Backend = None, as_json: Json = False) -> None:
+    """The CPU and GPUs that the engine here can use, with the memory that is free on each."""
+    from llmsession.cli.devices import show_devices
+
+    with reported_errors():
+        show_devices(options=_given(backend=backend), as_json=as_json)
+
+
+@app.command()
 def doctor(
     *,
     model: Model = None,

@@ -14,6 +14,7 @@ import msgspec
 
 from llmsession.backends.devices import default_threads, describe_machine
 from llmsession.backends.find import Candidate, find_engines
+from llmsession.device import parse_device
 from llmsession.errors import LLMSessionError
 from llmsession.models import bundled
 from llmsession.options import Options
@@ -71,7 +72,7 @@ async def _examine(options: Options) -> Report:
         python=f"{platform.python_version()} ({sys.executable})",
         system=f"{platform.system()} {platform.release()} {platform.machine()}",
         machine=describe_machine(),
-        threads=options.threads or default_threads(),
+        threads=options.threads or parse_device(options.device).threads or default_threads(),
         engines=engines,
         chosen=chosen,
         why=why,

@@ -11,7 +11,7 @@ import msgspec
 from rich.console import Console
 from rich.table import Table
 
-from llmsession.chosen_model import fit_context_length, resolve_model
+from llmsession.chosen_model import fit_context, resolve_model
 from llmsession.cli.progress import shown_progress
 from llmsession.models.gguf import ModelInfo, read_model_info
 from llmsession.models.hub import ensure_model, find_cached, list_cached, resolve_ref
@@ -100,7 +100,7 @@ def show_model(model: str | None, *, registry: Path | None, as_json: bool) -> No
 
 
 def _facts_of_file(info: ModelInfo, options: Options) -> dict[str, Any]:
-    context = fit_context_length(options.context_length, info)
+    context = fit_context(options, info, can_stretch=True).length
     return {
         "architecture": info.architecture,
         "parameters": info.parameter_count,

@@ -1,6 +1,6 @@
-"""What a container or a service leaves of the memory, and how often the kernel killed for lack of it. Linux only.
+"""What a container or a service leaves of memory and cores, and how often the kernel killed for lack of memory.
 
-Both versions of control groups. A limit may stand at any level above us, so all of them are looked at.
+Linux only, both versions of control groups. A limit may stand at any level above us, so all of them are looked at.
 https://docs.kernel.org/admin-guide/cgroup-v2.html
 """
 
@@ -16,29 +16,28 @@ import msgspec
 class _Names(msgspec.Struct, frozen=True):
     """Where a version keeps its numbers. The caches of files are given back when memory is short: they are free."""
 
-    controller: str
-    mount: str
     limit: str
     used: str
     caches: tuple[bytes, ...]
     kills: str
 
 
-_V2 = _Names("", "", "memory.max", "memory.current", (b"active_file", b"inactive_file"), "memory.events")
-_V1 = _Names(
-    "memory",
-    "memory",
-    "memory.limit_in_bytes",
-    "memory.usage_in_bytes",
-    (b"total_active_file", b"total_inactive_file"),
-    "memory.oom_control",
-)
+_NAMES = {
+    2: _Names("memory.max", "memory.current", (b"active_file", b"inactive_file"), "memory.events"),
+    1: _Names(
+        "memory.limit_in_bytes",
+        "memory.usage_in_bytes",
+        (b"total_active_file", b"total_inactive_file"),
+        "memory.oom_control",
+    ),
+}
 
 
 def read_free_memory(root: Path = Path("/")) -> int | None:
     """Bytes that the tightest limit leaves; None where there is no limit. `root` is that of the file system."""
     free: int | None = None
-    for names, folder in _folders(root):
+    for version, folder in _groups(root, "memory"):
+        names = _NAMES[version]
         limit = _read_number(folder / names.limit)
         # Version 1 writes "no limit" as a number that no machine has.
         if limit is None or limit >= 1 << 60:
@@ -52,32 +51,44 @@ def read_free_memory(root: Path = Path("/")) -> int | None:
 
 def count_memory_kills(root: Path = Path("/")) -> int | None:
     """How many processes the kernel has killed for lack of memory in our group, else on the machine; None: unknown."""
-    for names, folder in _folders(root):
-        if (count := _read_counts(folder / names.kills).get(b"oom_kill")) is not None:
+    for version, folder in _groups(root, "memory"):
+        if (count := _read_counts(folder / _NAMES[version].kills).get(b"oom_kill")) is not None:
             return count
     return _read_counts(root / "proc/vmstat").get(b"oom_kill")
 
 
-def _folders(root: Path) -> Iterator[tuple[_Names, Path]]:
-    """Our group's, then those above it. Inside of a container the mount may begin at our own group."""
+def allowed_cores(root: Path = Path("/")) -> int | None:
+    """The smallest quota of them all, in whole cores and at least 1; None where there is none."""
+    quotas = [quota for _, folder in _groups(root, "cpu") if (quota := _read_quota(folder)) is not None]
+    return max(1, int(min(quotas))) if quotas else None
+
+
+def _groups(root: Path, controller: str) -> Iterator[tuple[int, Path]]:
+    """Our group's folder and the version that it is of, then those above it. In a container the mount may begin at our
+    own group.
+    """
     lines: list[str] = []
     with contextlib.suppress(OSError):
         lines = (root / "proc/self/cgroup").read_text().splitlines()
+    mounts = root / "sys/fs/cgroup"
     for line in lines:
         number, _, rest = line.partition(":")
         controllers, _, path = rest.partition(":")
-        for names in (_V2, _V1):
-            if (number == "0") != (names is _V2) or names.controller not in controllers.split(","):
-                continue
-            mount = root / "sys/fs/cgroup" / names.mount
-            group = mount / path.strip("/")
-            if ".." in group.parts or not group.is_dir():
-                group = mount
-            while True:
-                yield names, group
-                if group == mount:
-                    break
-                group = group.parent
+        if number == "0" and not controllers:
+            version, mount = 2, mounts
+        elif controller in controllers.split(","):
+            joined = mounts / controllers  # as in cpu,cpuacct
+            version, mount = 1, joined if joined.is_dir() else mounts / controller
+        else:
+            continue
+        group = mount / path.strip("/")
+        if ".." in group.parts or not group.is_dir():
+            group = mount
+        while True:
+            yield version, group
+            if group == mount:
+                break
+            group = group.parent
 
 
 def _read_number(path: Path) -> int | None:
@@ -92,3 +103,14 @@ def _read_counts(path: Path) -> dict[bytes, int]:
     with contextlib.suppress(OSError, ValueError):
         return {name: int(count) for name, count in (line.split() for line in path.read_bytes().splitlines())}
     return {}
+
+
+def _read_quota(folder: Path) -> float | None:
+    """In cores, with a fraction."""
+    with contextlib.suppress(OSError, ValueError):
+        quota, period = (folder / "cpu.max").read_text().split()
+        return int(quota) / int(period) if quota != "max" else None
+    with contextlib.suppress(OSError, ValueError, ZeroDivisionError):
+        spent = int((folder / "cpu.cfs_quota_us").read_text())
+        return spent / int((folder / "cpu.cfs_period_us").read_text()) if spent > 0 else None
+    return None

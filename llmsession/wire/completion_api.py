@@ -102,10 +102,13 @@ def encode_request(prompt: str | Sequence[int], request: GenerationRequest) -> b
 
 
 def encode_sampling(request: GenerationRequest) -> dict[str, Any]:
-    """The settings that were given, by the engine's names, which are ours."""
+    """The settings that were given, by the engine's names, which are ours; and what both APIs take alike."""
     settings: dict[str, Any] = msgspec.to_builtins(request.sampling)
     if request.sampling.logit_bias is not None:
         settings["logit_bias"] = list(request.sampling.logit_bias.items())
+    if request.lora_scales is not None:
+        # All of them in every request: without it what another adapter has read would be reused (LLAMA_SERVER trap 12).
+        settings["lora"] = [{"id": number, "scale": scale} for number, scale in enumerate(request.lora_scales)]
     return settings
 
 

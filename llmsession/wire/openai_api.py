@@ -192,8 +192,12 @@ def _encode_messages(messages: Sequence[Message], begun: Delivered | None) -> di
 
 
 def encode_message(message: Message) -> dict[str, Any]:
-    """A message in OpenAI's form."""
+    """A message in OpenAI's form. Its images are data URLs."""
     encoded: dict[str, Any] = {"role": message.role.value, "content": message.content}
+    if message.images:
+        images = [{"type": "image_url", "image_url": {"url": image}} for image in message.images]
+        text = [{"type": "text", "text": message.content}] if message.content else []
+        encoded["content"] = [*images, *text]
     if message.tool_calls:
         encoded["content"] = message.content or None
         encoded["tool_calls"] = [

@@ -18,7 +18,8 @@ LARGEST_SEED = 2**32 - 2
 class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
     """The settings of one reply, checked when made. `seed` is always a real one; `has_own_seed`: the caller's.
 
-    `own_stops` are those of `stop` that the caller did not ask for: the encoding's ends of a turn.
+    `own_stops` are those of `stop` that the caller did not ask for: the encoding's ends of a turn. `lora_scales` are
+    those of all loaded adapters by their numbers; None where there are none.
     """
 
     seed: int
@@ -30,6 +31,7 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
     stop_ids: frozenset[int] = frozenset()
     echo_stop: bool = False
     top_logprobs: int | None = None
+    lora_scales: tuple[float, ...] | None = None
     extra: Mapping[str, Any] = {}
 
     @classmethod
@@ -43,6 +45,7 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
         own_stops: tuple[str, ...] = (),
         echo_stop: bool,
         top_logprobs: int | None,
+        lora_scales: tuple[float, ...] | None = None,
         extra: Mapping[str, Any] | None,
     ) -> GenerationRequest:
         """From what a caller gave. Raises UsageError."""
@@ -64,6 +67,7 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
             stop_ids=frozenset(phrase for phrase in phrases if isinstance(phrase, int)),
             echo_stop=echo_stop,
             top_logprobs=top_logprobs,
+            lora_scales=lora_scales,
             extra=dict(extra or {}),
         )
 

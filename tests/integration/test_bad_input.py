@@ -155,10 +155,10 @@ async def test_a_base_model_goes_on_from_the_texts(tmp_path: Path) -> None:
         assert session.encoding is not None
 
 
-async def test_the_embedded_engine_takes_no_flags() -> None:
+async def test_the_embedded_engine_refuses_flags_that_are_no_field_of_its_parameters() -> None:
     """API 3: it refuses what it cannot translate, by name."""
-    with pytest.raises(UnsupportedFeatureError, match="--flash-attn") as caught:
-        await Session.open(extra_args=("--flash-attn", "on"), **EMBEDDED.options())
+    with pytest.raises(UnsupportedFeatureError, match="--rpc") as caught:
+        await Session.open(extra_args=("--top-k", "3", "--rpc", "host:1"), **EMBEDDED.options())
     assert ("extra_args", "embedded") == (caught.value.feature, caught.value.backend)
 
 

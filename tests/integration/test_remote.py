@@ -338,7 +338,16 @@ async def test_a_server_for_something_else_is_told_apart(pages: Any, match: str)
 
 @pytest.mark.parametrize(
     "fields",
-    [{"context_length": 0}, {"threads": 1}, {"server_path": "x"}, {"extra_args": ["-x"]}, {"backend": "embedded"}],
+    [
+        {"context_length": 0},
+        {"threads": 1},
+        {"server_path": "x"},
+        {"extra_args": ["-x"]},
+        {"backend": "embedded"},
+        {"lora": "a"},
+        {"device": "cpu"},
+        {"kv_offload": False},
+    ],
     ids=lambda fields: next(iter(fields)),
 )
 def test_what_only_a_server_of_ours_can_be_told_is_refused(fields: dict[str, Any]) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from llmsession import ConfigError, Options, PromptEncoding, Sampling
+from llmsession import ConfigError, Device, Lora, Options, PromptEncoding, Sampling
 
 
 @pytest.fixture(autouse=True)
@@ -49,6 +49,18 @@ def test_a_file_may_hold_every_field(file: Path) -> None:
     assert Sampling.MIN_P == loaded.sampling
     assert ("--flash-attn", "on") == loaded.extra_args
     assert (5.0, 6.5, 7.0) == (loaded.start_timeout, loaded.first_token_timeout, loaded.idle_timeout)
+    file.write_text(
+        "device: cpu:2\ngpu_layers: 0\nflash_attention: true\nkv_offload: false\ncache_type_k: q8_0\n"
+        "cache_type_v: f16\nrope_freq_base: 20000\nlora: [a.gguf, {path: b.gguf, scale: 0.5}]\ndraft_model: d.gguf\n"
+        "mmproj: p.gguf\nchat_template: |\n  {{ messages }}\n"
+    )
+    loaded = Options.load(file)
+    assert ("cpu:2", 0, True, False, "q8_0", "f16", 20000.0) == (
+        loaded.device, loaded.gpu_layers, loaded.flash_attention, loaded.kv_offload, loaded.cache_type_k,
+        loaded.cache_type_v, loaded.rope_freq_base,
+    )  # fmt: skip
+    assert (Lora("a.gguf"), Lora("b.gguf", 0.5)) == loaded.lora
+    assert ("d.gguf", "p.gguf", "{{ messages }}\n") == (loaded.draft_model, loaded.mmproj, loaded.chat_template)
     file.write_text("remote: host:1\napi_key: k\nheaders: {A: b}\nverify: false\nsampling: {top_k: 3}\n")
     loaded = Options.load(file)
     assert ("host:1", "k", {"A": "b"}, False) == (loaded.remote, loaded.api_key, loaded.headers, loaded.verify)
@@ -80,6 +92,15 @@ WRONG_FILES = {
     "model: !secret x": (1, "a tag that is not allowed"),
     "sampling: &a {temperature: *a}": (1, "recursive"),
     "? {a: b}\n: 3": (1, "is no option"),
+    "device: tpu": (1, "use best, cpu"),
+    "gpu_layers: -1": (1, "at least 0"),
+    "cache_type_k: q9": (1, "use one of f32"),
+    "flash_attention: maybe": (1, "Expected `bool"),
+    "rope_freq_base: 0": (1, "above 0"),
+    "lora: [{path: a, scales: 2}]": (1, "scales"),
+    "lora: [{path: a, scale: .nan}]": (1, "is a number"),
+    "parallel: 1\nlora: [a, a]": (2, "names a twice"),
+    "lora: {path: a}": (1, "Expected `str | array`"),
 }
 
 
@@ -116,12 +137,18 @@ def test_every_field_has_its_variable(monkeypatch: pytest.MonkeyPatch) -> None:
     """Issue 3: by environment; an empty one counts as none, and other people's are theirs."""
     variables = {
         "MODEL": "tiny-chat", "PARALLEL": "8", "EXTRA_ARGS": "--flash-attn 'on'", "SAMPLING": "{top_k: 3}",
+        "LORA": "[a.gguf, {path: b.gguf, scale: 2}]", "DEVICE": "gpu:1", "CHAT_TEMPLATE": "{{ x }}",
         "CACHE_DIR": "/x", "PROMPT_ENCODING": "chat", "THREADS": "", "PYTHON": "python3", "OF_SOMEBODY_ELSE": "1",
     }  # fmt: skip
     for name, value in variables.items():
         monkeypatch.setenv(f"LLMSESSION_{name}", value)
     loaded = Options.load()
     assert ("tiny-chat", 8, ("--flash-attn", "on")) == (loaded.model, loaded.parallel, loaded.extra_args)
+    assert ((Lora("a.gguf"), Lora("b.gguf", 2.0)), "gpu:1", "{{ x }}") == (
+        loaded.lora, loaded.device, loaded.chat_template,
+    )  # fmt: skip
+    monkeypatch.setenv("LLMSESSION_LORA", "one.gguf")
+    assert (Lora("one.gguf"),) == Options.load().lora
     assert (Sampling(top_k=3), "/x", "chat", None) == (
         loaded.sampling, loaded.cache_dir, loaded.prompt_encoding, loaded.threads,
     )  # fmt: skip
@@ -160,7 +187,11 @@ def test_no_secret_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         {"remote": 1}, {"remote": "x", "api_key": b"k"}, {"remote": "x", "headers": ["a"]},
         {"remote": "x", "headers": {"a": 1}}, {"remote": "x", "headers": {"a\n": "b"}}, {"remote": "x", "verify": 1},
-        {"verify": False}, {"headers": {"a": "b"}},
+        {"verify": False}, {"headers": {"a": "b"}}, {"device": 1}, {"device": "cpu:2", "threads": 3},
+        {"device": "cpu", "gpu_layers": 3}, {"gpu_layers": True}, {"flash_attention": "on"}, {"kv_offload": None},
+        {"cache_type_v": "q8_0", "flash_attention": False}, {"cache_type_k": 8}, {"rope_freq_base": "1"},
+        {"rope_freq_base": float("inf")}, {"lora": 3}, {"lora": [3]}, {"lora": [""]}, {"draft_model": 1},
+        {"mmproj": b"x"}, {"chat_template": ["x"]}, {"chat_template": "x", "prompt_encoding": "chatml"},
     ],
     ids=str,
 )  # fmt: skip
@@ -168,3 +199,15 @@ def test_a_wrong_keyword_is_a_config_error(fields: dict[str, Any]) -> None:
     """Bad input: one clear error of ours."""
     with pytest.raises(ConfigError):
         Options(**fields)
+
+
+def test_a_device_is_taken_by_its_id() -> None:
+    """API 2: the id, or the Device."""
+    device = Device(id="gpu:1", name="x", kind="gpu", memory_bytes=1, free_bytes=1)
+    assert Options(device="gpu:1") == Options(device=device)
+
+
+def test_adapters_are_named_in_any_form() -> None:
+    """API 3: one or several, by path or with a scale."""
+    assert (Lora("a"),) == Options(lora="a").lora == Options(lora=[Lora("a")]).lora == Options(lora=Lora("a")).lora  # type: ignore[arg-type]
+    assert (Lora(Path("a"), 0.0), Lora("hf:a/b/HEAD/c")) == Options(lora=[Lora(Path("a"), 0), "hf:a/b/HEAD/c"]).lora  # type: ignore[arg-type]

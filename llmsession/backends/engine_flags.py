@@ -1,0 +1,91 @@
+"""What a Launch asks of the engine beyond the model and its slots, as llama-server's flags.
+
+Of a flag with several names the one is used that old builds know as well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Container, Iterator
+
+from llmsession.backends.backend import Launch
+from llmsession.errors import UnsupportedFeatureError
+
+# Flags of these are left away where a build does not know them: it has no GPU then to be kept from, and drafts by
+# itself.
+CPU_ALONE = "device=cpu"
+SPECULATION = "--spec-type"
+
+
+def write_engine_flags(launch: Launch, known: Container[str], *, backend: str) -> list[str]:
+    """For a build that has the flags `known`. Raises UnsupportedFeatureError where it lacks one that matters."""
+    argv: list[str] = []
+    for option, flag, *values in _flags(launch):
+        if flag in known:
+            argv += [flag, *values]
+        elif option != CPU_ALONE and flag != SPECULATION:
+            raise UnsupportedFeatureError(
+                f"this build of {backend} has no {flag}, so it cannot be given {option}: use a newer one",
+                feature=option,
+                backend=backend,
+            )
+    return argv
+
+
+def _flags(launch: Launch) -> Iterator[tuple[str, ...]]:
+    """Option, flag, values."""
+    if launch.device.kind == "cpu":
+        yield CPU_ALONE, "--device", "none"
+        yield CPU_ALONE, "--gpu-layers", "0"
+    elif launch.gpu_layers is not None:
+        yield "gpu_layers", "--gpu-layers", str(launch.gpu_layers)
+    if launch.gpu is not None:
+        yield "device=gpu", "--device", launch.gpu.name
+    yield from value_flags(launch)
+    if launch.metadata:
+        yield "context_length", "--override-kv", ",".join(launch.metadata)
+    yield from _files(launch)
+
+
+def value_flags(launch: Launch) -> Iterator[tuple[str, ...]]:
+    """Option, flag, values of those that are neither a device nor a file."""
+    if launch.flash_attention is not None:
+        yield "flash_attention", "--flash-attn", "on" if launch.flash_attention else "off"
+    if not launch.kv_offload:
+        yield "kv_offload", "--no-kv-offload"
+    if launch.cache_type_k is not None:
+        yield "cache_type_k", "--cache-type-k", launch.cache_type_k
+    if launch.cache_type_v is not None:
+        yield "cache_type_v", "--cache-type-v", launch.cache_type_v
+    if launch.rope_freq_base is not None:
+        yield "rope_freq_base", "--rope-freq-base", repr(float(launch.rope_freq_base))
+
+
+def _files(launch: Launch) -> Iterator[tuple[str, ...]]:
+    on_cpu = launch.device.kind == "cpu"
+    if launch.lora:
+        # Scales are sent with each request: a request without them would reuse what another adapter has read.
+        yield "lora", "--lora", write_csv([str(lora.path) for lora in launch.lora])
+    if launch.draft_model is not None:
+        yield "draft_model", "--model-draft", str(launch.draft_model)
+        # Of itself the model would be loaded and never asked (build 11434).
+        yield "draft_model", SPECULATION, "draft-simple"
+        if on_cpu:
+            yield CPU_ALONE, "--device-draft", "none"
+            yield CPU_ALONE, "--gpu-layers-draft", "0"
+    if launch.mmproj is not None:
+        yield "mmproj", "--mmproj", str(launch.mmproj)
+        if on_cpu:
+            yield CPU_ALONE, "--no-mmproj-offload"
+    if launch.chat_template is not None:
+        yield "chat_template", "--jinja"
+        yield "chat_template", "--chat-template-file", str(launch.chat_template)
+
+
+def write_csv(values: list[str]) -> str:
+    """One line as the engine reads lists: what holds a comma or a quotation mark is quoted."""
+    import csv
+    import io
+
+    line = io.StringIO()
+    csv.writer(line, lineterminator="").writerow(values)
+    return line.getvalue()
