@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 # What only the chat endpoint can do: constrain and parse calls, and a form of the reply.
 _ONLY_CHAT = frozenset({"tools", "tool_choice", "parallel_tool_calls", "functions", "function_call", "response_format"})
-# A space of no width, and another for texts that hold the first.
-_SPACES = ("\u200b", "\u2060")
+# What it takes to send a chat as tokens of ours.
+_AS_TOKENS = frozenset({"tokens", "pieces", "template", "completion"})
 
 
 def ask_raw(prompt: str | list[int], request: GenerationRequest) -> Prepare:
@@ -28,8 +28,7 @@ def ask_raw(prompt: str | list[int], request: GenerationRequest) -> Prepare:
     _complete(prompt, request)  # what is wrong with it is said at once
 
     async def prepare(endpoint: Endpoint) -> Request:
-        del endpoint
-        return _complete(prompt, request)
+        return _complete(prompt, _bound(request, endpoint))
 
     return prepare
 
@@ -41,7 +40,12 @@ def ask_encoded(server: Server | RemoteServer, pieces: Sequence[Control | Text],
     async def prepare(endpoint: Endpoint) -> Request:
         writer = await server.prompt_writer(endpoint)
         written = await writer.write(pieces)
-        return _complete(written.prompt, request, neutralized=written.neutralized)
+        made = _complete(written.prompt, _bound(request, endpoint), neutralized=written.neutralized)
+        if written.space is None:
+            return made
+        from llmsession.wire.rewriting import WithoutCharacter
+
+        return replace(made, decoder=WithoutCharacter(made.decoder, written.space))
 
     return prepare
 
@@ -56,17 +60,26 @@ def ask_chat(
         from llmsession.wire.rewriting import ThoughtsApart
 
         extra = dict(request.extra)
-        if {"tokens", "completion"} <= endpoint.features and _ONLY_CHAT.isdisjoint(extra):
+        bound = _bound(request, endpoint)
+        if endpoint.features >= _AS_TOKENS and _ONLY_CHAT.isdisjoint(extra):
             writer = await server.prompt_writer(endpoint)
             found = await writer.write_chat(turns, model=server.model.name, extra=extra)
             if found is not None:
-                made = _complete(found.prompt, request, neutralized=found.neutralized)
+                made = _complete(found.prompt, bound, neutralized=found.neutralized)
                 apart = ThoughtsApart(made.decoder, begun=found.in_thought, whole=found.think_token)
                 return replace(made, decoder=apart)
-            return _chat(server, endpoint.features, turns, request)
-        return await _chat_with_spaces(server, endpoint, turns, request)
+            return _chat(server, endpoint.features, turns, bound)
+        return await _chat_with_spaces(server, endpoint, turns, bound)
 
     return prepare
+
+
+def _bound(request: GenerationRequest, endpoint: Endpoint) -> GenerationRequest:
+    """With an end, where the server has none of its own: old ones go on for ever (LLAMA_SERVER §8)."""
+    length, features = endpoint.facts.context_length, endpoint.features
+    if request.max_tokens is not None or length is None or "context_end" in features or "completion" not in features:
+        return request
+    return msgspec.structs.replace(request, max_tokens=length)
 
 
 def _complete(prompt: str | list[int], request: GenerationRequest, *, neutralized: int = 0) -> Request:
@@ -93,13 +106,13 @@ async def _chat_with_spaces(
     server: Server | RemoteServer, endpoint: Endpoint, turns: Sequence[Message], request: GenerationRequest
 ) -> Request:
     """Where we cannot send tokens: a space of no width inside of each spelling, taken out of the reply."""
-    from llmsession.backends.safe_prompt import map_strings, map_texts, strings_of, texts_of
+    from llmsession.backends.safe_prompt import choose_space, map_strings, map_texts, strings_of, texts_of
     from llmsession.backends.vocabulary import look_special
     from llmsession.wire.rewriting import WithoutCharacter
 
     tools = request.extra.get("tools", [])
     texts = [*texts_of(turns), *strings_of(tools)]
-    space = next((space for space in _SPACES if not any(space in text for text in texts)), _SPACES[0])
+    space = choose_space(texts)
     if "tokens" in endpoint.features:
         find = (await (await server.prompt_writer(endpoint)).learn(texts)).find
     else:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import http.server
+import importlib
 import json
 import os
 import shlex
@@ -21,9 +22,19 @@ from pathlib import Path
 from typing import Any
 
 STATE = "cmd_child_to_router:state:"
-HELP = (
-    "--model --alias --host --port --parallel --ctx-size --threads --threads-batch --metrics --batch-size --ubatch-size"
-)
+HELP = """\
+-m,    --model FNAME                    model path to load
+-a,    --alias STRING                   set model name aliases
+--host HOST                             IP addresses to listen on
+--port PORT                             port to listen
+-np,   --parallel N                     number of server slots
+-c,    --ctx-size N                     size of the prompt context
+-t,    --threads N                      number of threads
+-tb,   --threads-batch N                number of threads for batches
+-b,    --batch-size N                   logical maximum batch size
+-ub,   --ubatch-size N                  physical maximum batch size
+--metrics                               enable prometheus compatible metrics endpoint
+"""
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
@@ -45,6 +56,8 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--token-delay", type=float, default=0.0)
     parser.add_argument("--port-taken-times", metavar="FILE")
     parser.add_argument("--tokens", type=int, default=3)
+    parser.add_argument("--play", metavar="NAME")  # an old server: see played_servers
+    parser.add_argument("--tell", metavar="FILE")  # where a played one writes what it was asked
     return parser.parse_args(arguments)
 
 
@@ -65,7 +78,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if self.path == "/health":
             return self.answer({"status": "ok"})
         if self.path == "/props":
-            return self.answer({"default_generation_settings": {"n_ctx": 2048}, "total_slots": 4, "build_info": "fake"})
+            return self.answer(
+                {"default_generation_settings": {"n_ctx": 2048}, "total_slots": 4, "build_info": "fake", "ui": False}
+            )
         if self.path == "/slots":
             return self.answer([{"id": number, "n_ctx": 2048, "is_processing": False} for number in range(4)])
         if self.path == "/metrics":
@@ -162,10 +177,17 @@ def misbehave(options: argparse.Namespace) -> None:
 def main() -> None:
     """Load, listen, serve."""
     options = parse(shlex.split(os.environ.get("FAKE", "")))
+    if options.play is not None:
+        sys.path.insert(0, str(Path(__file__).parent))
+        importlib.import_module("played_servers").main(options.play, options.tell)
+        return
     if "--help" in sys.argv:
         if options.hang_help:
             time.sleep(3600)
-        print(HELP, "" if options.no_child_mode else "--models-max")
+        print(HELP, end="" if options.no_child_mode else "--models-max N                          for router server\n")
+        return
+    if "--version" in sys.argv:
+        print("version: 1 (fake)", file=sys.stderr)
         return
     misbehave(options)
     port = int(sys.argv[sys.argv.index("--port") + 1]) if "--port" in sys.argv else 0

@@ -52,9 +52,25 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     build: str
 
 
-# What a server may offer beyond OpenAI's chat endpoint: raw completion, tokens, the count of a chat's tokens, slots,
-# metrics, llama.cpp's further sampling settings, and the phrase that stopped a chat.
-Feature: TypeAlias = Literal["completion", "tokens", "chat_count", "slots", "metrics", "sampling", "stop_phrase"]
+# What a server may offer beyond OpenAI's chat endpoint: raw completion, tokens, those of a spelling as mere text,
+# the bytes of each, the count of a chat's tokens, the prompt that its template makes of one, slots, metrics, llama.cpp's
+# further sampling settings, the phrase that stopped a chat, a chat's log-probabilities, the ids of a reply's tokens,
+# and that a reply ends when the context is full.
+Feature: TypeAlias = Literal[
+    "completion",
+    "tokens",
+    "plain_tokens",
+    "pieces",
+    "chat_count",
+    "template",
+    "slots",
+    "metrics",
+    "sampling",
+    "stop_phrase",
+    "chat_logprobs",
+    "token_ids",
+    "context_end",
+]
 LLAMA_SERVER_FEATURES: frozenset[Feature] = frozenset(get_args(Feature))
 
 
@@ -136,12 +152,15 @@ async def start_engine(
     probe = make_probe(log)
     await child.start(probe, timeout=launch.start_timeout)
     try:
+        from llmsession.backends.features import find_features
         from llmsession.wire.http import HttpClient
 
         if probe.base_url is None:
             raise ProtocolError(f"{backend} said that it is ready, but not where it listens")
         client = HttpClient(probe.base_url, api_key=api_key)
-        facts = parse_facts(await client.get("/props"))
+        props = await client.get("/props")
+        facts = parse_facts(props)
+        features = await find_features(client, props)
         child.annotate({"url": probe.base_url, "key": api_key, "model": launch.alias})
     except BaseException:
         await child.aclose()
@@ -153,6 +172,7 @@ async def start_engine(
         child=child,
         facts=facts,
         version=version or facts.build,
+        features=features,
     )
 
 

@@ -16,6 +16,7 @@ from llmsession.backends.backend import (
 )
 from llmsession.backends.capabilities import Capabilities, probe_capabilities
 from llmsession.backends.child_mode import EXIT, ChildModeProbe
+from llmsession.backends.flags import translate, translate_extra
 from llmsession.errors import ConfigError, LLMSessionError, StartFailedError
 from llmsession.processes.child import Child, Command
 from llmsession.processes.logfile import LogFile
@@ -48,6 +49,23 @@ _OURS = frozenset(
         "--kv-unified",
         "-no-kvu",
         "--no-kv-unified",
+    ]
+)
+
+# What a build may lack: it then has nothing of the kind to switch on or off.
+_OPTIONAL = frozenset(
+    [
+        "--no-kv-unified",
+        "--cont-batching",
+        "--no-context-shift",
+        "--ubatch-size",
+        "--cache-ram",
+        "--slots",
+        "--no-ui",
+        "--jinja",
+        "--offline",
+        "--log-colors",
+        "--verbosity",
     ]
 )
 
@@ -93,7 +111,15 @@ class LlamaServer:
                 return ChildModeProbe(log, launch.on_progress)
             return HealthProbe(log, f"http://127.0.0.1:{port}")
 
-        return await start_engine(self.name, command, launch, make_probe, api_key=api_key, child_started=child_started)
+        return await start_engine(
+            self.name,
+            command,
+            launch,
+            make_probe,
+            api_key=api_key,
+            child_started=child_started,
+            version=capabilities.version,
+        )
 
 
 class HealthProbe:
@@ -116,25 +142,21 @@ class HealthProbe:
 
 def build_argv(binary: Path, launch: Launch, capabilities: Capabilities, *, port: int) -> list[str]:
     """The command line. Everything that matters is said, since defaults change and configuration leaks in."""
-    argv = [str(binary), "--model", str(launch.model_path), "--alias", launch.alias]
-    argv += ["--host", "127.0.0.1", "--port", str(port)]
+    words = ["--model", str(launch.model_path), "--alias", launch.alias]
+    words += ["--host", "127.0.0.1", "--port", str(port)]
     # Explicit slots, each with its own share: with the default, concurrent chats kill each other (LLAMA_SERVER F4).
-    argv += ["--parallel", str(launch.parallel), "--ctx-size", str(launch.context_length * launch.parallel)]
-    argv += ["--threads", str(launch.threads), "--threads-batch", str(launch.threads)]
-    argv += ["--batch-size", BATCH, "--ubatch-size", BATCH, "--metrics"]
-    optional = {
-        "--no-kv-unified": [],
-        "--cache-ram": [str(launch.cache_ram_mib)],
-        "--no-ui": [],
-        "--slots": [],
-        "--offline": [],
-        "--log-colors": ["off"],
-        "--log-verbosity": ["3"],
-    }
-    for flag, values in optional.items():
-        if flag in capabilities.flags:
-            argv += [flag, *values]
-    return [*argv, *launch.extra_args]
+    words += ["--parallel", str(launch.parallel), "--ctx-size", str(launch.context_length * launch.parallel)]
+    words += ["--no-kv-unified", "--cont-batching"]
+    # Where a conversation is too long, that is said: once the engine forgot its beginning in silence.
+    words += ["--no-context-shift"]
+    words += ["--threads", str(launch.threads), "--threads-batch", str(launch.threads)]
+    words += ["--batch-size", BATCH, "--ubatch-size", BATCH, "--cache-ram", str(launch.cache_ram_mib)]
+    words += ["--metrics", "--slots", "--no-ui", "--jinja", "--offline", "--log-colors", "off", "--verbosity", "3"]
+    return [
+        str(binary),
+        *translate(words, capabilities, optional=_OPTIONAL),
+        *translate_extra(launch.extra_args, capabilities),
+    ]
 
 
 def check_extra_args(extra_args: tuple[str, ...]) -> None:
