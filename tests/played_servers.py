@@ -103,6 +103,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
         """Replies and tokens."""
         bodies, path = self.played.bodies, self.path
         asked = json.loads(self.rfile.read(int(self.headers.get("Content-Length", 0))))
+        if path not in bodies["pages"] and not bodies["key_before_page"]:
+            return self.answer(*bodies["unknown"])
         if path not in bodies["public"] and not self.has_key():
             return self.answer(*bodies["wrong_key"])
         if path not in bodies["pages"]:

@@ -52,10 +52,10 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     build: str
 
 
-# What a server may offer beyond OpenAI's chat endpoint: raw completion, tokens, those of a spelling as mere text,
-# the bytes of each, the count of a chat's tokens, the prompt that its template makes of one, slots, metrics, llama.cpp's
-# further sampling settings, the phrase that stopped a chat, a chat's log-probabilities, the ids of a reply's tokens,
-# and that a reply ends when the context is full.
+# What a server may offer beyond OpenAI's chat endpoint: raw completion, tokens, those of a spelling as mere text, the
+# bytes of each, the count of a chat's tokens, the prompt that its template makes of one, slots, metrics, further
+# sampling settings, the phrase that stopped a chat, a chat's log-probabilities, the ids of a reply's tokens, and that a
+# reply ends when the context is full.
 Feature: TypeAlias = Literal[
     "completion",
     "tokens",

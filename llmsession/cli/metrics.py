@@ -19,6 +19,7 @@ from llmsession.session import Session
 from llmsession.wire.metrics import Metrics
 
 PAUSE = 1.0
+WIDE = 1000
 
 
 class Row(msgspec.Struct, frozen=True, kw_only=True):
@@ -41,6 +42,8 @@ def show_metrics(*, remote: str | None, watch: bool, as_json: bool) -> None:
 
 async def _show(remote: str | None, watch: bool, as_json: bool) -> None:
     console = Console(highlight=False)
+    if not console.is_terminal:  # in a file or a pipe no line is broken
+        console.width = WIDE
     if as_json or not (watch and console.is_terminal):
         while True:
             rows = await _read(remote)
@@ -91,7 +94,7 @@ def _table(rows: list[Row]) -> Table | str:
         return "no server of yours runs now"
     table = Table(box=None, pad_edge=False)
     table.add_column("model")
-    for name in ("pid", "prompt tokens", "from cache", "generated", "a second", "busy", "waiting", "KV cache"):
+    for name in ("pid", "prompt", "cached", "generated", "a second", "busy", "waiting", "KV cache"):
         table.add_column(name, justify="right")
     for row in rows:
         table.add_row(row.model, str(row.pid or row.url), *_cells(row.metrics))
