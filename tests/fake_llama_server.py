@@ -33,6 +33,7 @@ HELP = """\
 -tb,   --threads-batch N                number of threads for batches
 -b,    --batch-size N                   logical maximum batch size
 -ub,   --ubatch-size N                  physical maximum batch size
+-lm,   --load-mode MODE                 model loading mode
 --metrics                               enable prometheus compatible metrics endpoint
 """
 

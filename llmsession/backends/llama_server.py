@@ -7,6 +7,8 @@ import socket
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
+
 from llmsession.backends.backend import (
     Endpoint,
     Launch,
@@ -111,15 +113,11 @@ class LlamaServer:
                 return ChildModeProbe(log, launch.on_progress)
             return HealthProbe(log, f"http://127.0.0.1:{port}")
 
-        return await start_engine(
-            self.name,
-            command,
-            launch,
-            make_probe,
-            api_key=api_key,
-            child_started=child_started,
-            version=capabilities.version,
+        endpoint = await start_engine(
+            self.name, command, launch, make_probe, api_key=api_key, child_started=child_started
         )
+        # Old ones do not say it in /props.
+        return msgspec.structs.replace(endpoint, version=endpoint.version or capabilities.version)
 
 
 class HealthProbe:

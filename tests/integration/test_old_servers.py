@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,9 @@ from llmsession import (
     StopReason,
     UnsupportedFeatureError,
 )
+from llmsession.backends.capabilities import probe_capabilities
 from llmsession.wire.events import TextDelta
-from tests.engines import own_child
+from tests.engines import Engine, own_child
 from tests.fake_llama_server import wrapper
 from tests.played_servers import Played, serve_played
 
@@ -147,6 +149,44 @@ async def test_what_an_old_binary_cannot_do_is_refused_before_the_start(
     with pytest.raises(ConfigError, match=match):
         await Session.open(server_path=wrapper(tmp_path, "--play b4100"), extra_args=extra, cache_dir=tmp_path / "c")
     assert [] == list((tmp_path / "c" / "logs").glob("*"))
+
+
+async def test_todays_engine_understands_the_words_of_then(engine: Engine) -> None:
+    """LLAMA_SERVER trap 13: removed flags would stop the start, with nothing but an exit code. A near miss is told."""
+    if engine.server_path is None:  # it has no command line
+        with pytest.raises(UnsupportedFeatureError, match="--no-mmap"):
+            await Session.open(**engine.options(extra_args=("--no-mmap",)))
+        return
+    extra = ("--no-mmap", "--draft", "5", "-fa", "--no-webui", "--no-slots")
+    async with Session(**engine.options(extra_args=extra, context_length=256)) as session:
+        line = own_child(session).command.argv
+        assert ["--load-mode", "none"] == line[-2:]
+        assert "ok chief" == (await session.prompt('reply with "ok chief"', temperature=0)).text
+        assert (None, None) == (
+            (await session.get_metrics()).kv_cache_usage,
+            (await session.get_metrics()).kv_cache_tokens,
+        )
+        with pytest.raises(UnsupportedFeatureError, match="list of slots"):
+            await session.get_slots()
+    with pytest.raises(ConfigError, match="has no --no-mmmap; did you mean --no-mmproj"):
+        await Session.open(**engine.options(extra_args=("--no-mmmap",)))
+
+
+async def test_a_binary_is_asked_once_for_what_it_can_do(tmp_path: Path) -> None:
+    """CAPABILITIES B16: kept by path, size and time of change; what was kept in another form, or half, is asked anew."""
+    played, calls = wrapper(tmp_path, "--play b4100"), tmp_path / "calls"
+    played.write_text(played.read_text().replace("FAKE=", f'echo "$@" >> {calls}\nFAKE=', 1))
+    first = await probe_capabilities(played, tmp_path)
+    assert first == await probe_capabilities(played, tmp_path)
+    assert ["--help", "--version"] == calls.read_text().split()
+    assert "4100 (74d73dc)" == first.version
+    (kept,) = tmp_path.glob("capabilities-*.json")
+    kept.write_text('{"flags": ["--help"]}')
+    assert first == await probe_capabilities(played, tmp_path)
+    assert 4 == len(calls.read_text().split())
+    os.utime(played, (1, 1))
+    await probe_capabilities(played, tmp_path)
+    assert 6 == len(calls.read_text().split())
 
 
 # Servers of others.
