@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 _ONLY_CHAT = frozenset({"tools", "tool_choice", "parallel_tool_calls", "functions", "function_call", "response_format"})
 # With these a reply has a form from its first letter on: what goes on in the middle would begin the form anew.
 _SHAPING = _ONLY_CHAT | {"grammar", "json_schema"}
-# A space of no width, and another for texts that hold the first.
-_SPACES = ("\u200b", "\u2060")
+# What it takes to send a chat as tokens of ours.
+_AS_TOKENS = frozenset({"tokens", "pieces", "template", "completion"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,8 +68,7 @@ class AskRaw:
 
     async def prepare(self, endpoint: Endpoint) -> Request:
         """See Ask."""
-        del endpoint
-        return _complete(self._prompt, self._request)
+        return _complete(self._prompt, _bound(self._request, endpoint))
 
     async def go_on(self, endpoint: Endpoint, delivered: Delivered) -> Request | None:
         """Not after token ids: what follows them has to be ids as well, and text has none of its own."""
@@ -79,6 +78,8 @@ class AskRaw:
         if (begun := await writer.read_begun(delivered.text)) is None:
             return None
         written = await writer.write([Control(self._prompt), *begun])
+        if written.space is not None:
+            return None
         prompt = self._prompt + delivered.text if isinstance(written.prompt, str) else written.prompt
         return _count_on(_complete(prompt, _shorten(self._request, delivered.usage)), delivered.usage)
 
@@ -97,7 +98,12 @@ class AskEncoded:
     async def prepare(self, endpoint: Endpoint) -> Request:
         """See Ask."""
         written = await (await self._server.prompt_writer(endpoint)).write(self._pieces)
-        return _complete(written.prompt, self._request, neutralized=written.neutralized)
+        made = _complete(written.prompt, _bound(self._request, endpoint), neutralized=written.neutralized)
+        if written.space is None:
+            return made
+        from llmsession.wire.rewriting import WithoutCharacter
+
+        return replace(made, decoder=WithoutCharacter(made.decoder, written.space))
 
     async def go_on(self, endpoint: Endpoint, delivered: Delivered) -> Request | None:
         """See Ask."""
@@ -107,6 +113,8 @@ class AskEncoded:
         if (begun := await writer.read_begun(delivered.text)) is None:
             return None
         written = await writer.write([*self._pieces, *begun])
+        if written.space is not None:
+            return None
         return _count_on(_complete(written.prompt, _shorten(self._request, delivered.usage)), delivered.usage)
 
 
@@ -127,14 +135,14 @@ class AskChat:
 
     async def prepare(self, endpoint: Endpoint) -> Request:
         """See Ask."""
+        request = _bound(self._request, endpoint)
         if not self._takes_tokens(endpoint):
-            return await _chat_with_spaces(self._server, endpoint, self._turns, self._request)
+            return await _chat_with_spaces(self._server, endpoint, self._turns, request)
         writer = await self._server.prompt_writer(endpoint)
-        extra = dict(self._request.extra)
-        found = await writer.write_chat(self._turns, model=self._server.model.name, extra=extra)
+        found = await writer.write_chat(self._turns, model=self._server.model.name, extra=dict(request.extra))
         if found is None:
-            return _chat(self._server, endpoint.features, self._turns, self._request)
-        return _complete_chat(found, self._request)
+            return _chat(self._server, endpoint.features, self._turns, request)
+        return _complete_chat(found, request)
 
     async def go_on(self, endpoint: Endpoint, delivered: Delivered) -> Request | None:
         """By the server's own way of going on, where its template is good for that; else by the rendered prompt."""
@@ -172,7 +180,7 @@ class AskChat:
         """Not where there are images, which go as they are."""
         if any(turn.images for turn in self._turns):
             return False
-        return {"tokens", "completion"} <= endpoint.features and _ONLY_CHAT.isdisjoint(self._request.extra)
+        return endpoint.features >= _AS_TOKENS and _ONLY_CHAT.isdisjoint(self._request.extra)
 
 
 def _may_go_on(request: GenerationRequest) -> bool:
@@ -199,6 +207,14 @@ def _count_on(made: Request, before: Usage) -> Request:
     from llmsession.wire.continuing import Continued
 
     return replace(made, decoder=Continued(made.decoder, before))
+
+
+def _bound(request: GenerationRequest, endpoint: Endpoint) -> GenerationRequest:
+    """With an end, where the server has none of its own: old ones go on for ever (LLAMA_SERVER §8)."""
+    length, features = endpoint.facts.context_length, endpoint.features
+    if request.max_tokens is not None or length is None or "context_end" in features or "completion" not in features:
+        return request
+    return msgspec.structs.replace(request, max_tokens=length)
 
 
 def _complete(prompt: str | list[int], request: GenerationRequest, *, neutralized: int = 0) -> Request:
@@ -239,13 +255,13 @@ async def _chat_with_spaces(
     server: Server | RemoteServer, endpoint: Endpoint, turns: Sequence[Message], request: GenerationRequest
 ) -> Request:
     """Where we cannot send tokens: a space of no width inside of each spelling, taken out of the reply."""
-    from llmsession.backends.safe_prompt import map_strings, map_texts, strings_of, texts_of
+    from llmsession.backends.safe_prompt import choose_space, map_strings, map_texts, strings_of, texts_of
     from llmsession.backends.vocabulary import look_special
     from llmsession.wire.rewriting import WithoutCharacter
 
     tools = request.extra.get("tools", [])
     texts = [*texts_of(turns), *strings_of(tools)]
-    space = next((space for space in _SPACES if not any(space in text for text in texts)), _SPACES[0])
+    space = choose_space(texts)
     if "tokens" in endpoint.features:
         find = (await (await server.prompt_writer(endpoint)).learn(texts)).find
     else:

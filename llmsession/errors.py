@@ -245,7 +245,7 @@ class BadRequestError(ServerError):
 
 
 class ContextOverflowError(ServerError):
-    """The prompt has more tokens than one conversation may use."""
+    """The prompt has more tokens than one conversation may use. Both numbers are 0 where an old server says neither."""
 
     def __init__(
         self,

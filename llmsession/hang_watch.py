@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING
 
 import anyio
 
@@ -17,12 +17,10 @@ from llmsession.errors import LLMSessionError, UndecodableError
 
 if TYPE_CHECKING:
     from llmsession.backends.backend import Endpoint
+    from llmsession.wire.metrics import Place
 
 # The longest that a working engine takes to answer beside its work.
 ANSWER_TIMEOUT = 10.0
-
-# What is known of a slot that works: its task, and how far it is.
-Place: TypeAlias = tuple[int, int, int]
 
 
 class HangWatch:

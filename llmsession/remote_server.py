@@ -97,7 +97,9 @@ class RemoteServer:
         from llmsession.backends.vocabulary import AskedVocabulary
 
         if self._writer is None:
-            self._writer = PromptWriter(endpoint.client, AskedVocabulary(endpoint.client))
+            self._writer = PromptWriter(
+                endpoint.client, AskedVocabulary(endpoint.client), exact="pieces" in endpoint.features
+            )
         return self._writer
 
     def refuse_starts(self) -> None:

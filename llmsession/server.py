@@ -285,7 +285,9 @@ class Server:
 
         if self._writer is None or self._writer_of is not endpoint:
             assert self._vocabulary is not None  # noqa: S101 - the engine was started
-            self._writer = PromptWriter(endpoint.client, await self._vocabulary.wait())
+            self._writer = PromptWriter(
+                endpoint.client, await self._vocabulary.wait(), exact="pieces" in endpoint.features
+            )
             self._writer_of = endpoint
         return self._writer
 

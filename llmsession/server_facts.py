@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import time
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Literal, NoReturn
 
 import anyio.to_thread
 
 from llmsession.backends.backend import LLAMA_SERVER_FEATURES
-from llmsession.errors import ClosedError, LLMSessionError, UnsupportedFeatureError, UsageError
+from llmsession.errors import ClosedError, LLMSessionError, ServerError, UnsupportedFeatureError, UsageError
 from llmsession.models.encoding import PromptEncoding
 from llmsession.models.gguf import ModelInfo, read_vocabulary
 from llmsession.server import Server
@@ -18,6 +20,9 @@ if TYPE_CHECKING:
     from llmsession.remote_server import RemoteServer
     from llmsession.wire.metrics import Metrics, Slot
 
+# Seconds between two looks at the slots for the metrics.
+SLOTS_PAUSE = 1.0
+
 # For "… at … has no …".
 _FEATURE_NAMES: dict[Feature, str] = {
     "completion": "raw completion",
@@ -25,6 +30,9 @@ _FEATURE_NAMES: dict[Feature, str] = {
     "chat_count": "count of a chat's tokens",
     "slots": "list of slots",
     "metrics": "metrics",
+    "template": "way to show what its template makes of a chat",
+    "chat_logprobs": "log-probabilities of a chat (generate has them)",
+    "token_ids": "stop by a token's id",
 }
 
 
@@ -33,6 +41,8 @@ class ServerFacts:
 
     _server: Server | RemoteServer
     _opened = False
+    # The slots for get_metrics, and when they were read.
+    _slots_read: tuple[list[Slot] | None, float] = (None, 0.0)
 
     def _check_open(self) -> None:
         if self._server.is_closed:
@@ -74,22 +84,42 @@ class ServerFacts:
         return "ok" if status == 200 else "loading" if status == 503 else "down"
 
     async def get_metrics(self) -> Metrics:
-        """Counts since the server started. Each call also reads the slots: not for tight loops."""
-        from llmsession.wire.metrics import parse_metrics
+        """Counts since the server started. Raises UnsupportedFeatureError where it does not count.
 
-        endpoint = await self._ready()
-        self._require("metrics")
-        slots = await self.get_slots() if "slots" in endpoint.features else []
-        text = await endpoint.client.get("/metrics")
-        return parse_metrics(text.decode(errors="replace"), slots)
+        The KV cache's part comes from the slots, which are read at most once a second: more would keep the engine from
+        noticing that a client has gone (LLAMA_SERVER, trap 3).
+        """
+        from llmsession.wire.metrics import parse_metrics, tells_cache
+
+        text = (await self._ask_page("metrics", await self._ready())).decode(errors="replace")
+        return parse_metrics(text, [] if tells_cache(text) else await self._look_at_slots())
+
+    async def _look_at_slots(self) -> list[Slot]:
+        """As they were within the last second; none where the server does not tell."""
+        slots, read_at = self._slots_read
+        now = time.monotonic()
+        if slots is None or now - read_at >= SLOTS_PAUSE:
+            slots = []
+            with contextlib.suppress(UnsupportedFeatureError):
+                slots = await self.get_slots()
+            self._slots_read = (slots, now)
+        return slots
 
     async def get_slots(self) -> list[Slot]:
-        """What each slot of the server holds and does."""
+        """What each slot of the server holds and does. Raises UnsupportedFeatureError where it does not tell."""
         from llmsession.wire.metrics import parse_slots
 
-        endpoint = await self._ready()
-        self._require("slots")
-        return parse_slots(await endpoint.client.get("/slots"))
+        return parse_slots(await self._ask_page("slots", await self._ready()))
+
+    async def _ask_page(self, feature: Literal["metrics", "slots"], endpoint: Endpoint) -> bytes:
+        """Old servers do not say beforehand whether they have it."""
+        self._require(feature)
+        try:
+            return await endpoint.client.get(f"/{feature}")
+        except ServerError as error:
+            if error.status in (404, 501):
+                self._refuse(_FEATURE_NAMES[feature])
+            raise
 
     # Facts.
 

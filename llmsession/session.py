@@ -163,6 +163,8 @@ class Session(ServerFacts):
 
         if "sampling" not in self._features and (beyond := find_beyond_openai(request)) is not None:
             self._refuse(beyond)
+        if request.top_logprobs is not None and "sampling" in self._features:
+            self._require("chat_logprobs")
 
     def _check_sight(self) -> None:
         """Of an engine of ours it is known; a remote one says so itself."""
@@ -213,7 +215,7 @@ class Session(ServerFacts):
             sampling = sampling.merge(given)
         if (temperature := keywords.get("temperature")) is not None:
             sampling = sampling.merge(Sampling(temperature=temperature))
-        return GenerationRequest.make(
+        request = GenerationRequest.make(
             max_tokens=keywords.get("max_tokens"),
             seed=keywords.get("seed"),
             sampling=sampling,
@@ -224,6 +226,9 @@ class Session(ServerFacts):
             lora_scales=choose_scales(self._options.lora, keywords.get("lora")),
             extra=keywords.get("extra"),
         )
+        if request.stop_ids:
+            self._require("token_ids")
+        return request
 
     def _stream(self, ask: Ask, request: GenerationRequest, keywords: GenerateKeywords) -> ReplyStream:
         from llmsession.wire.completion_api import EventDecoder
@@ -261,6 +266,10 @@ class Session(ServerFacts):
         endpoint = await self._ready()
         self._require("tokens")
         ids = await _tokenize(endpoint, _check_text(text), add_special=False, special=special)
+        if not special and "plain_tokens" not in endpoint.features:
+            vocabulary = await (await self._server.prompt_writer(endpoint)).learn([text])
+            if vocabulary.find(text) and not vocabulary.special.keys().isdisjoint(ids):
+                self._refuse("way to tokenize the spelling of a special token as text (special=True gives that token)")
         return [
             *([self._special_token("bos")] if bos else []),
             *ids,
@@ -313,7 +322,7 @@ class Session(ServerFacts):
         from llmsession.wire import openai_api
 
         endpoint = await self._ready()
-        self._require("tokens")
+        self._require("template")
         body = openai_api.encode_template(self._read_messages(messages), model=self.model)
         return openai_api.decode_template(await endpoint.client.post(openai_api.TEMPLATE_PATH, body))
 

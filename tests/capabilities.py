@@ -22,6 +22,7 @@ ORPHANS = "process/test_orphans.py"
 HUB = "process/test_hub.py"
 LIFETIME = "process/test_session_lifetime.py"
 ENGINE_OPTIONS = "contract/test_engine_options.py"
+OLD = "integration/test_old_servers.py"
 FAILED = "process/test_failed_starts.py"
 RESTARTS = "process/test_restarts.py"
 WALK = "process/test_lifetime_walk.py"
@@ -121,7 +122,7 @@ CAPABILITIES = {
         "backend embedded: llama.cpp's server from the xllamacpp wheel in a child of its own",
         (
             f"{BAD_INPUT}::test_without_an_engine_the_hint_is_the_command_that_brings_one",
-            f"{BAD_INPUT}::test_the_embedded_engine_takes_no_flags",
+            f"{BAD_INPUT}::test_the_embedded_engine_refuses_flags_that_are_no_field_of_its_parameters",
         ),
     ),
     "B5": Capability(
@@ -182,7 +183,19 @@ CAPABILITIES = {
             "unit/processes/test_logfile.py",
         ),
     ),
-    "B17": Capability("health, metrics, slots, build version", (FACTS, "unit/wire/test_metrics.py")),
+    "B16": Capability(
+        "builds of today and, played, from b4000 on; renamed flags translated, what a build lacks refused by name",
+        ("unit/backends/test_flags.py", OLD),
+    ),
+    "B17": Capability(
+        "health, metrics of new servers and, played, of old ones and llamafile; slots, build version",
+        (
+            FACTS,
+            "unit/wire/test_metrics.py",
+            f"{OLD}::test_a_remote_ones_counts",
+            f"{COMMAND}::test_what_a_server_does_not_count_is_a_question_mark",
+        ),
+    ),
     "C1": Capability(
         "prompt, prompt_streaming through the encoding or the chat endpoint, with the same result types",
         (

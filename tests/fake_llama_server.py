@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import http.server
+import importlib
 import json
 import os
 import re
@@ -22,9 +23,24 @@ from pathlib import Path
 from typing import Any
 
 STATE = "cmd_child_to_router:state:"
-HELP = (
-    "--model --alias --host --port --parallel --ctx-size --threads --threads-batch --metrics --batch-size --ubatch-size"
-)
+HELP = """\
+-m,    --model FNAME                    model path to load
+-a,    --alias STRING                   set model name aliases
+--host HOST                             IP addresses to listen on
+--port PORT                             port to listen
+-np,   --parallel N                     number of server slots
+-c,    --ctx-size N                     size of the prompt context
+-t,    --threads N                      number of threads
+-tb,   --threads-batch N                number of threads for batches
+-b,    --batch-size N                   logical maximum batch size
+-ub,   --ubatch-size N                  physical maximum batch size
+-lm,   --load-mode MODE                 model loading mode
+--metrics                               enable prometheus compatible metrics endpoint
+"""
+GPU_HELP = """\
+-dev,  --device DEVICES                 devices to use
+-ngl,  --gpu-layers N                   layers to store in VRAM
+"""
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
@@ -53,6 +69,8 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--only-health", choices=["404", "hang", "nonsense"])
     parser.add_argument("--tokens", type=int, default=3)
     parser.add_argument("--devices", metavar="FILE", help="what it prints to --list-devices; it then knows GPU flags")
+    parser.add_argument("--play", metavar="NAME")  # an old server: see played_servers
+    parser.add_argument("--tell", metavar="FILE")  # where a played one writes what it was asked
     return parser.parse_args(arguments)
 
 
@@ -88,7 +106,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if self.options.only_health == "nonsense":
             return self.answer(b"<html>It works!</html>")
         if self.path == "/props":
-            return self.answer({"default_generation_settings": {"n_ctx": 2048}, "total_slots": 4, "build_info": "fake"})
+            return self.answer(
+                {"default_generation_settings": {"n_ctx": 2048}, "total_slots": 4, "build_info": "fake", "ui": False}
+            )
         if self.path == "/slots":
             options = self.options
             working = self.decoded > 0 and not options.idle_slots
@@ -201,22 +221,35 @@ def misbehave(options: argparse.Namespace) -> None:
         time.sleep(3600)
 
 
+def describe(options: argparse.Namespace) -> str | None:
+    """What it says of itself and then ends; None where it was not asked."""
+    if "--help" in sys.argv:
+        if options.hang_help:
+            time.sleep(3600)
+        router = "" if options.no_child_mode else "--models-max N                          for router server\n"
+        return HELP + router + (GPU_HELP if options.devices else "")
+    if "--version" in sys.argv:
+        return "version: 1 (fake)\n"
+    if "--list-devices" in sys.argv:
+        return Path(options.devices).read_text() if options.devices else "Available devices:\n  (none)\n"
+    return None
+
+
 def main() -> None:
     """Load, listen, serve."""
     options = parse(shlex.split(os.environ.get("FAKE", "")))
-    if options.once is not None and "--help" not in sys.argv:
+    if options.play is not None:
+        sys.path.insert(0, str(Path(__file__).parent))
+        importlib.import_module("played_servers").main(options.play, options.tell)
+        return
+    if (said := describe(options)) is not None:
+        print(said, end="")
+        return
+    if options.once is not None:
         if Path(options.once).exists():
             Path(options.once).unlink()
         else:
             options = parse(["--tokens", str(options.tokens)])
-    if "--help" in sys.argv:
-        if options.hang_help:
-            time.sleep(3600)
-        print(HELP, "" if options.no_child_mode else "--models-max", "--device --gpu-layers" if options.devices else "")
-        return
-    if "--list-devices" in sys.argv:
-        print(Path(options.devices).read_text() if options.devices else "Available devices:\n  (none)")
-        return
     misbehave(options)
     port = int(sys.argv[sys.argv.index("--port") + 1]) if "--port" in sys.argv else 0
     Handler.options = options

@@ -96,9 +96,25 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     build: str
 
 
-# What a server may offer beyond OpenAI's chat endpoint: raw completion, tokens, the count of a chat's tokens, slots,
-# metrics, llama.cpp's further sampling settings, and the phrase that stopped a chat.
-Feature: TypeAlias = Literal["completion", "tokens", "chat_count", "slots", "metrics", "sampling", "stop_phrase"]
+# What a server may offer beyond OpenAI's chat endpoint: raw completion, tokens, those of a spelling as mere text, the
+# bytes of each, the count of a chat's tokens, the prompt that its template makes of one, slots, metrics, further
+# sampling settings, the phrase that stopped a chat, a chat's log-probabilities, the ids of a reply's tokens, and that a
+# reply ends when the context is full.
+Feature: TypeAlias = Literal[
+    "completion",
+    "tokens",
+    "plain_tokens",
+    "pieces",
+    "chat_count",
+    "template",
+    "slots",
+    "metrics",
+    "sampling",
+    "stop_phrase",
+    "chat_logprobs",
+    "token_ids",
+    "context_end",
+]
 LLAMA_SERVER_FEATURES: frozenset[Feature] = frozenset(get_args(Feature))
 
 
@@ -196,12 +212,14 @@ async def start_engine(
             raise
         raise better from error
     try:
+        from llmsession.backends.features import find_features
         from llmsession.wire.http import HttpClient
 
         if probe.base_url is None:
             raise ProtocolError(f"{backend} said that it is ready, but not where it listens")
         client = HttpClient(probe.base_url, api_key=api_key)
-        facts = await ask_facts(client)
+        facts, props = await ask_facts(client)
+        features = await find_features(client, props)
         if launch.draft_model is not None and not is_speculative(await client.get("/slots")):
             raise InvalidModelError(
                 f"{launch.draft_model} cannot draft for {launch.alias}: the two have not the same vocabulary; "
@@ -221,13 +239,15 @@ async def start_engine(
         launch=launch,
         facts=facts,
         version=version or facts.build,
+        features=features,
     )
 
 
-async def ask_facts(client: HttpClient) -> Facts:
-    """Of a server that is ready. Raises ProtocolError where it is none of llama.cpp's."""
+async def ask_facts(client: HttpClient) -> tuple[Facts, bytes]:
+    """Of a server that is ready, with its /props. Raises ProtocolError where it is none of llama.cpp's."""
     try:
-        return parse_facts(await client.get("/props", timeout=PROPS_TIMEOUT))
+        props = await client.get("/props", timeout=PROPS_TIMEOUT)
+        return parse_facts(props), props
     except (ServerError, TransportError) as error:
         raise ProtocolError(
             f"it says that it is ready, but does not answer /props as llama.cpp's server does ({error}): "

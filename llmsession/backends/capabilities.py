@@ -1,4 +1,4 @@
-"""What a llama-server build can do, by its own --help: asked once, kept by path, size and time of change."""
+"""What a llama-server build can do, by its --help and --version: asked once, kept by path, size and time of change."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import hashlib
 import os
 import re
 import subprocess
+from functools import cached_property
 from pathlib import Path
 
 import anyio
@@ -21,18 +22,36 @@ HELP_TIMEOUT = 20.0
 HEAD = 4096
 
 _VERSION = re.compile(r"version: *(.+)")
-_FLAG = re.compile(r"(?<![\w-])--?[a-z][a-z0-9-]*")
+# A line that begins with flags; what they mean comes after two spaces, or on the next lines.
+_HEAD = re.compile(r" {0,4}(-{1,2}[A-Za-z].*)")
+_FLAG = re.compile(r"(?:^|(?<=[\s,]))--?[A-Za-z][\w.-]*")
+_REMOVED = "argument has been removed"
 
 
-class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
-    """The flags of a build."""
+class Option(msgspec.Struct, frozen=True, kw_only=True):
+    """One option of a build: its spellings, what it takes (empty: nothing), and the words on it."""
 
-    flags: frozenset[str]
+    flags: tuple[str, ...]
+    takes: str = ""
+    text: str = ""
+
+
+class Capabilities(msgspec.Struct, frozen=True, kw_only=True, dict=True):
+    """The options of a build. `removed` are those that it only knows to refuse."""
+
+    options: tuple[Option, ...]
+    removed: tuple[Option, ...] = ()
+    version: str = "unknown"
+
+    @cached_property
+    def by_flag(self) -> dict[str, Option]:
+        """Each option under each of its spellings."""
+        return {flag: option for option in self.options for flag in option.flags}
 
     @property
     def has_child_mode(self) -> bool:
         """Whether it reports its states to a parent and watches its stdin: builds that can be a router can."""
-        return "--models-max" in self.flags
+        return "--models-max" in self.by_flag
 
 
 async def probe_capabilities(binary: Path, cache: Path) -> Capabilities:
@@ -74,6 +93,37 @@ async def ask_devices(binary: Path) -> str:
             log_tail="",
         ) from error
     return answer.stdout.decode(errors="replace")
+
+
+def parse_help(text: str) -> tuple[tuple[Option, ...], tuple[Option, ...]]:
+    """The options, and those that were removed. Of today's form, of 2024's, and of llamafile's."""
+    options: list[Option] = []
+    removed: list[Option] = []
+    for block in _blocks(text):
+        head, *lines = block
+        spelt, _, said = re.sub(r",\s+", ", ", head).partition("  ")
+        flags = tuple(_FLAG.findall(spelt))
+        # `-t N, --threads N` says it twice.
+        takes = spelt[spelt.rindex(flags[-1]) + len(flags[-1]) :].strip(" ,")
+        words = " ".join([said.strip(), *lines]).strip()
+        (removed if _REMOVED in words else options).append(Option(flags=flags, takes=takes, text=words))
+    return tuple(options), tuple(removed)
+
+
+def _blocks(text: str) -> list[list[str]]:
+    """Each option's lines: that with its flags, and those that go on."""
+    blocks: list[list[str]] = []
+    inside = False
+    for line in text.splitlines():
+        if found := _HEAD.fullmatch(line.rstrip()):
+            if not found[1].startswith("-----"):
+                blocks.append([found[1]])
+            inside = not found[1].startswith("-----")
+        elif inside and line.startswith("     "):
+            blocks[-1].append(line.strip())
+        else:
+            inside = False
+    return blocks
 
 
 async def _run(binary: Path, flag: str) -> subprocess.CompletedProcess[bytes]:
@@ -121,7 +171,8 @@ async def _ask(binary: Path) -> Capabilities:
         raise refuse(f"it did not answer --help within {HELP_TIMEOUT:g} s") from error
     except OSError as error:
         raise refuse(_explain_refusal(error, binary)) from error
-    flags = frozenset(_FLAG.findall(answer.stdout.decode(errors="replace")))
-    if "--ctx-size" not in flags:
+    options, removed = parse_help(answer.stdout.decode(errors="replace"))
+    found = Capabilities(options=options, removed=removed)
+    if "--ctx-size" not in found.by_flag:
         raise _explain_silence(answer, binary) or refuse("its --help does not know --ctx-size")
-    return Capabilities(flags=flags)
+    return msgspec.structs.replace(found, version=await ask_version(binary))

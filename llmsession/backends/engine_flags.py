@@ -5,9 +5,10 @@ Of a flag with several names the one is used that old builds know as well.
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator
+from collections.abc import Iterator
 
 from llmsession.backends.backend import Launch
+from llmsession.backends.capabilities import Capabilities
 from llmsession.errors import UnsupportedFeatureError
 
 # Flags of these are left away where a build does not know them: it has no GPU then to be kept from, and drafts by
@@ -16,10 +17,13 @@ CPU_ALONE = "device=cpu"
 SPECULATION = "--spec-type"
 
 
-def write_engine_flags(launch: Launch, known: Container[str], *, backend: str) -> list[str]:
-    """For a build that has the flags `known`. Raises UnsupportedFeatureError where it lacks one that matters."""
+def write_engine_flags(launch: Launch, capabilities: Capabilities, *, backend: str) -> list[str]:
+    """For a build. Raises UnsupportedFeatureError where it lacks a flag that matters."""
     argv: list[str] = []
-    for option, flag, *values in _flags(launch):
+    known = capabilities.by_flag
+    # Lists of files came late: before, the flag was said again and again.
+    has_lists = "comma" in known["--lora"].text if "--lora" in known else True
+    for option, flag, *values in _flags(launch, has_lists=has_lists):
         if flag in known:
             argv += [flag, *values]
         elif option != CPU_ALONE and flag != SPECULATION:
@@ -31,7 +35,7 @@ def write_engine_flags(launch: Launch, known: Container[str], *, backend: str) -
     return argv
 
 
-def _flags(launch: Launch) -> Iterator[tuple[str, ...]]:
+def _flags(launch: Launch, *, has_lists: bool) -> Iterator[tuple[str, ...]]:
     """Option, flag, values."""
     if launch.device.kind == "cpu":
         yield CPU_ALONE, "--device", "none"
@@ -43,7 +47,7 @@ def _flags(launch: Launch) -> Iterator[tuple[str, ...]]:
     yield from value_flags(launch)
     if launch.metadata:
         yield "context_length", "--override-kv", ",".join(launch.metadata)
-    yield from _files(launch)
+    yield from _files(launch, has_lists=has_lists)
 
 
 def value_flags(launch: Launch) -> Iterator[tuple[str, ...]]:
@@ -60,11 +64,12 @@ def value_flags(launch: Launch) -> Iterator[tuple[str, ...]]:
         yield "rope_freq_base", "--rope-freq-base", repr(float(launch.rope_freq_base))
 
 
-def _files(launch: Launch) -> Iterator[tuple[str, ...]]:
+def _files(launch: Launch, *, has_lists: bool) -> Iterator[tuple[str, ...]]:
     on_cpu = launch.device.kind == "cpu"
-    if launch.lora:
-        # Scales are sent with each request: a request without them would reuse what another adapter has read.
-        yield "lora", "--lora", write_csv([str(lora.path) for lora in launch.lora])
+    # Scales are sent with each request: a request without them would reuse what another adapter has read.
+    adapters = [str(lora.path) for lora in launch.lora]
+    for adapter in [write_csv(adapters)] * bool(adapters) if has_lists else adapters:
+        yield "lora", "--lora", adapter
     if launch.draft_model is not None:
         yield "draft_model", "--model-draft", str(launch.draft_model)
         # Of itself the model would be loaded and never asked (build 11434).

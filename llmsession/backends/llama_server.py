@@ -21,6 +21,7 @@ from llmsession.backends.child_mode import EXIT, ChildModeProbe
 from llmsession.backends.devices import may_have_gpu, parse_listed_gpus, pick_gpu
 from llmsession.backends.engine_flags import write_engine_flags
 from llmsession.backends.extra_args import check_extra_args
+from llmsession.backends.flags import translate, translate_extra
 from llmsession.backends.room import check_room
 from llmsession.device import Gpu
 from llmsession.errors import LLMSessionError, StartFailedError
@@ -33,6 +34,23 @@ BATCH = "512"
 
 # A port that was free a moment ago may be taken by the time the server binds it: then another.
 PORT_TRIES = 4
+
+# What a build may lack: it then has nothing of the kind to switch on or off.
+_OPTIONAL = frozenset(
+    [
+        "--no-kv-unified",
+        "--cont-batching",
+        "--no-context-shift",
+        "--ubatch-size",
+        "--cache-ram",
+        "--slots",
+        "--no-ui",
+        "--jinja",
+        "--offline",
+        "--log-colors",
+        "--verbosity",
+    ]
+)
 
 
 class LlamaServer:
@@ -87,7 +105,11 @@ class LlamaServer:
                 return ChildModeProbe(log, launch.on_progress)
             return HealthProbe(log, f"http://127.0.0.1:{port}")
 
-        return await start_engine(self.name, command, launch, make_probe, api_key=api_key, child_started=child_started)
+        endpoint = await start_engine(
+            self.name, command, launch, make_probe, api_key=api_key, child_started=child_started
+        )
+        # Old ones do not say it in /props.
+        return msgspec.structs.replace(endpoint, version=endpoint.version or capabilities.version)
 
 
 class HealthProbe:
@@ -110,25 +132,22 @@ class HealthProbe:
 
 def build_argv(binary: Path, launch: Launch, capabilities: Capabilities, *, port: int) -> list[str]:
     """The command line. Everything that matters is said, since defaults change and configuration leaks in."""
-    argv = [str(binary), "--model", str(launch.model_path), "--alias", launch.alias]
-    argv += ["--host", "127.0.0.1", "--port", str(port)]
+    words = ["--model", str(launch.model_path), "--alias", launch.alias]
+    words += ["--host", "127.0.0.1", "--port", str(port)]
     # Explicit slots, each with its own share: with the default, concurrent chats kill each other (LLAMA_SERVER F4).
-    argv += ["--parallel", str(launch.parallel), "--ctx-size", str(launch.context_length * launch.parallel)]
-    argv += ["--threads", str(launch.threads), "--threads-batch", str(launch.threads)]
-    argv += ["--batch-size", BATCH, "--ubatch-size", BATCH, "--metrics"]
-    optional = {
-        "--no-kv-unified": [],
-        "--cache-ram": [str(launch.cache_ram_mib)],
-        "--no-ui": [],
-        "--slots": [],
-        "--offline": [],
-        "--log-colors": ["off"],
-        "--log-verbosity": ["3"],
-    }
-    for flag, values in optional.items():
-        if flag in capabilities.flags:
-            argv += [flag, *values]
-    return [*argv, *write_engine_flags(launch, capabilities.flags, backend=LlamaServer.name), *launch.extra_args]
+    words += ["--parallel", str(launch.parallel), "--ctx-size", str(launch.context_length * launch.parallel)]
+    words += ["--no-kv-unified", "--cont-batching"]
+    # Where a conversation is too long, that is said: once the engine forgot its beginning in silence.
+    words += ["--no-context-shift"]
+    words += ["--threads", str(launch.threads), "--threads-batch", str(launch.threads)]
+    words += ["--batch-size", BATCH, "--ubatch-size", BATCH, "--cache-ram", str(launch.cache_ram_mib)]
+    words += ["--metrics", "--slots", "--no-ui", "--jinja", "--offline", "--log-colors", "off", "--verbosity", "3"]
+    words += write_engine_flags(launch, capabilities, backend=LlamaServer.name)
+    return [
+        str(binary),
+        *translate(words, capabilities, optional=_OPTIONAL),
+        *translate_extra(launch.extra_args, capabilities),
+    ]
 
 
 def _free_port() -> int:

@@ -18,7 +18,8 @@ from urllib.parse import urlsplit
 import anyio
 import msgspec
 
-from llmsession.backends.backend import LLAMA_SERVER_FEATURES, Endpoint, Facts, Feature, parse_facts
+from llmsession.backends.backend import Endpoint, Facts, Feature, parse_facts
+from llmsession.backends.features import Props, find_features
 from llmsession.errors import (
     AuthError,
     ConfigError,
@@ -117,7 +118,7 @@ async def _identify(address: Address, client: HttpClient, model: str | None, par
     if props is not None and (found := _read_props(props)) is not None:
         facts, said = found
         name = model or await _first_model(client) or Path(said.model_path).stem or "unknown"
-        return name, _describe_llama_cpp(client, key, facts, said)
+        return name, await _describe_llama_cpp(client, key, props, facts, said)
     models = await _read_models(client)
     if models is None:
         models = [] if await _answers_chats(client) else _refuse(client, "it has neither /props nor /v1/models")
@@ -135,30 +136,15 @@ async def _identify(address: Address, client: HttpClient, model: str | None, par
     return model or (chosen.id if chosen is not None else "default"), endpoint
 
 
-def _describe_llama_cpp(client: HttpClient, key: str, facts: Facts, said: _Props) -> Endpoint:
-    missing: set[Feature] = set()
-    if said.endpoint_slots is False:
-        missing.add("slots")
-    if said.endpoint_metrics is False:
-        missing.add("metrics")
-    is_old = not said.build_info  # of before 2025, llamafile's among them
-    if is_old:
-        missing |= {"chat_count", "stop_phrase"}
+async def _describe_llama_cpp(client: HttpClient, key: str, props: bytes, facts: Facts, said: Props) -> Endpoint:
     return Endpoint(
-        backend="llamafile" if is_old else "llama-server",
+        backend="llamafile" if said.is_llamafile else "llama-server",
         client=client,
         api_key=key,
         facts=facts,
         version=said.build_info or "unknown",
-        features=LLAMA_SERVER_FEATURES - missing,
+        features=await find_features(client, props),
     )
-
-
-class _Props(msgspec.Struct):
-    model_path: str = ""
-    build_info: str = ""
-    endpoint_slots: bool | None = None
-    endpoint_metrics: bool | None = None
 
 
 class _ListedModel(msgspec.Struct):
@@ -175,10 +161,10 @@ class _Version(msgspec.Struct):
     version: str
 
 
-def _read_props(props: bytes) -> tuple[Facts, _Props] | None:
+def _read_props(props: bytes) -> tuple[Facts, Props] | None:
     """None where this is not llama.cpp's."""
     try:
-        return parse_facts(props), msgspec.json.decode(props, type=_Props)
+        return parse_facts(props), msgspec.json.decode(props, type=Props)
     except (UndecodableError, msgspec.DecodeError):
         return None
 

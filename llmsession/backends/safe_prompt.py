@@ -24,13 +24,19 @@ if TYPE_CHECKING:
 
 # A character that no tokenizer joins with a letter: what follows it is tokenized as in the middle of a text.
 _APART = "\ue000"
+# A space of no width, and another for texts that hold the first.
+_SPACES = ("\u200b", "\u2060")
 
 
 class Prompt(msgspec.Struct, frozen=True, kw_only=True):
-    """What to send. `neutralized`: how many spellings in texts were kept from being special tokens."""
+    """What to send. `neutralized`: how many spellings in texts were kept from being special tokens.
+
+    `space`: the character that was put inside of each for that, where there was no other way.
+    """
 
     prompt: str | list[int]
     neutralized: int = 0
+    space: str | None = None
 
 
 class ChatPrompt(Prompt, frozen=True, kw_only=True):
@@ -41,11 +47,12 @@ class ChatPrompt(Prompt, frozen=True, kw_only=True):
 
 
 class PromptWriter:
-    """For one server, whose tokenizer it asks."""
+    """For one server, whose tokenizer it asks. `exact`: that tells the bytes of each token; old ones do not."""
 
-    def __init__(self, client: HttpClient, vocabulary: Vocabulary | AskedVocabulary) -> None:
+    def __init__(self, client: HttpClient, vocabulary: Vocabulary | AskedVocabulary, *, exact: bool = True) -> None:
         self._client = client
         self._vocabulary = vocabulary
+        self._exact = exact
         self._spelt: dict[str, list[int]] = {}
         self._adds: dict[str, bool] = {}
 
@@ -56,6 +63,9 @@ class PromptWriter:
         defused = defuse_pieces(pieces, vocabulary.find)
         if not defused.meant:
             return Prompt(prompt=defused.text)
+        if not self._exact:
+            space = choose_space([defused.text, *defused.meant.values()])
+            return Prompt(prompt=_write_spaced(defused, space), neutralized=defused.count, space=space)
         return Prompt(prompt=await self._tokenize(defused, vocabulary), neutralized=defused.count)
 
     async def is_plain(self, messages: Sequence[Message]) -> bool:
@@ -218,12 +228,15 @@ class PromptWriter:
         return self._spelt[part]
 
     async def _bytes(self, data: bytes, vocabulary: Vocabulary) -> list[int]:
-        """A token each; where the vocabulary has none, the tokens of each character."""
+        """A token each; where the vocabulary has none, the tokens of each character, as in the middle of a text."""
         if vocabulary.byte_tokens is not None:
             return [vocabulary.byte_tokens[byte] for byte in data]
+        apart = await self._ask(_APART, add_special=False, parse_special=False)
         ids: list[int] = []
         for letter in data.decode(errors="replace"):
-            ids += await self._ask(letter, add_special=False, parse_special=False)
+            both = await self._ask(_APART + letter, add_special=False, parse_special=False)
+            joined = both[: len(apart)] != apart
+            ids += await self._ask(letter, add_special=False, parse_special=False) if joined else both[len(apart) :]
         return ids
 
     async def _ask(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
@@ -256,6 +269,18 @@ def _find_marks(written: bytes, defused: Defused) -> list[tuple[int, int, str]]:
             found.append((at, at + len(encoded), mark))
             at = written.find(encoded, at + 1)
     return sorted(found)
+
+
+def choose_space(texts: Sequence[str]) -> str:
+    """One that is in none of the texts, if there is."""
+    return next((space for space in _SPACES if not any(space in text for text in texts)), _SPACES[0])
+
+
+def _write_spaced(defused: Defused, space: str) -> str:
+    text = defused.text
+    for mark, part in defused.meant.items():
+        text = text.replace(mark, f"{part[0]}{space}{part[1:]}" if part[1:] else f"{space}{part}{space}")
+    return text
 
 
 def texts_of(messages: Sequence[Message]) -> Iterable[str]:

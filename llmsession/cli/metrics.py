@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from llmsession.errors import LLMSessionError
+from llmsession.errors import LLMSessionError, UnsupportedFeatureError
 from llmsession.options import Options
 from llmsession.paths import cache_folder, records_folder
 from llmsession.processes.records import read_records
@@ -19,14 +19,18 @@ from llmsession.session import Session
 from llmsession.wire.metrics import Metrics
 
 PAUSE = 1.0
+WIDE = 1000
 
 
 class Row(msgspec.Struct, frozen=True, kw_only=True):
-    """One server, and its counts since it started. `pid` and `seconds` (its age) are None for a remote one."""
+    """One server, and its counts since it started: None where it does not count.
+
+    `pid` and `seconds` (its age) are None for a remote one.
+    """
 
     model: str
     url: str
-    metrics: Metrics
+    metrics: Metrics | None
     pid: int | None = None
     seconds: float | None = None
 
@@ -38,6 +42,8 @@ def show_metrics(*, remote: str | None, watch: bool, as_json: bool) -> None:
 
 async def _show(remote: str | None, watch: bool, as_json: bool) -> None:
     console = Console(highlight=False)
+    if not console.is_terminal:  # in a file or a pipe no line is broken
+        console.width = WIDE
     if as_json or not (watch and console.is_terminal):
         while True:
             rows = await _read(remote)
@@ -76,6 +82,8 @@ async def _ask(record: dict[str, Any]) -> Row | None:
     try:
         async with Session(remote=record["url"], api_key=record["key"]) as session:
             metrics = await session.get_metrics()
+    except UnsupportedFeatureError:
+        metrics = None
     except LLMSessionError:
         return None
     return Row(model=record["model"], url=record["url"], metrics=metrics, pid=record["pid"], seconds=record["seconds"])
@@ -86,13 +94,24 @@ def _table(rows: list[Row]) -> Table | str:
         return "no server of yours runs now"
     table = Table(box=None, pad_edge=False)
     table.add_column("model")
-    for name in ("pid", "prompt tokens", "from cache", "generated", "a second", "busy", "KV cache"):
+    for name in ("pid", "prompt", "cached", "generated", "a second", "busy", "waiting", "KV cache"):
         table.add_column(name, justify="right")
     for row in rows:
-        metrics = row.metrics
-        usage = f"{metrics.kv_cache_usage:.0%}" if metrics.kv_cache_usage is not None else "?"
-        table.add_row(
-            row.model, str(row.pid or row.url), str(metrics.prompt.count), str(metrics.cached_prompt_tokens),
-            str(metrics.generated.count), f"{metrics.generated.rate:.0f}", str(metrics.requests_processing), usage,
-        )  # fmt: skip
+        table.add_row(row.model, str(row.pid or row.url), *_cells(row.metrics))
     return table
+
+
+def _cells(metrics: Metrics | None) -> list[str]:
+    """What is not known is a question mark."""
+    if metrics is None:
+        return ["?"] * 7
+    cached, usage, generated = metrics.cached_prompt_tokens, metrics.kv_cache_usage, metrics.generated
+    return [
+        str(metrics.prompt.count),
+        str(cached) if cached is not None else "?",
+        str(generated.count),
+        f"{generated.rate:.0f}" if generated.seconds or not generated.count else "?",
+        str(metrics.requests_processing),
+        str(metrics.requests_pending),
+        f"{usage:.0%}" if usage is not None else "?",
+    ]

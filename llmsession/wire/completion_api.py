@@ -5,6 +5,7 @@ https://github.com/ggml-org/llama.cpp/tree/master/tools/server#post-completion-g
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
@@ -19,32 +20,61 @@ PATH = "/completion"
 
 
 class EngineTimings(msgspec.Struct, frozen=True):
-    """`timings`, as both APIs of llama-server give them. `predicted_ms` leaves out the first token."""
+    """`timings`, as both APIs of llama-server give them. `predicted_ms` leaves out the first token.
 
-    cache_n: int = 0
-    prompt_n: int = 0
-    prompt_ms: float = 0.0
-    predicted_n: int = 0
-    predicted_ms: float = 0.0
+    Old servers have no `cache_n`, and null where they would divide by nothing.
+    """
+
+    cache_n: int | None = None
+    prompt_n: int | None = 0
+    prompt_ms: float | None = 0.0
+    predicted_n: int | None = 0
+    predicted_ms: float | None = 0.0
+
+    def count_cached(self, prompt_tokens: int) -> int:
+        """How many of the prompt's tokens did not have to be evaluated."""
+        if self.cache_n is not None:
+            return self.cache_n
+        return max(0, prompt_tokens - self.prompt_n) if self.prompt_n else 0
 
     def to_timings(self) -> Timings:
         """In our units."""
         return Timings(
-            prompt=TokenPerformance(count=self.prompt_n, seconds=self.prompt_ms / 1000),
-            generated=TokenPerformance(count=max(0, self.predicted_n - 1), seconds=self.predicted_ms / 1000),
+            prompt=TokenPerformance(count=self.prompt_n or 0, seconds=(self.prompt_ms or 0.0) / 1000),
+            generated=TokenPerformance(
+                count=max(0, (self.predicted_n or 0) - 1), seconds=(self.predicted_ms or 0.0) / 1000
+            ),
         )
 
 
+class _OldProbability(msgspec.Struct, frozen=True):
+    tok_str: str
+    prob: float
+
+    def to_token(self) -> Token:
+        return Token(id=-1, text=self.tok_str, logprob=math.log(self.prob) if self.prob > 0 else -math.inf)
+
+
 class Probability(msgspec.Struct, frozen=True):
-    """A token with its log-probability, as both APIs of llama-server give it. `id` is missing elsewhere."""
+    """A token with its log-probability, as both APIs of llama-server give it. `id` is missing elsewhere.
+
+    Old servers (LLAMA_SERVER §8) have `content` and `probs` instead: no ids, and where the token itself is not among
+    the likeliest, not its own probability either: NaN.
+    """
 
     token: str = ""
     logprob: float = 0.0
     id: int = -1
     top_logprobs: tuple[Probability, ...] = ()
+    content: str = ""
+    probs: tuple[_OldProbability, ...] | None = None
 
     def to_token(self, top: int) -> Token:
         """With at most `top` alternatives."""
+        if self.probs is not None:
+            others = tuple(other.to_token() for other in self.probs)
+            own = next((other.logprob for other in others if other.text == self.content), math.nan)
+            return Token(id=-1, text=self.content, logprob=own, top=others[:top])
         return Token(
             id=self.id,
             text=self.token,
@@ -59,15 +89,25 @@ class _Frame(msgspec.Struct):
     content: str = ""
     tokens: list[int] = []
     stop: bool = False
-    tokens_predicted: int = 0
+    tokens_predicted: int | None = None  # old servers count only in the last frame
     tokens_evaluated: int = 0
     completion_probabilities: list[Probability] = []
     prompt_progress: Any = None
     stop_type: str = ""
+    stopped_word: bool = False  # these two instead of it until the end of 2024
+    stopped_limit: bool = False
     stopping_word: str = ""
     truncated: bool = False
     timings: EngineTimings | None = None
     error: Any = None
+
+    @property
+    def stop_reason(self) -> StopReason:
+        if self.stop_type:
+            return _STOP_REASONS.get(self.stop_type, StopReason.END)
+        if self.stopped_word:
+            return StopReason.STOP_PHRASE
+        return StopReason.LENGTH if self.stopped_limit else StopReason.END
 
 
 _decode_frame = msgspec.json.Decoder(_Frame | None).decode
@@ -138,9 +178,10 @@ class EventDecoder:
             return [self._decode_end(frame)]
         if frame.prompt_progress is not None:  # its tokens are made up
             return []
+        count = frame.tokens_predicted if frame.tokens_predicted is not None else self.usage.completion_tokens + 1
         self.usage = Usage(
             prompt_tokens=frame.tokens_evaluated,
-            completion_tokens=frame.tokens_predicted,
+            completion_tokens=count,
             cached_tokens=self.usage.cached_tokens,
         )
         if self._stop_ids and self._stop_ids.intersection(frame.tokens):
@@ -150,7 +191,7 @@ class EventDecoder:
             if self._top is not None
             else ()
         )
-        return [TextDelta(text=frame.content, tokens=tokens, completion_tokens=frame.tokens_predicted)]
+        return [TextDelta(text=frame.content, tokens=tokens, completion_tokens=count)]
 
     def end(self) -> Ended | None:
         """The last frame is the end; without it the reply was cut."""
@@ -160,10 +201,10 @@ class EventDecoder:
         timings = frame.timings or EngineTimings()
         self.usage = Usage(
             prompt_tokens=frame.tokens_evaluated,
-            completion_tokens=frame.tokens_predicted,
-            cached_tokens=timings.cache_n,
+            completion_tokens=frame.tokens_predicted or 0,
+            cached_tokens=timings.count_cached(frame.tokens_evaluated),
         )
-        reason = _STOP_REASONS.get(frame.stop_type, StopReason.END)
+        reason = frame.stop_reason
         return Ended(
             stop_reason=reason,
             stop_phrase=frame.stopping_word if reason is StopReason.STOP_PHRASE else None,

@@ -44,6 +44,9 @@ _FOREIGN_ERRORS: tuple[tuple[type[Exception], type[LLMSessionError], str], ...] 
 )
 
 
+_OLD_OVERFLOW = "exceeds the available context size"
+
+
 class ByteStream(Protocol):
     """A body that arrives; `abort` may be called from any thread."""
 
@@ -167,6 +170,15 @@ def decode_error(status: int, body: bytes, headers: Mapping[str, str] | None = N
             status=status,
             type=type_,
         )
+    if _OLD_OVERFLOW in message:  # of builds of before 2025's middle, which give no numbers
+        return ContextOverflowError(
+            f"the prompt has more tokens than a conversation may use ({message}): "
+            "shorten it, or open the session with a larger context_length=",
+            prompt_tokens=0,
+            context_length=0,
+            status=status,
+            type=type_,
+        )
     if status in (401, 403) and type_ != "feature_disabled":
         return AuthError(
             f"the server refuses the key: {message} (give the right one with api_key=)",
@@ -204,5 +216,6 @@ def _read_error(body: bytes) -> tuple[str, str, dict[str, Any]]:
         return text[:300], "", {}
     error = decoded.get("error", decoded) if isinstance(decoded, dict) else decoded
     if isinstance(error, dict):
-        return str(error.get("message", ""))[:1000], str(error.get("type", "")), error
+        # llamafile has its words under `content`.
+        return str(error.get("message") or error.get("content") or "")[:1000], str(error.get("type", "")), error
     return str(error)[:1000], "", {}

@@ -7,6 +7,7 @@ https://prometheus.io/docs/instrumenting/exposition_formats/
 from __future__ import annotations
 
 import math
+from typing import TypeAlias
 
 import msgspec
 
@@ -15,39 +16,63 @@ from llmsession.errors import UndecodableError
 
 
 class Metrics(msgspec.Struct, frozen=True, kw_only=True):
-    """Counts since the server started. `kv_cache_usage` is 0.0 to 1.0 over all slots; None where it is not known."""
+    """Counts since the server started; None where it does not tell. `kv_cache_usage` is 0.0 to 1.0 over all slots."""
 
     prompt: TokenPerformance = TokenPerformance()
     generated: TokenPerformance = TokenPerformance()
-    cached_prompt_tokens: int = 0
+    cached_prompt_tokens: int | None = None
     kv_cache_usage: float | None = None
     kv_cache_tokens: int | None = None
     requests_processing: int = 0
     requests_pending: int = 0
 
 
-class _NextToken(msgspec.Struct, frozen=True):
-    n_decoded: int = 0
+# How far a slot is: its task, the tokens of the prompt that were evaluated, and those that were generated.
+Place: TypeAlias = tuple[int, int, int]
 
 
 class Slot(msgspec.Struct, frozen=True):
-    """One slot of the server. `n_prompt_tokens` are those in its KV cache now."""
+    """One slot of the server. `n_prompt_tokens` are those in its KV cache now; None where the server does not tell.
+
+    `place`: its task, how many tokens of the prompt it has evaluated, and how many it has generated.
+    """
 
     id: int
     n_ctx: int = 0
     is_processing: bool = False
-    n_prompt_tokens: int = 0
+    n_prompt_tokens: int | None = 0
+    place: Place = (-1, 0, 0)
+
+
+class _NextToken(msgspec.Struct):
+    n_decoded: int = 0
+
+
+class _Slot(msgspec.Struct):
+    """As servers write it: before October 2024 with `state`, and of llamafile so to its end."""
+
+    id: int
+    n_ctx: int = 0
+    is_processing: bool = False
+    state: int = 0
+    n_prompt_tokens: int | None = None
     id_task: int = -1
     n_prompt_tokens_processed: int = 0
-    next_token: list[_NextToken] | _NextToken = _NextToken()
+    next_token: list[_NextToken] | _NextToken | None = None
 
-    @property
-    def place(self) -> tuple[int, int, int]:
-        """How far it is: its task, the tokens of the prompt that are evaluated, and those that were generated."""
-        token = self.next_token
+    def to_slot(self) -> Slot:
+        tokens, token = self.n_prompt_tokens, self.next_token
+        if tokens is None and token is None:  # it was never used
+            tokens = 0
         if isinstance(token, list):
-            token = token[0] if token else _NextToken()
-        return self.id_task, self.n_prompt_tokens_processed, token.n_decoded
+            token = token[0] if token else None
+        return Slot(
+            id=self.id,
+            n_ctx=self.n_ctx,
+            is_processing=self.is_processing or self.state != 0,
+            n_prompt_tokens=tokens,
+            place=(self.id_task, self.n_prompt_tokens_processed, token.n_decoded if token is not None else 0),
+        )
 
 
 def parse_samples(text: str) -> dict[str, float]:
@@ -69,34 +94,55 @@ def parse_samples(text: str) -> dict[str, float]:
 def parse_slots(payload: bytes) -> list[Slot]:
     """The answer of /slots."""
     try:
-        return msgspec.json.decode(payload, type=list[Slot])
+        return [slot.to_slot() for slot in msgspec.json.decode(payload, type=list[_Slot])]
     except msgspec.DecodeError as error:
         raise UndecodableError(f"the slots cannot be read: {error}", payload=payload[:1000]) from error
 
 
+def tells_cache(text: str) -> bool:
+    """Whether the text of /metrics says itself how full the KV cache is: until May 2025, and llamafile's."""
+    return "\nllamacpp:kv_cache_usage_ratio " in text
+
+
 def parse_metrics(text: str, slots: list[Slot] | None = None) -> Metrics:
-    """From the text of /metrics, with the KV cache from the slots where the text no longer has it."""
+    """From the text of /metrics, with the KV cache from the slots where the text no longer has it.
+
+    llamafile has no sums of seconds, only the rate since it was last asked: then that is the performance's.
+    """
     samples = parse_samples(text)
 
     def number(name: str) -> float:
         value = samples.get(f"llamacpp:{name}", 0.0)
         return value if math.isfinite(value) else 0.0
 
-    usage: float | None = None
-    tokens: int | None = None
+    def performance(total: str, seconds: str, rate: str) -> TokenPerformance:
+        count, per_second = int(number(total)), number(rate)
+        if f"llamacpp:{seconds}" not in samples and per_second > 0:
+            return TokenPerformance(count=count, seconds=count / per_second)
+        return TokenPerformance(count=count, seconds=number(seconds))
+
     if "llamacpp:kv_cache_usage_ratio" in samples:
-        usage, tokens = number("kv_cache_usage_ratio"), int(number("kv_cache_tokens"))
-    elif slots:
-        tokens = sum(slot.n_prompt_tokens for slot in slots)
-        usage = tokens / max(1, sum(slot.n_ctx for slot in slots))
+        usage: float | None = number("kv_cache_usage_ratio")
+        tokens: int | None = int(number("kv_cache_tokens"))
+    else:
+        usage, tokens = _fill(slots or [])
     return Metrics(
-        prompt=TokenPerformance(count=int(number("prompt_tokens_total")), seconds=number("prompt_seconds_total")),
-        generated=TokenPerformance(
-            count=int(number("tokens_predicted_total")), seconds=number("tokens_predicted_seconds_total")
-        ),
-        cached_prompt_tokens=int(number("prompt_tokens_cached_total")),
+        prompt=performance("prompt_tokens_total", "prompt_seconds_total", "prompt_tokens_seconds"),
+        generated=performance("tokens_predicted_total", "tokens_predicted_seconds_total", "predicted_tokens_seconds"),
+        cached_prompt_tokens=int(number("prompt_tokens_cached_total"))
+        if "llamacpp:prompt_tokens_cached_total" in samples
+        else None,
         kv_cache_usage=usage,
         kv_cache_tokens=tokens,
         requests_processing=int(number("requests_processing")),
         requests_pending=int(number("requests_deferred")),
     )
+
+
+def _fill(slots: list[Slot]) -> tuple[float | None, int | None]:
+    """How full they are together, and of how many tokens; None where one does not tell."""
+    held = [slot.n_prompt_tokens for slot in slots if slot.n_prompt_tokens is not None]
+    room = sum(slot.n_ctx for slot in slots)
+    if len(held) < len(slots) or not room:
+        return None, None
+    return sum(held) / room, sum(held)

@@ -319,5 +319,5 @@ class EventDecoder:
         return Usage(
             prompt_tokens=usage.prompt_tokens,
             completion_tokens=usage.completion_tokens,
-            cached_tokens=cached if cached is not None else self._timings.cache_n,
+            cached_tokens=cached if cached is not None else self._timings.count_cached(usage.prompt_tokens),
         )

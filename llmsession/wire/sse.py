@@ -48,6 +48,7 @@ class Decoder:
 
     def _take(self, line: bytes) -> None:
         name, _, value = line.partition(b":")
-        # Old servers send errors in a field of their own: `error: {…}` (LLAMA_SERVER §8).
-        if name in (b"data", b"error"):
+        if name == b"data":
             self._data.append(value.removeprefix(b" "))
+        elif name == b"error":  # of old servers, which send it like this; today's are data with that key
+            self._data.append(b'{"error":' + value.removeprefix(b" ") + b"}")

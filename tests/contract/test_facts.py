@@ -14,8 +14,10 @@ import psutil
 import pytest
 from anyio.lowlevel import checkpoint
 
-from llmsession import Message, Progress, PromptEncoding, Sampling, Session
+from llmsession import Message, Progress, PromptEncoding, Sampling, Session, server_facts
+from llmsession.server_facts import ServerFacts
 from llmsession.wire import completion_api, openai_api
+from llmsession.wire.metrics import Slot
 from llmsession.wire.request import GenerationRequest
 from tests.engines import Engine, own_files
 
@@ -205,8 +207,9 @@ async def test_health_is_ok_then_down_after_a_kill(engine: Engine) -> None:
     assert "down" == await session.get_health()
 
 
-async def test_metrics_count_what_was_done(engine: Engine, api: str | None) -> None:
-    """API.md 2: Metrics; LLAMA_SERVER F10: the KV cache's figures come from the slots."""
+async def test_metrics_count_what_was_done(engine: Engine, api: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """API.md 2: Metrics; LLAMA_SERVER F10: the KV cache's figures come from the slots, here at once again."""
+    monkeypatch.setattr(server_facts, "SLOTS_PAUSE", 0.0)
     async with Session(**engine.options(prompt_encoding=api)) as session:
         before = await session.get_metrics()
         assert 0 == before.prompt.count == before.generated.count == before.kv_cache_tokens
@@ -227,7 +230,28 @@ async def test_cached_tokens_are_counted_in_the_metrics(engine: Engine) -> None:
     async with Session(**engine.options(parallel=1)) as session:
         await session.prompt("hello", temperature=0)
         again = await session.prompt("hello", temperature=0)
-        assert again.usage.cached_tokens == (await session.get_metrics()).cached_prompt_tokens > 0
+        assert again.usage.cached_tokens == (await session.get_metrics()).cached_prompt_tokens
+        assert again.usage.cached_tokens > 0
+
+
+async def test_the_slots_are_read_rarely_for_the_metrics(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """LLAMA_SERVER trap 3: whoever asks for them more than once a second keeps clients that left from being noticed."""
+    asked = 0
+
+    async def count(self: Session) -> list[Slot]:
+        nonlocal asked
+        asked += 1
+        return await ServerFacts.get_slots(self)
+
+    monkeypatch.setattr(Session, "get_slots", count)
+    monkeypatch.setattr(server_facts, "SLOTS_PAUSE", 3600.0)
+    async with Session(**engine.options()) as session:
+        for _ in range(5):
+            assert 0.0 == (await session.get_metrics()).kv_cache_usage
+        assert 1 == asked
+        monkeypatch.setattr(server_facts, "SLOTS_PAUSE", 0.0)
+        await session.get_metrics()
+    assert 2 == asked
 
 
 async def test_slots_tell_what_they_hold_and_do(engine: Engine, api: str | None) -> None:
@@ -239,7 +263,7 @@ async def test_slots_tell_what_they_hold_and_do(engine: Engine, api: str | None)
         assert [False] * 3 == [slot.is_processing for slot in slots]
         assert [0] * 3 == [slot.n_prompt_tokens for slot in slots]
         reply = await session.prompt("hello", temperature=0)
-        held = sum(slot.n_prompt_tokens for slot in await session.get_slots())
+        held = sum(slot.n_prompt_tokens or 0 for slot in await session.get_slots())
     assert reply.usage.total_tokens == pytest.approx(held, abs=1)
 
 

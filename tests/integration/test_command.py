@@ -15,7 +15,9 @@ import pytest
 
 from llmsession import Session
 from tests.engines import Engine
+from tests.fake_llama_server import wrapper
 from tests.model_files import write_random_model
+from tests.played_servers import Played, serve_played
 
 COMMAND = [sys.executable, "-W", "error", "-m", "llmsession"]
 
@@ -132,6 +134,25 @@ def test_a_remote_is_talked_to(engine: Engine) -> None:
     out, err = anyio.run(ask, "metrics", "--json")
     assert b"" == err
     assert "tiny-chat" == json.loads(out)[0]["model"]
+
+
+def test_what_a_server_does_not_count_is_a_question_mark(tmp_path: Path) -> None:
+    """CAPABILITIES B17: a server of ours without metrics has its row; a remote one without is told in one sentence."""
+
+    async def ask() -> tuple[str, Any]:
+        async with Session(server_path=wrapper(tmp_path, "--play b4100"), extra_args=["--no-slots"]):
+            return run("metrics").stdout, json.loads(run("metrics", "--json").stdout)
+
+    table, (row,) = anyio.run(ask)
+    assert ["tiny-chat", "12", "?", "30", "15", "1", "0", "25%"] == [
+        cell for cell in table.splitlines()[1].split() if cell != str(row["pid"])
+    ]
+    assert row["metrics"]["cached_prompt_tokens"] is None
+    with serve_played(Played("llamafile-0.9", has_metrics=False)) as played:
+        failed = run("metrics", "--remote", played.base_url)
+    assert (2, "") == (failed.returncode, failed.stdout)
+    assert failed.stderr.endswith(f"llamafile at {played.base_url} has no metrics\n")
+    assert 1 == failed.stderr.count("\n")
 
 
 def test_metrics_lists_what_runs_now(engine: Engine) -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from llmsession import ConfigError, Lora, UnsupportedFeatureError
 from llmsession.backends.backend import Launch
+from llmsession.backends.capabilities import Capabilities, Option
 from llmsession.backends.embedded_flags import translate_flags
 from llmsession.backends.engine_flags import write_csv, write_engine_flags
 from llmsession.backends.extra_args import check_extra_args
@@ -126,6 +127,11 @@ def test_what_the_embedded_engine_cannot_take(arguments: list[str], error: type[
         list(translate_flags(arguments))
 
 
+def build(flags: str) -> Capabilities:
+    """One that has these."""
+    return Capabilities(options=tuple(Option(flags=(flag,), text="comma-separated") for flag in flags.split()))
+
+
 def test_options_as_flags() -> None:
     """B13, B18: what a Launch asks for, as llama-server reads it."""
     launch = make(
@@ -139,8 +145,8 @@ def test_options_as_flags() -> None:
         "--cache-type-v", "f32", "--rope-freq-base", "20000.0", "--override-kv", "llama.context_length=int:9",
         "--lora", '"/a,b.gguf"', "--model-draft", "/d", "--spec-type", "draft-simple", "--mmproj", "/p", "--jinja",
         "--chat-template-file", "/t",
-    ] == write_engine_flags(launch, ALL.split(), backend="llama-server")  # fmt: skip
-    assert [] == write_engine_flags(make(device=DeviceChoice(kind="gpu")), ALL.split(), backend="llama-server")
+    ] == write_engine_flags(launch, build(ALL), backend="llama-server")  # fmt: skip
+    assert [] == write_engine_flags(make(device=DeviceChoice(kind="gpu")), build(ALL), backend="llama-server")
 
 
 def test_the_cpu_alone() -> None:
@@ -149,9 +155,9 @@ def test_the_cpu_alone() -> None:
     assert [
         "--device", "none", "--gpu-layers", "0", "--model-draft", "/d", "--spec-type", "draft-simple", "--device-draft",
         "none", "--gpu-layers-draft", "0", "--mmproj", "/p", "--no-mmproj-offload",
-    ] == write_engine_flags(launch, ALL.split(), backend="llama-server")  # fmt: skip
+    ] == write_engine_flags(launch, build(ALL), backend="llama-server")  # fmt: skip
     assert ["--gpu-layers", "0"] == write_engine_flags(
-        make(device=DeviceChoice(kind="cpu")), {"--gpu-layers"}, backend="llama-server"
+        make(device=DeviceChoice(kind="cpu")), build("--gpu-layers"), backend="llama-server"
     )
 
 
@@ -171,7 +177,14 @@ def test_the_cpu_alone() -> None:
 def test_what_a_build_lacks_is_refused_by_name(fields: dict[str, Any], option: str) -> None:
     """B16: an old build does not get a flag that ends it; it is said which option it cannot be given."""
     with pytest.raises(UnsupportedFeatureError, match=f"cannot be given {option}"):
-        write_engine_flags(make(**fields), {"--ctx-size"}, backend="llama-server")
+        write_engine_flags(make(**fields), build("--ctx-size"), backend="llama-server")
+
+
+def test_a_build_without_lists_is_told_one_adapter_after_the_other() -> None:
+    """B16: today's builds read a list; those before took the flag again and again, and paths as they are."""
+    old = Capabilities(options=(Option(flags=("--lora",), text="path to LoRA adapter (can be repeated)"),))
+    launch = make(lora=(Lora(Path("/a,b"), 1.0), Lora(Path("/c"), 1.0)))
+    assert ["--lora", "/a,b", "--lora", "/c"] == write_engine_flags(launch, old, backend="llama-server")
 
 
 def test_paths_are_quoted_as_the_engine_reads_lists() -> None:

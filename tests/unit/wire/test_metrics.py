@@ -40,11 +40,38 @@ def test_yesterdays_server_says_it_of_the_cache_itself() -> None:
     assert (0.5, 100, 0) == (metrics.kv_cache_usage, metrics.kv_cache_tokens, metrics.prompt.count)
 
 
+def test_a_rate_where_there_are_no_seconds() -> None:
+    """LLAMA_SERVER 8: llamafile has eight names; NaN, infinity and nothing done are no rate."""
+    text = "llamacpp:tokens_predicted_total 30\nllamacpp:predicted_tokens_seconds {}\n"
+    rates = {"15.0": 15.0, "0": 0.0, "nan": 0.0, "-nan": 0.0, "inf": 0.0}
+    assert list(rates.values()) == [parse_metrics(text.format(rate)).generated.rate for rate in rates]
+    assert {30} == {parse_metrics(text.format(rate)).generated.count for rate in rates}
+    both = text.format("99") + "llamacpp:tokens_predicted_seconds_total 2\n"
+    assert 15.0 == parse_metrics(both).generated.rate
+
+
+def test_slots_that_do_not_tell_what_they_hold() -> None:
+    """Builds of 2025 have no figures of the KV cache anywhere: then it is not known, and not 0."""
+    payload = b'[{"id":0,"n_ctx":256,"is_processing":true,"next_token":{"n_remain":1}},{"id":1,"n_ctx":256}]'
+    slots = parse_slots(payload)
+    assert [Slot(0, 256, True, None), Slot(1, 256, False, 0)] == slots
+    metrics = parse_metrics(TODAY, slots)
+    assert (None, None) == (metrics.kv_cache_usage, metrics.kv_cache_tokens)
+
+
+def test_llamafiles_slots() -> None:
+    """LLAMA_SERVER 8: `state` in the place of `is_processing`."""
+    slots = parse_slots(
+        b'[{"id":0,"n_ctx":64,"state":1,"next_token":{}},{"id":1,"n_ctx":64,"state":0,"next_token":{}}]'
+    )
+    assert [True, False] == [slot.is_processing for slot in slots]
+
+
 def test_what_nobody_knows_is_none() -> None:
     """API 2: None where the server cannot say."""
-    assert (None, None, 0.0) == (
-        parse_metrics("").kv_cache_usage, parse_metrics("").kv_cache_tokens, parse_metrics("").prompt.rate,
-    )  # fmt: skip
+    metrics = parse_metrics("")
+    assert (None, None, None) == (metrics.kv_cache_usage, metrics.kv_cache_tokens, metrics.cached_prompt_tokens)
+    assert 0.0 == metrics.prompt.rate
 
 
 @pytest.mark.parametrize("text", ["llamacpp:x", "llamacpp:x abc", "<html>"])

@@ -21,7 +21,7 @@ EVENTS = [
     b"null",
     b"one\ntwo",
     b"three",
-    b'{"code":500}',
+    b'{"error":{"code":500}}',
     b"[DONE]",
 ]
 
