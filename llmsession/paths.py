@@ -27,6 +27,11 @@ def records_folder(cache: Path) -> Path:
     return _private(cache / "running")
 
 
+def engines_folder(cache: Path) -> Path:
+    """The releases of llama.cpp that were installed. Not made: most never have one."""
+    return cache / "engines" / "llama.cpp"
+
+
 def _private(folder: Path) -> Path:
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)

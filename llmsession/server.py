@@ -14,7 +14,7 @@ import msgspec
 
 from llmsession.backends.backend import Backend, Endpoint, Launch
 from llmsession.backends.devices import cache_ram_mib, default_threads
-from llmsession.backends.find import choose_backend
+from llmsession.backends.find import ensure_backend
 from llmsession.chosen_model import BLANK, fit_context_length, name_file, resolve_encoding, resolve_model
 from llmsession.errors import ClosedError, FetchError, ServerExitedError
 from llmsession.latch import Latch
@@ -118,7 +118,8 @@ class Server:
         path = self.model.path or await self._fetch()
         if self.info is None:
             self.info = await anyio.to_thread.run_sync(read_model_info, path)
-        backend, launch = self._plan(path, self.info)
+        launch = self._plan(path, self.info)
+        backend = await self._choose_backend(launch.cache)
         if self._vocabulary is None:
             self._vocabulary = Reading(path)
         endpoint = await backend.prepare(launch, self._keep_child)
@@ -165,11 +166,27 @@ class Server:
             )
             self.model = msgspec.structs.replace(self.model, encoding=resolve_encoding(self._options, BLANK))
 
-    def _plan(self, path: Path, info: ModelInfo) -> tuple[Backend, Launch]:
+    async def _choose_backend(self, cache: Path) -> Backend:
+        """The engine, downloaded where none is installed and one is pinned."""
         options = self._options
-        server_path = Path(options.server_path) if options.server_path is not None else None
+        try:
+            return await ensure_backend(
+                options.backend,
+                Path(options.server_path) if options.server_path is not None else None,
+                cache=cache,
+                offline=options.offline,
+                on_progress=options.on_progress,
+                on_start=self._keep_download,
+            )
+        except FetchError:
+            if self._closed:
+                raise ClosedError("the session was closed while its engine was fetched") from None
+            raise
+
+    def _plan(self, path: Path, info: ModelInfo) -> Launch:
+        options = self._options
         cache = cache_folder(Path(options.cache_dir) if options.cache_dir is not None else None)
-        launch = Launch(
+        return Launch(
             model_path=path,
             alias=self.model.name,
             context_length=fit_context_length(options.context_length, info),
@@ -183,7 +200,6 @@ class Server:
             records=records_folder(cache),
             on_progress=_tell_loading(options.on_progress, info.size_bytes),
         )
-        return choose_backend(options.backend, server_path), launch
 
     def _keep_child(self, child: Child) -> None:
         """Called before each spawn, so that a close from elsewhere finds the child that is being started."""

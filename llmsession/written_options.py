@@ -19,8 +19,8 @@ from llmsession.sampling import Sampling
 
 PREFIX = "LLMSESSION_"
 
-# Variables of ours that are no fields: the file itself, and what the scripts of a checkout read.
-_OTHER_VARIABLES = ("CONFIG", "PYTHON", "TEST_LLAMA_SERVER")
+# Variables of ours that are no fields: the file itself, the table of releases, and what the scripts of a checkout read.
+_OTHER_VARIABLES = ("CONFIG", "PYTHON", "RELEASES", "TEST_LLAMA_SERVER")
 # A function cannot be written down.
 _FIELDS = tuple(name for name in Options.__struct_fields__ if name != "on_progress")
 # What a file or a variable may hold for a field, where that is not the field's own type.
