@@ -12,8 +12,8 @@ from typing import Any
 
 PACKAGE = Path(__file__).parents[1] / "llmsession"
 FLAGS = (
-    "--model --alias --host --port --parallel --ctx-size --threads --threads-batch --metrics --batch-size --ubatch-size "
-    "--cache-ram --models-max"
+    "--model --alias --host --port --parallel --ctx-size --threads --threads-batch --metrics --batch-size "
+    "--ubatch-size --cache-ram --models-max"
 )
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import os
 import shlex
 import sys
 import tarfile
@@ -21,7 +20,7 @@ REPO = "ggml-org/llama.cpp"
 # A real server wherever the tests run, and the real binary where it was built.
 SERVERS = ["handed-over", *(engine.server_path for engine in ENGINES if engine.server_path)]
 HANDED_OVER = shlex.join([sys.executable, "-I", str(Path(__file__).with_name("released_server.py"))])
-LIBRARIES = ("libllama", "libggml", "libmtmd", "libllama-common", "libllama-server-impl")
+LIBRARIES = ("libllama", "libggml", "libggml-base", "libggml-cpu", "libmtmd", "libllama-common", "libllama-server-impl")
 
 
 def script(command: str) -> bytes:
@@ -73,12 +72,10 @@ def pack_server(tag: str, server: str) -> bytes:
     buffer = io.BytesIO()
     folder = Path(server).parent
     with tarfile.open(fileobj=buffer, mode="w:gz", compresslevel=1) as archive:
-        names = [
-            n for n in sorted(os.listdir(folder)) if n == "llama-server" or n.partition(".so")[0].startswith(LIBRARIES)
-        ]
-        for name in names:
-            if name == "llama-server" or ".so" in name:
-                archive.add(folder / name, f"llama-{tag}/{name}", recursive=False)
+        for path in sorted(folder.iterdir()):
+            stem = path.name.partition(".so")[0]
+            if path.name == "llama-server" or (stem in LIBRARIES and path.name != stem):
+                archive.add(path, f"llama-{tag}/{path.name}", recursive=False)
     return buffer.getvalue()
 
 
@@ -96,7 +93,7 @@ def publish(hub: Hub, archives: dict[str, bytes]) -> None:
 
 
 def write_table(path: Path, hub: Hub, builds: dict[str, dict[str, bytes]], **changes: Any) -> Path:
-    """A table that pins them: tag to variant to archive; the first tag is what is installed. `changes` to each asset."""
+    """A table that pins them: tag to variant to archive; the first is installed. `changes` to each asset."""
     platform = this_platform()
     assert platform is not None
     releases = []

@@ -21,7 +21,15 @@ from llmsession.backends.release import FILES, Installed, Manifest, Store, list_
 from llmsession.backends.release_table import Asset, Chosen
 from llmsession.backends.smoke_test import smoke_test
 from llmsession.backends.unpack import check_room, unpack, unpacked_size
-from llmsession.errors import DigestError, DiskFullError, FetchError, LLMSessionError, OfflineError, StartFailedError
+from llmsession.errors import (
+    DigestError,
+    DiskFullError,
+    FetchError,
+    LLMSessionError,
+    OfflineError,
+    StartFailedError,
+    UsageError,
+)
 from llmsession.progress import Progress, ProgressCallback, Speedometer
 
 UNPACKING = "unpacking"
@@ -46,9 +54,12 @@ async def install(
     """Have it installed and used. What is there already is only tried and used.
 
     `unverified` names archives that may be installed without a digest. `on_wait` is called where another process
-    installs; then what that one brought is used. Cancelling keeps what was fetched. Raises FetchError and
-    StartFailedError, and then what was used before still is.
+    installs; then what that one brought is used. Cancelling keeps what was fetched. Raises UsageError, FetchError
+    and StartFailedError, and then what was used before still is.
     """
+    names = [asset.name for asset in chosen.build.assets]
+    if stray := unverified.difference(names):
+        raise UsageError(f"{', '.join(sorted(stray))} is no archive of {chosen.name}, which is {', '.join(names)}")
     for asset in chosen.build.assets:
         if asset.sha256 is None and asset.name not in unverified:
             raise DigestError(
@@ -57,7 +68,8 @@ async def install(
             )
     async with opened(cache, on_wait) as store:
         with _explained(store):
-            if (found := await _already_there(store, chosen, cache)) is not None:
+            if (found := await _already_there(store, chosen, cache, must_run=offline)) is not None:
+                store.clear()
                 return found
             if offline:
                 raise OfflineError(
@@ -111,15 +123,19 @@ async def _install_fetched(store: Store, chosen: Chosen, cache: Path) -> Install
     return msgspec.structs.replace(installed, state="used")
 
 
-async def _already_there(store: Store, chosen: Chosen, cache: Path) -> Installed | None:
-    """The same, byte for byte, and it still runs: then it is used."""
+async def _already_there(store: Store, chosen: Chosen, cache: Path, *, must_run: bool) -> Installed | None:
+    """The same, byte for byte, and it still runs: then it is used. Raises StartFailedError where it `must_run`."""
     for one in list_installed(cache):
         digests = [asset.sha256 for asset in one.manifest.assets]
         if one.name == chosen.name and None not in digests and digests == [a.sha256 for a in chosen.build.assets]:
-            with contextlib.suppress(StartFailedError):  # damaged: it is installed anew
+            try:
                 await smoke_test(one.binary, one.name, cache=cache, scratch=store.staging / SCRATCH)
-                store.use(one)
-                return msgspec.structs.replace(one, state="used")
+            except StartFailedError:
+                if must_run:
+                    raise
+                continue  # damaged: it is installed anew
+            store.use(one)
+            return msgspec.structs.replace(one, state="used")
     return None
 
 

@@ -10,7 +10,6 @@ engines/llama.cpp/NAME/release.json   what it is; written before the folder gets
 from __future__ import annotations
 
 import contextlib
-import itertools
 import os
 import shutil
 from collections.abc import AsyncIterator, Callable
@@ -18,7 +17,7 @@ from pathlib import Path
 
 import msgspec
 
-from llmsession.backends.accelerators import Platform
+from llmsession.backends.accelerators import Platform, this_platform
 from llmsession.backends.release_table import Asset, Chosen
 from llmsession.errors import FetchError, UsageError
 from llmsession.paths import engines_folder
@@ -66,11 +65,14 @@ class _Pointer(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def find_installed(cache: Path) -> Installed | None:
-    """The one that is used, where it is whole."""
+    """The one that is used, where it is whole and for this machine."""
     home = engines_folder(cache)
     current = _read_pointer(home).current
     found = _read_installed(home / current, "used") if current is not None else None
-    return found if found is not None and os.access(found.binary, os.X_OK) else None
+    if found is None or not os.access(found.binary, os.X_OK):
+        return None
+    # A home may be shared by machines of several kinds.
+    return found if found.manifest.platform == this_platform() else None
 
 
 def list_installed(cache: Path) -> list[Installed]:
@@ -126,15 +128,16 @@ class Store:
             # The same release once more: it was being replaced.
             other = _read_installed(folder, "")
             if other is not None and current is not None and other.name == current.name and folder != current.folder:
-                self._discard(folder)
+                with contextlib.suppress(FetchError):  # it still runs somewhere: the next time
+                    self._discard(folder)
 
     def adopt(self, folder: Path, chosen: Chosen, manifest: Manifest) -> Installed:
         """Give a staged folder its name. It is not used yet."""
         _write_json(folder / MANIFEST, manifest)
-        for number in itertools.count(1):
-            home = self.home / (chosen.name if number == 1 else f"{chosen.name}~{number}")
-            if not home.exists():
-                break
+        home, number = self.home / chosen.name, 1
+        while home.exists():
+            number += 1
+            home = self.home / f"{chosen.name}~{number}"
         folder.rename(home)
         return Installed(folder=home, manifest=manifest)
 

@@ -72,9 +72,9 @@ class Release(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 class ReleaseTable(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """`releases` in the order of choice."""
 
-    releases: tuple[Release, ...] = ()
     version: Literal[1] = 1
     note: str = ""
+    releases: tuple[Release, ...] = ()
 
 
 class Chosen(msgspec.Struct, frozen=True, kw_only=True):
@@ -137,8 +137,9 @@ def parse_archive_name(name: str) -> ArchiveName | None:
 def choose_release(table: ReleaseTable, tag: str | None = None) -> Release:
     """The one of that tag, else the first. Raises UsageError."""
     if not table.releases:
+        named = f"{tag!r} is not pinned: " if tag is not None else ""
         raise UsageError(
-            "this version of llmsession pins no release of llama.cpp: name an archive of your choice from "
+            f"{named}this version of llmsession pins no release of llama.cpp. Name an archive of your choice from "
             f"{PAGE} and its digest (`llmsession server install ARCHIVE --sha256 DIGEST`), "
             'or pip install "llmsession[embedded]"'
         )
@@ -147,7 +148,10 @@ def choose_release(table: ReleaseTable, tag: str | None = None) -> Release:
     for release in table.releases:
         if release.tag == tag:
             return release
-    raise UsageError(f"{tag} is no release that is pinned: there are {', '.join(r.tag for r in table.releases)}")
+    raise UsageError(
+        f"{tag!r} is neither a pinned release, of which there are {', '.join(r.tag for r in table.releases)}, nor an "
+        f"archive such as llama-b6123-bin-ubuntu-x64.tar.gz from {PAGE}"
+    )
 
 
 def choose_build(
@@ -160,9 +164,9 @@ def choose_build(
     else:
         fitting = [build for build in here if build.accelerator in kinds]
     if not here or not fitting:
-        what = f"a variant {variant!r}" if variant is not None and here else "a build"
+        what = f"variant {variant!r}" if variant is not None and here else "build"
         there = f"it has {', '.join(build.variant for build in here)}" if here else "compile llama.cpp, or name another"
-        raise UsageError(f"the release {release.tag} of llama.cpp has not {what} for {platform}: {there}")
+        raise UsageError(f"the release {release.tag} of llama.cpp has no {what} for {platform}: {there}")
     # Of several versions of CUDA the oldest, since each driver runs what was made for older ones.
     best = min(fitting, key=lambda build: (_PREFERENCE.index(build.accelerator), _numbers(build.variant)))
     return Chosen(tag=release.tag, url=release.url, build=best)

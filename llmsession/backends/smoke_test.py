@@ -5,6 +5,7 @@ So a build for another processor, a missing library and a driver that computes n
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import msgspec
@@ -27,7 +28,7 @@ class _Reply(msgspec.Struct):
 
 
 async def smoke_test(binary: Path, name: str, *, cache: Path, scratch: Path) -> str:
-    """Its version. `scratch` is a folder that is removed later.
+    """Its version. `scratch` is a folder that is made, and removed.
 
     Raises StartFailedError; whatever happens, no process is left.
     """
@@ -40,6 +41,8 @@ async def smoke_test(binary: Path, name: str, *, cache: Path, scratch: Path) -> 
             returncode=getattr(error, "returncode", None),
             log_tail=getattr(error, "log_tail", ""),
         ) from error
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
     if said.strip() != ANSWER:
         raise StartFailedError(
             f"{name} runs on this machine, but computes nonsense: the demonstration model said {said[:40]!r} and not "

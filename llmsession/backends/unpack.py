@@ -104,8 +104,10 @@ def _opened(archive: Path) -> Iterator[Iterator[tuple[Member, IO[bytes] | None]]
         with zipfile.ZipFile(archive) as file:
             yield _read_zip(archive, file)
     else:
-        with tarfile.open(archive, "r:gz") as packed:
+        with gzip.open(archive) as plain, tarfile.open(fileobj=plain, mode="r:") as packed:
             yield _read_tar(archive, packed)
+            while plain.read(PIECE):  # to the end, where its checksum is
+                pass
 
 
 def _read_zip(archive: Path, file: zipfile.ZipFile) -> Iterator[tuple[Member, IO[bytes] | None]]:

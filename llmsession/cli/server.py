@@ -144,7 +144,7 @@ def show_server(*, as_json: bool) -> None:
     found = find_llama_server(Path(options.server_path) if options.server_path is not None else None, _cache(options))
     if found is None:
         raise BackendNotFoundError(
-            f"there is no llama-server: `llmsession server install` brings one, or {BINARY_HINT}", hint=BINARY_HINT
+            f"there is no llama-server: {BINARY_HINT}, or look at `llmsession server install --help`", hint=BINARY_HINT
         )
     if as_json:
         version = anyio.run(ask_version, found.binary)
@@ -160,12 +160,12 @@ def remove_releases(names: list[str], *, everything: bool, as_json: bool) -> Non
         raise UsageError("name the releases to remove, or say --all")
     cache = _cache(Options.load())
     found = list_installed(cache) if everything else [require_installed(cache, name) for name in dict.fromkeys(names)]
-    anyio.run(remove, found, cache)
+    if found:
+        anyio.run(remove, found, cache)
     if as_json:
         print(msgspec.json.encode({"removed": [one.name for one in found]}).decode())  # noqa: T201
         return
-    for one in found:
-        say(f"{one.name} is removed")
+    say(f"removed: {', '.join(one.name for one in found) or 'nothing, since nothing was installed'}")
     left = list_installed(cache)
     if left and all(one.state != "used" for one in left):
         say(f"no release is in use now: `llmsession server use {left[0].name}` chooses one")

@@ -24,8 +24,6 @@ from llmsession.errors import FetchError
 TIMEOUT = httpx.Timeout(30.0, connect=15.0)
 # How often it is tried in vain, and the longest pause between two tries, in seconds.
 TRIES, LONGEST_PAUSE = 4, 4.0
-# So much, at most, is lost when we are killed; and each costs a system call.
-CHUNK = 1 << 17
 
 _RANGE = re.compile(r"bytes (\d+)-\d+/(\d+|\*)")
 
@@ -45,7 +43,7 @@ async def download(
     if size is not None and path.is_file() and path.stat().st_size == size:
         advance(size, size)
         return
-    with _explained(url):
+    with _explained(url, kept="; what has come is kept"):
         async with httpx.AsyncClient(
             follow_redirects=True, timeout=TIMEOUT, headers={"Accept-Encoding": "identity", "User-Agent": "llmsession"}
         ) as client:
@@ -111,7 +109,7 @@ class _Download:
                 )
             self._advance(done, total)
             _keep_validator(self._path, response)
-            async for chunk in response.aiter_raw(CHUNK):
+            async for chunk in response.aiter_raw():
                 done += self._file.write(chunk)
                 self._advance(done, total)
         if total is not None and done != total:
@@ -167,12 +165,12 @@ def _keep_validator(path: Path, response: httpx.Response) -> None:
 
 
 @contextlib.contextmanager
-def _explained(url: str) -> Iterator[None]:
+def _explained(url: str, kept: str = "") -> Iterator[None]:
     """What httpx raises, and what is left after the last try, as FetchError."""
     try:
         yield
     except _Trouble as error:
-        raise FetchError(f"{url} cannot be fetched: {error}; what has come is kept, try again later") from error
+        raise FetchError(f"{url} cannot be fetched: {error}; try again later{kept}") from error
     except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:  # ValueError: a proxy that is none
         cause: BaseException | None = error
         while cause is not None and not isinstance(cause, ssl.SSLCertVerificationError):
@@ -183,7 +181,7 @@ def _explained(url: str) -> Iterator[None]:
                 "its authority with SSL_CERT_FILE"
             ) from error
         words = str(error) or type(error).__name__
-        raise FetchError(f"{url} cannot be reached ({words}): is there a network? What has come is kept") from error
+        raise FetchError(f"{url} cannot be reached ({words}): look at the network{kept}") from error
 
 
 def _refused(url: str, response: httpx.Response) -> FetchError:
