@@ -116,9 +116,9 @@ class Store:
         self.staging = home / STAGING
 
     def clear(self, *, keep: frozenset[str] = frozenset()) -> None:
-        """What an interrupted installation left, but for these files of the staging folder."""
+        """What an interrupted installation left, but for these files, where anything is in them."""
         for path in self.staging.iterdir():
-            if path.name not in keep:
+            if path.name not in keep or not path.stat().st_size:
                 _remove(path)
         pointer = _read_pointer(self.home)
         if pointer.current is None:
