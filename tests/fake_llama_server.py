@@ -135,6 +135,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
             return self.answer({"error": {"code": 404, "message": "File Not Found"}}, 404)
         if self.options.hang_stream:
             time.sleep(3600)
+        if self.path == "/completion" and not asked.get("stream"):
+            words = "".join(f"word{number} " for number in range(1, self.options.tokens + 1))
+            return self.answer({"content": words, "stop": True, "stop_type": "eos"})
         self.say_words(asked)
         return None
 

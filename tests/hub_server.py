@@ -190,7 +190,9 @@ class _HubHandler(_Handler):
         if name not in files:
             return self.reply(404, b"", X_Error_Code="EntryNotFound", X_Repo_Commit=commit)
         data = files[name]
-        if name.endswith((".gguf", ".safetensors")):  # large files: the pointer here, the bytes elsewhere
+        if name.endswith(
+            (".gguf", ".safetensors", ".tar.gz", ".zip")
+        ):  # large files: the pointer here, the bytes elsewhere
             digest = hashlib.sha256(data).hexdigest()
             size = self.hub.claimed_size or len(data)
             return self.reply(
@@ -229,12 +231,14 @@ class _StoreHandler(_Handler):
         if hub.damaged:
             data = data[:-1] + bytes([data[-1] ^ 1])
         start = 0
-        status, headers = 200, {}
-        if (asked := re.fullmatch(r"bytes=(\d+)-", self.request_.range)) and not hub.ignores_ranges:
+        etag = f'"{hashlib.sha256(data).hexdigest()}"' if not hub.damaged else '"another"'
+        same = self.headers.get("If-Range", etag) == etag
+        status, headers = 200, {"ETag": etag}
+        if same and (asked := re.fullmatch(r"bytes=(\d+)-", self.request_.range)) and not hub.ignores_ranges:
             start = int(asked[1])
             if start >= len(data):
                 return self.reply(416, b"", Content_Range=f"bytes */{len(data)}")
-            status, headers = 206, {"Content_Range": f"bytes {start}-{len(data) - 1}/{len(data)}"}
+            status, headers = 206, {"ETag": etag, "Content_Range": f"bytes {start}-{len(data) - 1}/{len(data)}"}
         self.reply(status, b"", Content_Length=str(len(data) - start), Accept_Ranges="bytes", **headers)
         cut = hub.cuts.pop(0) if hub.cuts else None
         for place in range(start, len(data), hub.chunk):

@@ -56,7 +56,12 @@ class Capabilities(msgspec.Struct, frozen=True, kw_only=True, dict=True):
 
 async def probe_capabilities(binary: Path, cache: Path) -> Capabilities:
     """From the cache, else by running it. Raises StartFailedError where it is no llama-server."""
-    stat = binary.stat()
+    try:
+        stat = binary.stat()
+    except OSError as error:
+        raise StartFailedError(
+            f"{binary} is gone or cannot be read ({error.strerror})", returncode=None, log_tail=""
+        ) from error
     key = hashlib.sha256(f"{binary.resolve()}\0{stat.st_size}\0{stat.st_mtime_ns}".encode()).hexdigest()[:32]
     kept = cache / f"capabilities-{key}.json"
     with contextlib.suppress(OSError, msgspec.DecodeError):
@@ -124,6 +129,29 @@ def _blocks(text: str) -> list[list[str]]:
         else:
             inside = False
     return blocks
+
+
+async def require_version(binary: Path) -> str:
+    """The same, of one that has to run. Raises StartFailedError with its last words."""
+    try:
+        answer = await _run(binary, "--version")
+    except TimeoutError as error:
+        raise StartFailedError(
+            f"{binary} did not answer --version within {HELP_TIMEOUT:g} s", returncode=None, log_tail=""
+        ) from error
+    except OSError as error:
+        raise StartFailedError(
+            f"{binary} cannot be run: {error.strerror or error}", returncode=None, log_tail=""
+        ) from error
+    said = (answer.stdout + b"\n" + answer.stderr).decode(errors="replace").strip()
+    found = _VERSION.search(said)
+    if answer.returncode or found is None:
+        raise StartFailedError(
+            f"--version ended with exit code {answer.returncode}: {said.rpartition(chr(10))[2] or 'it said nothing'}",
+            returncode=answer.returncode,
+            log_tail=said,
+        )
+    return found[1].strip()
 
 
 async def _run(binary: Path, flag: str) -> subprocess.CompletedProcess[bytes]:

@@ -14,6 +14,7 @@ import psutil
 
 from llmsession.device import Device, DeviceChoice, Gpu
 from llmsession.errors import BackendNotFoundError, ConfigError
+from llmsession.paths import cache_folder
 from llmsession.processes.cgroups import allowed_cores, read_free_memory
 
 # The part of free memory that the engine may use to keep prompts of idle conversations, and the most it is good for.
@@ -46,7 +47,7 @@ async def available_devices(*, backend: str = "auto", server_path: str | Path | 
 
     devices = [_describe_cpu()]
     try:
-        chosen = choose_backend(backend, Path(server_path) if server_path is not None else None)
+        chosen = choose_backend(backend, Path(server_path) if server_path is not None else None, cache=cache_folder())
     except BackendNotFoundError:
         if backend != "auto":
             raise

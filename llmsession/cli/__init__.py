@@ -9,7 +9,8 @@ import sys
 def main() -> None:
     """Run it. Exit codes: 0 done, 1 the work failed, 2 wrong use, 130 interrupted."""
     try:
-        import llmsession.cli.models_app  # noqa: F401 - adds its commands
+        import llmsession.cli.models_app  # adds its commands
+        import llmsession.cli.server_app  # noqa: F401 - the same
         from llmsession.cli.app import app
 
         app(prog_name="llmsession")

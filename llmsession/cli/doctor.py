@@ -58,7 +58,7 @@ def examine(*, options: dict[str, Any], as_json: bool) -> bool:
 
 async def _examine(options: Options) -> Report:
     cache = cache_folder(Path(options.cache_dir) if options.cache_dir is not None else None)
-    engines = await find_engines(options.server_path)
+    engines = await find_engines(options.server_path, cache=cache)
     found = [engine for engine in engines if engine.path is not None]
     if options.backend != "auto":
         chosen: str | None = options.backend
@@ -101,7 +101,8 @@ def _print(report: Report) -> None:
     ]
     for engine in report.engines:
         mark = " (chosen)" if engine.backend == report.chosen else ""
-        found = f"{engine.version}, {engine.path}" if engine.path is not None else f"not here: {engine.hint}"
+        source = f" ({engine.source})" if engine.source is not None else ""
+        found = f"{engine.version}, {engine.path}{source}" if engine.path is not None else f"not here: {engine.hint}"
         lines.append((f"{engine.backend}{mark}", found))
     lines += [
         ("why", report.why),

@@ -11,7 +11,7 @@ from rich.progress import Progress as Bar
 
 from llmsession.progress import Progress, ProgressCallback
 
-_WORDS = {"download": "fetching the model", "load": "loading the model"}
+_WORDS = {"engine": "fetching llama.cpp", "download": "fetching the model", "load": "loading the model"}
 
 
 @contextlib.contextmanager

@@ -13,7 +13,6 @@ import re
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -30,7 +29,7 @@ from llmsession.models.gguf import read_model_info
 from llmsession.models.quantization import SUFFIX, find_meant, list_models, list_shards
 from llmsession.models.references import HEAD, SCHEME, PackedFileRef, PackedRepoRef
 from llmsession.models.registry import KnownLLM, Registry, load_known_llms
-from llmsession.progress import Progress, ProgressCallback
+from llmsession.progress import Progress, ProgressCallback, Speedometer
 
 if TYPE_CHECKING:
     from anyio.abc import Process
@@ -40,8 +39,6 @@ WEIGHTS = ("*.safetensors", "*.json", "tokenizer*", "*.model", "*.jinja", "merge
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _TRUE = ("1", "on", "yes", "true")
-# The speed is that of the last seconds.
-SPEED_OVER = 5.0
 # The process tells the names of at most some thousand files.
 LONGEST_LINE = 1 << 22
 
@@ -191,7 +188,7 @@ async def _fetch(
     request: hub_child.Request, on_progress: ProgressCallback | None, on_start: StopCallback | None
 ) -> list[Path]:
     """Where the files are. Raises FetchError; whatever happens, the process is gone."""
-    speedometer = _Speedometer()
+    speedometer = Speedometer()
     with tempfile.TemporaryFile() as said:
         process = await _spawn(said)
         try:
@@ -254,16 +251,3 @@ def _kill(process: Process) -> None:
 def _error_of(told: hub_child.Told) -> FetchError:
     kind: Any = getattr(errors, told.kind, FetchError)
     return kind(told.error, **told.details) if issubclass(kind, FetchError) else FetchError(told.error)
-
-
-class _Speedometer:
-    """Bytes a second over the last seconds."""
-
-    def __init__(self) -> None:
-        self._seen: list[tuple[float, int]] = []
-
-    def measure(self, done: int) -> float | None:
-        now = time.monotonic()
-        self._seen = [(at, count) for at, count in self._seen if now - at < SPEED_OVER] + [(now, done)]
-        (first, before), (last, after) = self._seen[0], self._seen[-1]
-        return (after - before) / (last - first) if last > first else None

@@ -27,16 +27,17 @@ def measure_busy(backend: str, rounds: int) -> None:
     """Both in turn, round by round."""
     from llmsession.backends.find import find_llama_server
     from llmsession.models.bundled import bundled_path
+    from llmsession.paths import cache_folder
 
-    binary = find_llama_server()
-    if binary is None:
+    found = find_llama_server(None, cache_folder())
+    if found is None:
         print("P9  not measured: there is no llama-server to be compared with", file=sys.stderr)
         return
     rates: dict[str, list[float]] = {backend: [], "plain llama-server": []}
     with _busy_core():
         for _ in range(rounds):
             rates[backend].append(asyncio.run(_rate_of_ours(backend)))
-            rates["plain llama-server"].append(_rate_of_plain(binary, bundled_path()))
+            rates["plain llama-server"].append(_rate_of_plain(found.binary, bundled_path()))
     ratio = statistics.median(ours / plain for ours, plain in zip(*rates.values(), strict=True))
     for name, values in rates.items():
         print(f"P9  {name:<24} {statistics.median(values):9.1f} tokens/s")

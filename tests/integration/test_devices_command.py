@@ -78,7 +78,7 @@ async def test_a_gpu_that_is_not_there(server: str) -> None:
 
 async def test_the_cpu_is_there_without_an_engine(monkeypatch: pytest.MonkeyPatch) -> None:
     """B13: what no engine is asked for."""
-    monkeypatch.setattr(find, "find_llama_server", lambda path: None)
+    monkeypatch.setattr(find, "find_llama_server", lambda path, cache: None)
     monkeypatch.setattr(find, "find_wheel", lambda: None)
     assert ["cpu"] == [device.id for device in await available_devices()]
     with pytest.raises(BackendNotFoundError):

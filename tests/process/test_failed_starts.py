@@ -154,7 +154,8 @@ async def test_a_file_that_goes_bad_after_it_was_looked_at(
     options = Options(**engine.options(cache_dir=cache_dir))
     server = Server(options)
     info = await read_info(bundled_path())
-    backend, launch = server._make_plan(bundled_path(), info, EngineFiles())
+    backend = await server._choose_backend()
+    launch = server._make_launch(backend, bundled_path(), info, EngineFiles())
     with anyio.fail_after(30), pytest.raises(InvalidModelError, match=sentence) as caught:
         await backend.prepare(msgspec.structs.replace(launch, model_path=path), lambda child: None)
     assert path == caught.value.path

