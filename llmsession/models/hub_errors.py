@@ -67,7 +67,7 @@ def explained(repo_id: str, revision: str, cache: Path, missing: Callable[[], in
         raise _explain_status(error.response.status_code, repo_id) from error
     except http_error() as error:
         raise FetchError(
-            f"{_endpoint()} cannot be reached ({type(error).__name__}: {error}): is there a network? "
+            f"{hub_address()} cannot be reached ({type(error).__name__}: {error}): is there a network? "
             "What had arrived is kept"
         ) from error
     except OSError as error:
@@ -94,7 +94,7 @@ def _explain_status(status: int, repo_id: str) -> FetchError:
             "Hugging Face has had too many requests from here (429): wait some minutes, or log in with "
             "`hf auth login`, which raises the limit"
         )
-    return FetchError(f"{_endpoint()} is in trouble (HTTP {status}): try again later; what had arrived is kept")
+    return FetchError(f"{hub_address()} is in trouble (HTTP {status}): try again later; what had arrived is kept")
 
 
 def page_of(repo_id: str) -> str:
@@ -110,7 +110,8 @@ def http_error() -> type[Exception]:
     return root
 
 
-def _endpoint() -> str:
+def hub_address() -> str:
+    """Where Hugging Face is, or what HF_ENDPOINT names in its place."""
     from huggingface_hub import constants
 
     return constants.ENDPOINT

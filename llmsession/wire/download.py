@@ -62,6 +62,16 @@ async def fetch_small(url: str) -> bytes:
             return response.content
 
 
+async def reach(url: str, timeout: float) -> str | None:
+    """Why it cannot be reached; None where it answers, whatever it says. `timeout` in seconds."""
+    try:
+        async with httpx.AsyncClient(timeout=timeout) as client:
+            await client.head(url, headers={"User-Agent": "llmsession"})
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        return f"{type(error).__name__}: {error}".rstrip(": ")
+    return None
+
+
 class _Download:
     """One file, from one address."""
 

@@ -22,9 +22,17 @@ from tests.played_servers import Played, serve_played
 COMMAND = [sys.executable, "-W", "error", "-m", "llmsession"]
 
 
-def run(*arguments: str, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
+def run(*arguments: str, stdin: str | None = None, **variables: str) -> subprocess.CompletedProcess[str]:
     """To its end."""
-    return subprocess.run([*COMMAND, *arguments], capture_output=True, text=True, timeout=60, check=False, input=stdin)
+    return subprocess.run(
+        [*COMMAND, *arguments],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        input=stdin,
+        env={**os.environ, **variables},
+    )
 
 
 def test_run_prints_the_reply_and_nothing_else() -> None:
@@ -191,9 +199,28 @@ def test_doctor_says_what_runs_and_why() -> None:
         assert word in done.stdout
     report = json.loads(run("doctor", "--json").stdout)
     assert ("embedded", "ok", None) == (report["chosen"], report["reply"], report["error"])
+    assert {"httpx", "xllamacpp"} <= set(report["libraries"])
+    assert ["cpu"] == [device["id"] for device in report["devices"]]
+    assert report["free_memory_bytes"] > 10**8
     failed = run("doctor", "--model", "/nowhere/x.gguf")
     assert 1 == failed.returncode
     assert "no usable model" in failed.stdout
+
+
+def test_doctor_tells_a_problem_with_its_remedy_and_no_secret() -> None:
+    """Issue 5: good to paste into an issue."""
+    secret, home = "hf_secret77", str(Path.home())
+    done = run("doctor", HF_ENDPOINT="http://127.0.0.1:9", LLMSESSION_HF_TOKEN=secret)
+    assert 0 == done.returncode
+    (problem,) = [line for line in done.stdout.splitlines() if line.startswith("problem")]
+    assert "http://127.0.0.1:9 cannot be reached" in problem
+    assert "set HTTPS_PROXY" in problem
+    assert "hf_token=…" in done.stdout
+    assert secret not in done.stdout
+    assert home not in done.stdout
+    report = json.loads(run("doctor", "--json", HF_ENDPOINT="http://127.0.0.1:9", HF_HUB_OFFLINE="1").stdout)
+    assert report["network"].endswith("this is offline")
+    assert [] == report["problems"]
 
 
 def test_work_that_failed_is_exit_code_one() -> None:
