@@ -1,4 +1,4 @@
-"""`llmsession doctor`: what would run here, why, and whether it does. It reads no key and names no home, to be pasted."""
+"""`llmsession doctor`: what would run here, why, and whether it does. To be pasted: it shows no key and no home."""
 
 from __future__ import annotations
 
