@@ -16,7 +16,7 @@ from llmsession.models.encoding import PromptEncoding
 from llmsession.progress import ProgressCallback
 from llmsession.sampling import Sampling
 
-BACKENDS = ("auto", "llama-server", "embedded")
+BACKENDS = ("auto", "llama-server", "llamafile", "embedded")
 _KINDS: dict[str, tuple[Any, str]] = {
     "model": (str | Path | None, "the path of a .gguf file, a name or a reference"),
     "remote": (str | None, "a text"),

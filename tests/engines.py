@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import atexit
 import os
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from llmsession import Session
 from llmsession.processes.child import Child
+from tests import fake_llamafile
 
 
 @dataclass(frozen=True)
@@ -34,7 +37,16 @@ def find_engines() -> list[Engine]:
     return engines
 
 
+def make_llamafile() -> Engine:
+    """The stand-in for llamafile, with a real engine behind it; its file goes with the run."""
+    folder = tempfile.TemporaryDirectory(prefix="llmsession-tests-")
+    atexit.register(folder.cleanup)
+    return Engine("llamafile", str(fake_llamafile.wrapper(Path(folder.name))))
+
+
 ENGINES = find_engines()
+# Where each of them serves one session for a whole module, and where processes are looked at from outside.
+ALL_ENGINES = [*ENGINES, make_llamafile()]
 # The imitation always, the real binary where it was built.
 BINARIES = ["fake", *(engine.server_path for engine in ENGINES if engine.server_path)]
 EMBEDDED = ENGINES[0]

