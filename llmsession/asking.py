@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from llmsession.backends.backend import Endpoint
     from llmsession.remote_server import RemoteServer
     from llmsession.server import Server
+    from llmsession.wire.reply import EventDecoder
     from llmsession.wire.request import GenerationRequest
 
 # What only the chat endpoint can do: constrain and parse calls, and a form of the reply.
@@ -85,8 +86,28 @@ def _chat(
 ) -> Request:
     from llmsession.wire import openai_api
 
+    if "generation_config" in features:
+        return _chat_of_transformers(server, turns, request)
     body = openai_api.encode_request(turns, request, model=server.model.name, features=features)
     return Request(path=openai_api.PATH, body=body, decoder=openai_api.EventDecoder(request))
+
+
+def _chat_of_transformers(
+    server: Server | RemoteServer, turns: Sequence[Message], request: GenerationRequest
+) -> Request:
+    from llmsession.wire import transformers_api
+    from llmsession.wire.rewriting import CutAtPhrase
+
+    endpoint = server.endpoint
+    is_remote = endpoint is not None and endpoint.child is None
+    context_length = endpoint.facts.context_length if endpoint is not None else None
+    body = transformers_api.encode_request(
+        turns, request, model=server.model.name if is_remote else None, context_length=context_length
+    )
+    decoder: EventDecoder = transformers_api.EventDecoder(request, context_length=context_length)
+    if request.stop:
+        decoder = CutAtPhrase(decoder, request.stop)
+    return Request(path=transformers_api.PATH, body=body, decoder=decoder)
 
 
 async def _chat_with_spaces(
@@ -103,7 +124,8 @@ async def _chat_with_spaces(
     if "tokens" in endpoint.features:
         find = (await (await server.prompt_writer(endpoint)).learn(texts)).find
     else:
-        find = look_special
+        known = await server.known_vocabulary()
+        find = known.find if known is not None else look_special
     count = sum(len(find(text)) for text in texts)
     if not count:
         return _chat(server, endpoint.features, turns, request)

@@ -12,13 +12,14 @@ import anyio
 import anyio.to_thread
 import msgspec
 
-from llmsession.backends.backend import Backend, Endpoint, Launch
+from llmsession.backends.backend import LLAMA_SERVER_FEATURES, TRANSFORMERS_FEATURES, Backend, Endpoint, Feature, Launch
 from llmsession.backends.devices import cache_ram_mib, default_threads
-from llmsession.backends.find import choose_backend
-from llmsession.chosen_model import BLANK, fit_context_length, name_file, resolve_encoding, resolve_model
-from llmsession.errors import ClosedError, FetchError, ServerExitedError
+from llmsession.backends.find import choose_backend, choose_for_weights
+from llmsession.chosen_model import BLANK, TRANSFORMERS, fit_context_length, name_file, resolve_encoding, resolve_model
+from llmsession.errors import ClosedError, FetchError, ServerExitedError, UnsupportedFeatureError
 from llmsession.latch import Latch
 from llmsession.models.gguf import ModelInfo, read_model_info
+from llmsession.models.safetensors import WeightsInfo, read_weights_info
 from llmsession.paths import cache_folder, logs_folder, records_folder
 from llmsession.processes.child import describe_exit
 from llmsession.progress import Progress, ProgressCallback
@@ -67,7 +68,7 @@ class Server:
     def __init__(self, options: Options) -> None:
         self._options = options
         self.model = resolve_model(options)
-        self.info: ModelInfo | None = None
+        self.info: ModelInfo | WeightsInfo | None = None
         self._lock = threading.Lock()
         self._endpoint: Endpoint | None = None
         self._child: Child | None = None
@@ -82,6 +83,18 @@ class Server:
     def endpoint(self) -> Endpoint | None:
         """The last one that was ready; its child may have died since."""
         return self._endpoint
+
+    @property
+    def parallel(self) -> int:
+        """How many replies it generates at once: transformers one after the other, by a seed that is the process's."""
+        return 1 if self.model.is_weights else self._options.parallel
+
+    @property
+    def features(self) -> frozenset[Feature]:
+        """What the engine can do, also while it is being started."""
+        if self._endpoint is not None:
+            return self._endpoint.features
+        return TRANSFORMERS_FEATURES if self.model.is_weights else LLAMA_SERVER_FEATURES
 
     @property
     def is_closed(self) -> bool:
@@ -117,7 +130,7 @@ class Server:
     async def _start(self) -> Endpoint:
         path = self.model.path or await self._fetch()
         if self.info is None:
-            self.info = await anyio.to_thread.run_sync(read_model_info, path)
+            self.info = await anyio.to_thread.run_sync(_read_info, path)
         backend, launch = self._plan(path, self.info)
         if self._vocabulary is None:
             self._vocabulary = Reading(path)
@@ -129,11 +142,21 @@ class Server:
 
     async def _fetch(self) -> Path:
         """The file of a reference: from the cache, or from Hugging Face."""
-        from llmsession.models.hub import ensure_model
+        from llmsession.models.hub import ensure_model, ensure_weights
 
-        options, ref = self._options, self.model.ref
-        assert ref is not None  # noqa: S101 - a model has a path or a reference
+        options, ref, repo = self._options, self.model.ref, self.model.repo
         try:
+            if repo is not None:
+                path = await ensure_weights(
+                    repo,
+                    hf_token=options.hf_token,
+                    offline=options.offline,
+                    on_progress=options.on_progress,
+                    on_start=self._keep_download,
+                )
+                self.model = msgspec.structs.replace(self.model, path=path)
+                return path
+            assert ref is not None  # noqa: S101 - a model has a path or a reference
             path = await ensure_model(
                 ref,
                 hf_token=options.hf_token,
@@ -155,7 +178,7 @@ class Server:
         if closed:
             end()
 
-    def _choose_encoding(self, info: ModelInfo) -> None:
+    def _choose_encoding(self, info: ModelInfo | WeightsInfo) -> None:
         """A base model without a template is spoken to without markers: its text goes on from ours."""
         if self.model.encoding is None and self._options.prompt_encoding is None and info.chat_template is None:
             warnings.warn(
@@ -165,7 +188,7 @@ class Server:
             )
             self.model = msgspec.structs.replace(self.model, encoding=resolve_encoding(self._options, BLANK))
 
-    def _plan(self, path: Path, info: ModelInfo) -> tuple[Backend, Launch]:
+    def _plan(self, path: Path, info: ModelInfo | WeightsInfo) -> tuple[Backend, Launch]:
         options = self._options
         server_path = Path(options.server_path) if options.server_path is not None else None
         cache = cache_folder(Path(options.cache_dir) if options.cache_dir is not None else None)
@@ -183,7 +206,15 @@ class Server:
             records=records_folder(cache),
             on_progress=_tell_loading(options.on_progress, info.size_bytes),
         )
-        return choose_backend(options.backend, server_path), launch
+        if isinstance(info, ModelInfo):
+            return choose_backend(options.backend, server_path), launch
+        if info.chat_template is None:
+            raise UnsupportedFeatureError(
+                f"{path} has no chat template, and transformers serves chats only: take a model that is tuned for them",
+                feature="chat template",
+                backend=TRANSFORMERS,
+            )
+        return choose_for_weights(options.backend, server_path, options.python_path), launch
 
     def _keep_child(self, child: Child) -> None:
         """Called before each spawn, so that a close from elsewhere finds the child that is being started."""
@@ -202,6 +233,10 @@ class Server:
             self._writer = PromptWriter(endpoint.client, await self._vocabulary.wait())
             self._writer_of = endpoint
         return self._writer
+
+    async def known_vocabulary(self) -> Vocabulary | None:
+        """What the model's own files say of its tokens, for a server that cannot be asked."""
+        return await self._vocabulary.wait() if self._vocabulary is not None else None
 
     def refuse_starts(self) -> None:
         """From now on there is no start. Thread-safe, does not wait."""
@@ -250,6 +285,10 @@ class Server:
         )
         exited.__cause__ = error
         return exited
+
+
+def _read_info(path: Path) -> ModelInfo | WeightsInfo:
+    return read_weights_info(path) if path.is_dir() else read_model_info(path)
 
 
 def _tell_loading(callback: ProgressCallback | None, size: int) -> Callable[[float], None] | None:

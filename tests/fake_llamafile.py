@@ -23,7 +23,8 @@ EMBEDDED_SERVER = Path(__file__).parents[1] / "llmsession" / "backends" / "embed
 OLD_VALUES = {
     "--port", "--host", "-m", "--model", "-a", "--alias", "-c", "--ctx-size", "-t", "--threads", "-tb",
     "--threads-batch", "-b", "--batch-size", "-ngl", "--gpu-layers", "--n-gpu-layers", "--gpu", "-np", "--parallel",
-    "--api-key", "--api-key-file", "-to", "--timeout", "--chat-template", "-ctk", "--cache-type-k", "-ctv", "--cache-type-v",
+    "--api-key", "--api-key-file", "-to", "--timeout", "--chat-template",
+    "-ctk", "--cache-type-k", "-ctv", "--cache-type-v",
     "--mmproj", "--log-format", "-n", "--n-predict", "--rope-freq-base",
 }  # fmt: skip
 OLD_SWITCHES = {

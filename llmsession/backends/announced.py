@@ -25,14 +25,14 @@ class AnnouncedProbe:
 
     def __init__(self, log: LogFile) -> None:
         self.base_url: str | None = None
+        self.log = log
         self._address: str | None = None
-        self._log = log
 
     async def __call__(self) -> Reading:
         """One look; no address yet, refused, 503 and no answer within a second all mean: not yet."""
-        progress = self._log.size()
+        progress = self.log.size()
         if self._address is None:
-            said = self._log.read_out(0) + self._log.read_log()
+            said = self.log.read_out(0) + self.log.read_log()
             if (found := _LISTENING.search(said)) is not None:
                 self._address = found[1].decode()
         if self._address is None:

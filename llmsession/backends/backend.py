@@ -53,9 +53,12 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
 
 
 # What a server may offer beyond OpenAI's chat endpoint: raw completion, tokens, the count of a chat's tokens, slots,
-# metrics, llama.cpp's further sampling settings, and the phrase that stopped a chat.
-Feature: TypeAlias = Literal["completion", "tokens", "chat_count", "slots", "metrics", "sampling", "stop_phrase"]
-LLAMA_SERVER_FEATURES: frozenset[Feature] = frozenset(get_args(Feature))
+# metrics, llama.cpp's further sampling settings, and the phrase that stopped a chat; transformers' settings instead.
+Feature: TypeAlias = Literal[
+    "completion", "tokens", "chat_count", "slots", "metrics", "sampling", "stop_phrase", "generation_config"
+]
+TRANSFORMERS_FEATURES: frozenset[Feature] = frozenset({"generation_config"})
+LLAMA_SERVER_FEATURES: frozenset[Feature] = frozenset(get_args(Feature)) - TRANSFORMERS_FEATURES
 
 
 class Endpoint(msgspec.Struct, frozen=True, kw_only=True):

@@ -17,6 +17,8 @@ from llmsession.backends.embedded import Embedded, find_wheel
 from llmsession.backends.llama_server import LlamaServer
 from llmsession.backends.llamafile import Llamafile
 from llmsession.backends.llamafile import ask_version as ask_llamafile_version
+from llmsession.backends.transformers_server import TransformersServer, find_python
+from llmsession.backends.transformers_server import ask_version as ask_transformers_version
 from llmsession.errors import BackendNotFoundError, ConfigError, StartFailedError
 
 HINT = 'pip install "llmsession[embedded]"'
@@ -34,9 +36,9 @@ class Candidate(msgspec.Struct, frozen=True, kw_only=True):
 
 
 async def find_engines(server_path: str | Path | None = None) -> list[Candidate]:
-    """All, in the order in which `auto` chooses. Raises ConfigError where the named binary is none."""
+    """All, in the order in which `auto` chooses; transformers for safetensors only. Raises ConfigError where the named binary is none."""
     binary = find_llama_server(Path(server_path) if server_path is not None else None)
-    wheel, llamafile = find_wheel(), await describe_llamafile()
+    wheel, llamafile, transformers = find_wheel(), await describe_llamafile(), await describe_transformers()
     return [
         Candidate(backend=LlamaServer.name, hint=BINARY_HINT)
         if binary is None
@@ -47,6 +49,7 @@ async def find_engines(server_path: str | Path | None = None) -> list[Candidate]
             backend=Embedded.name, path=str(wheel), version=f"xllamacpp {importlib.metadata.version('xllamacpp')}"
         ),
         llamafile,
+        transformers,
     ]
 
 
@@ -62,6 +65,16 @@ async def describe_llamafile() -> Candidate:
     return Candidate(backend=Llamafile.name, path=str(found), version=version)
 
 
+async def describe_transformers() -> Candidate:
+    """In this environment."""
+    python = find_python(None)
+    try:
+        version = await ask_transformers_version(python)
+    except BackendNotFoundError as error:
+        return Candidate(backend=TransformersServer.name, hint=error.hint)
+    return Candidate(backend=TransformersServer.name, path=str(python), version=version)
+
+
 def choose_backend(name: str = "auto", server_path: Path | None = None) -> Backend:
     """The backend to start. Raises BackendNotFoundError with a hint, ConfigError where a name or path is wrong."""
     match name:
@@ -73,7 +86,18 @@ def choose_backend(name: str = "auto", server_path: Path | None = None) -> Backe
             return _choose_llamafile(server_path)
         case "embedded":
             return _choose_embedded(server_path)
-    raise ConfigError(f"backend={name!r} is unknown: use auto, llama-server, llamafile or embedded")
+        case "transformers":
+            raise ConfigError("transformers runs safetensors, not GGUF files: name a folder of them, or hf:author/repo")
+    raise ConfigError(f"backend={name!r} is unknown: use auto, llama-server, llamafile, embedded or transformers")
+
+
+def choose_for_weights(name: str, server_path: Path | None, python_path: str | Path | None) -> Backend:
+    """The one that runs safetensors. Raises ConfigError where another was named."""
+    if name not in ("auto", TransformersServer.name):
+        raise ConfigError(f'backend={name!r} runs GGUF files, and no safetensors: leave it away, or use "transformers"')
+    if server_path is not None:
+        raise ConfigError("server_path= is for GGUF files; python_path= names the environment of transformers")
+    return TransformersServer(find_python(python_path))
 
 
 def _choose_any(server_path: Path | None) -> Backend:

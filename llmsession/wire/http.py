@@ -204,5 +204,6 @@ def _read_error(body: bytes) -> tuple[str, str, dict[str, Any]]:
         return text[:300], "", {}
     error = decoded.get("error", decoded) if isinstance(decoded, dict) else decoded
     if isinstance(error, dict):
-        return str(error.get("message", ""))[:1000], str(error.get("type", "")), error
+        message = error.get("message", error.get("detail", ""))  # FastAPI's word for it
+        return str(message)[:1000], str(error.get("type", "")), error
     return str(error)[:1000], "", {}
