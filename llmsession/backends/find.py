@@ -36,7 +36,10 @@ class Candidate(msgspec.Struct, frozen=True, kw_only=True):
 
 
 async def find_engines(server_path: str | Path | None = None) -> list[Candidate]:
-    """All, in the order in which `auto` chooses; transformers for safetensors only. Raises ConfigError where the named binary is none."""
+    """All, in the order in which `auto` chooses; transformers is for safetensors only.
+
+    Raises ConfigError where the named binary is none.
+    """
     binary = find_llama_server(Path(server_path) if server_path is not None else None)
     wheel, llamafile, transformers = find_wheel(), await describe_llamafile(), await describe_transformers()
     return [

@@ -18,8 +18,8 @@ def engine(request: pytest.FixtureRequest) -> Engine:
     return found
 
 
-# What of the suite is not about llama.cpp's own endpoints, or a cache of prompts, which transformers does not have.
-OF_TRANSFORMERS = ("test_replies.py", "test_endings.py", "test_injection.py", "test_tiny_chat.py")
+# Of the suite that is not about slots, llama.cpp's own endpoints, or a cache of prompts: transformers has none of them.
+OF_TRANSFORMERS = "test_replies.py"
 NOT_OF_TRANSFORMERS = ("test_both_apis_give_the_same_text", "test_a_second_turn_is_read_from_the_cache")
 
 
@@ -32,7 +32,7 @@ def _is_for_it(item: pytest.Item) -> bool:
     params = item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
     if params.get("engine") not in TRANSFORMERS:
         return True
-    fits = item.path.name in OF_TRANSFORMERS and getattr(item, "originalname", "") not in NOT_OF_TRANSFORMERS
+    fits = item.path.name == OF_TRANSFORMERS and getattr(item, "originalname", "") not in NOT_OF_TRANSFORMERS
     return fits and params.get("api", "chat") == "chat"
 
 

@@ -1,4 +1,4 @@
-"""A lane of its own, `scripts/test transformers`: it takes an environment with torch, which is made when it is asked for.
+"""A lane of its own, `scripts/test transformers`: it needs an environment with torch, which is made when asked for.
 
 Without one nothing here is collected; scripts/build_transformers says where it lies, and LLMSESSION_TEST_TRANSFORMERS
 names its Python.

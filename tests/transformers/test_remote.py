@@ -69,7 +69,7 @@ async def test_what_does_not_fit_it_is_told(served: str, transformers: Engine, r
     with pytest.raises(UnsupportedFeatureError, match='prompt_encoding="chat"'):
         await Session.open(remote=served, model=transformers.model, prompt_encoding="chatml")
     if "pinned" in request.node.name:
-        with pytest.raises(ConfigError, match="serves .* and no other"):
+        with pytest.raises(ConfigError, match=r"serves .* and no other"):
             await Session.open(remote=served, model="some/other")
     else:
         with pytest.raises(ConfigError, match="say which with model="):

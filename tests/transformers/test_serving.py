@@ -104,9 +104,8 @@ async def test_an_unknown_field_of_a_request_is_the_servers_to_refuse(session: S
 
 async def test_settings_that_it_knows_count(session: Session) -> None:
     """It takes a temperature and goes on with the likeliest token unless told to sample: top_k=1 shows both."""
-    hot = {"temperature": 4.0, "max_tokens": 30}
-    wild = await session.prompt(COUNT, **hot, seed=7)
-    tame = await session.prompt(COUNT, **hot, seed=7, sampling=Sampling(top_k=1))
+    wild = await session.prompt(COUNT, temperature=4.0, max_tokens=30, seed=7)
+    tame = await session.prompt(COUNT, temperature=4.0, max_tokens=30, seed=7, sampling=Sampling(top_k=1))
     assert wild.text != tame.text
     assert " ".join(map(str, range(1, 100))).startswith(tame.text)
     (biased,) = {
