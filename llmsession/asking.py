@@ -247,8 +247,28 @@ def _chat(
 ) -> Request:
     from llmsession.wire import openai_api
 
+    if "generation_config" in features:
+        return _chat_of_transformers(server, turns, request)
     body = openai_api.encode_request(turns, request, model=server.model.name, features=features, begun=begun)
     return Request(path=openai_api.PATH, body=body, decoder=openai_api.EventDecoder(request))
+
+
+def _chat_of_transformers(
+    server: Server | RemoteServer, turns: Sequence[Message], request: GenerationRequest
+) -> Request:
+    from llmsession.wire import transformers_api
+    from llmsession.wire.rewriting import CutAtPhrase
+
+    endpoint = server.endpoint
+    is_remote = endpoint is not None and endpoint.child is None
+    context_length = endpoint.facts.context_length if endpoint is not None else None
+    body = transformers_api.encode_request(
+        turns, request, model=server.model.name if is_remote else None, context_length=context_length
+    )
+    decoder: EventDecoder = transformers_api.EventDecoder(request, context_length=context_length)
+    if request.stop:
+        decoder = CutAtPhrase(decoder, request.stop)
+    return Request(path=transformers_api.PATH, body=body, decoder=decoder)
 
 
 async def _chat_with_spaces(
@@ -265,7 +285,8 @@ async def _chat_with_spaces(
     if "tokens" in endpoint.features:
         find = (await (await server.prompt_writer(endpoint)).learn(texts)).find
     else:
-        find = look_special
+        known = await server.known_vocabulary()
+        find = known.find if known is not None else look_special
     count = sum(len(find(text)) for text in texts)
     if not count:
         return _chat(server, endpoint.features, turns, request)

@@ -12,8 +12,9 @@ from llmsession.errors import ConfigError, UnsupportedFeatureError
 from llmsession.models import bundled
 from llmsession.models.encoding import PromptEncoding
 from llmsession.models.gguf import ModelInfo
-from llmsession.models.references import SCHEME, PackedFileRef
+from llmsession.models.references import SCHEME, PackedFileRef, PackedRepoRef
 from llmsession.models.registry import KnownLLM, load_known_llms
+from llmsession.models.safetensors import WeightsInfo
 from llmsession.options import Options
 from llmsession.sampling import Sampling
 
@@ -28,12 +29,17 @@ _SHARD_OR_SUFFIX = re.compile(r"(-\d{5}-of-\d{5})?\.gguf$", re.IGNORECASE)
 # The encoding of a base model, which knows no roles.
 BLANK = "blank"
 
+TRANSFORMERS = "transformers"
+# The seed's word for that backend, which stood where the model stands.
+PYTHON = "python"
+
 
 class Model(msgspec.Struct, frozen=True, kw_only=True):
     """The file to run, and how it is spoken to: by an encoding, or through the chat endpoint (None).
 
     Until it is there, a model of Hugging Face has a `ref` and no `path`. A remote server has neither, and a `name` once
-    it was asked. `sampling` is what the registry advises.
+    it was asked. `sampling` is what the registry advises. `is_weights`: it is a folder of safetensors, of `repo`
+    where that is on Hugging Face.
     """
 
     name: str
@@ -41,11 +47,15 @@ class Model(msgspec.Struct, frozen=True, kw_only=True):
     ref: PackedFileRef | None = None
     encoding: PromptEncoding | None = None
     sampling: Sampling = Sampling()
+    is_weights: bool = False
+    repo: PackedRepoRef | None = None
 
 
 def resolve_model(options: Options) -> Model:
     """What to run. Raises UnknownModelError, InvalidRefError and ConfigError."""
     given = options.model
+    if options.backend == TRANSFORMERS or given == PYTHON or _is_of_weights(options):
+        return _resolve_weights(options)
     if given is None or given == bundled.NAME:
         return Model(name=bundled.NAME, path=bundled.bundled_path(), encoding=_encoding_of_bundled(options))
     if isinstance(given, Path) or not (given.startswith(SCHEME) or _is_alias(given)):
@@ -55,13 +65,61 @@ def resolve_model(options: Options) -> Model:
 
     registry = load_known_llms(options.registry)
     ref, known = resolve_ref(given, registry), registry.find(given)
-    if known is not None and known.packaging_type != "gguf":
-        raise UnsupportedFeatureError(
-            f"{known.source} is of {known.packaging_type}, which no engine here runs: take its GGUF files",
-            feature=known.packaging_type,
-            backend=options.backend,
-        )
     return msgspec.structs.replace(_describe(options, known), name=name_file(ref.basename), ref=ref)
+
+
+def _is_of_weights(options: Options) -> bool:
+    """By what it is: a folder, a repository without a file, an entry of the registry that says so."""
+    given = options.model
+    if given is None or isinstance(given, Path):
+        return given is not None and given.expanduser().is_dir()
+    if given.startswith(SCHEME):
+        return given.count("/") == 1
+    if not _is_alias(given):
+        return Path(given).expanduser().is_dir()
+    known = load_known_llms(options.registry).find(given)
+    return known is not None and known.packaging_type == "safetensors"
+
+
+def _resolve_weights(options: Options) -> Model:
+    """For the backend transformers: a folder of safetensors, or the original of what the registry knows."""
+    given = options.model
+    if options.prompt_encoding not in (None, "chat"):
+        raise UnsupportedFeatureError(
+            'transformers writes prompts by the model\'s own template only: use prompt_encoding="chat"',
+            feature="prompt_encoding",
+            backend=TRANSFORMERS,
+        )
+    if given is None or given in (PYTHON, bundled.NAME):
+        raise ConfigError(
+            "transformers needs a model of safetensors, and the bundled one is a GGUF file: name the path of a folder, "
+            f'hf:author/repo, or an alias whose upstream the registry knows, with backend="{TRANSFORMERS}"'
+        )
+    if isinstance(given, str) and given.startswith(SCHEME) and given.count("/") == 1:
+        repo = PackedRepoRef(given)
+        return Model(name=repo.repo, repo=repo, is_weights=True)
+    if isinstance(given, Path) or not (given.startswith(SCHEME) or _is_alias(given)):
+        path = Path(given).expanduser().absolute()
+        if path.is_file():
+            raise ConfigError(f"transformers runs a folder of safetensors, and {path} is a file")
+        return Model(name=path.name, path=path, is_weights=True)
+    return _resolve_original(options, given)
+
+
+def _resolve_original(options: Options, given: str) -> Model:
+    """Of an alias or the reference of a GGUF file: the safetensors that it was made from."""
+    from llmsession.models.hub import resolve_ref
+
+    registry = load_known_llms(options.registry)
+    resolve_ref(given, registry)  # says which names there are
+    known = registry.find(given)
+    if known is not None and known.packaging_type == "safetensors":
+        repo = PackedRepoRef(f"{SCHEME}{known.repo_id}")
+    elif known is not None and known.upstream is not None:
+        repo = known.upstream
+    else:
+        raise ConfigError(f"nobody knows where the safetensors of {given} are: name them, hf:author/repo")
+    return Model(name=repo.repo, repo=repo, is_weights=True, sampling=known.sampling or Sampling())
 
 
 def name_file(file: str) -> str:
@@ -114,7 +172,7 @@ class Context(msgspec.Struct, frozen=True, kw_only=True):
     metadata: tuple[str, ...] = ()
 
 
-def fit_context(options: Options, info: ModelInfo, *, can_stretch: bool) -> Context:
+def fit_context(options: Options, info: ModelInfo | WeightsInfo, *, can_stretch: bool) -> Context:
     """What was asked for. Raises ConfigError where the model was not trained for so much and cannot be stretched."""
     asked, trained = options.context_length, info.trained_context_length
     if asked is None or (asked == 0 and trained is None):
@@ -123,8 +181,8 @@ def fit_context(options: Options, info: ModelInfo, *, can_stretch: bool) -> Cont
         asked = trained or DEFAULT_CONTEXT
     if trained is None or asked <= trained:
         return Context(length=asked, rope_freq_base=options.rope_freq_base)
-    kind, rotated = info.architecture, _rotated_dimensions(info)
-    if not can_stretch or rotated is None:
+    rotated = _rotated_dimensions(info) if isinstance(info, ModelInfo) else None
+    if not isinstance(info, ModelInfo) or not can_stretch or rotated is None:
         raise ConfigError(
             f"context_length={asked} is more than the {trained} tokens that this model was trained for, and "
             + ("it" if can_stretch else "this engine")
@@ -137,7 +195,7 @@ def fit_context(options: Options, info: ModelInfo, *, can_stretch: bool) -> Cont
         f"rotary positions is set to {base:.0f}, and replies may be worse",
         stacklevel=2,
     )
-    return Context(length=asked, rope_freq_base=base, metadata=(f"{kind}.context_length=int:{asked}",))
+    return Context(length=asked, rope_freq_base=base, metadata=(f"{info.architecture}.context_length=int:{asked}",))
 
 
 def stretch_rope(base: float, rotated: int, factor: float) -> float:

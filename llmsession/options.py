@@ -19,12 +19,13 @@ from llmsession.models.encoding import PromptEncoding
 from llmsession.progress import ProgressCallback
 from llmsession.sampling import Sampling
 
-BACKENDS = ("auto", "llama-server", "embedded")
+BACKENDS = ("auto", "llama-server", "llamafile", "embedded", "transformers")
 _KINDS: dict[str, tuple[Any, str]] = {
     "model": (str | Path | None, "the path of a .gguf file, a name or a reference"),
     "remote": (str | None, "a text"),
     "api_key": (str | None, "a text"),
     "hf_token": (str | None, "a text"),
+    "python_path": (str | Path | None, "the path of a Python"),
     "registry": (str | Path | None, "the path of a file like knownllms.yaml"),
     "offline": (bool | None, "True, False or None"),
     "check_memory": (bool, "True or False"),
@@ -43,7 +44,8 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     """What a Session is asked to run.
 
     `model`: None for the bundled demonstration model, the path of a `.gguf` file, `hf:author/repo/HEAD/file`, or an
-    alias from the registry. `prompt_encoding`: None for what
+    alias from the registry; for the backend transformers the path of a folder of safetensors, or `hf:author/repo`.
+    `python_path`: the Python of the environment that has transformers (None: ours). `prompt_encoding`: None for what
     the registry says of the model, a name from it, a PromptEncoding, or "chat" for the chat endpoint with the model's
     own template. `context_length` is for one conversation, in tokens: None for the trained length but at most 8192, 0
     for the trained length; memory grows with `context_length × parallel`. `parallel` replies are generated at once.
@@ -88,6 +90,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     chat_template: str | Path | None = None
     sampling: Sampling | None = None
     server_path: str | Path | None = None
+    python_path: str | Path | None = None
     cache_dir: str | Path | None = None
     check_memory: bool = True
     start_timeout: float = 120.0

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from llmsession.backends.backend import Endpoint
+from llmsession.backends.backend import LLAMA_SERVER_FEATURES, Endpoint, Feature
 from llmsession.backends.remote import Address, attach, parse_remote
 from llmsession.chosen_model import resolve_remote_model
 from llmsession.errors import ClosedError, ConfigError, UnsupportedFeatureError
@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 
 # What only a server that we start can be told.
 _OURS_ONLY = (
-    "context_length", "threads", "server_path", "extra_args", "on_progress", "hf_token", "offline", "backend", "device",
-    "gpu_layers", "flash_attention", "kv_offload", "cache_type_k", "cache_type_v", "rope_freq_base", "lora",
-    "draft_model", "mmproj", "chat_template",
+    "context_length", "threads", "server_path", "python_path", "extra_args", "on_progress", "hf_token", "offline",
+    "backend", "device", "gpu_layers", "flash_attention", "kv_offload", "cache_type_k", "cache_type_v",
+    "rope_freq_base", "lora", "draft_model", "mmproj", "chat_template",
 )  # fmt: skip
 
 
@@ -54,6 +54,16 @@ class RemoteServer:
     def endpoint(self) -> Endpoint | None:
         """What it is, once it was asked."""
         return self._endpoint
+
+    @property
+    def parallel(self) -> int:
+        """How many replies may be asked for at once."""
+        return self._options.parallel
+
+    @property
+    def features(self) -> frozenset[Feature]:
+        """What it can do; until it was asked, everything."""
+        return self._endpoint.features if self._endpoint is not None else LLAMA_SERVER_FEATURES
 
     @property
     def is_closed(self) -> bool:
@@ -101,6 +111,9 @@ class RemoteServer:
                 endpoint.client, AskedVocabulary(endpoint.client), exact="pieces" in endpoint.features
             )
         return self._writer
+
+    async def known_vocabulary(self) -> None:
+        """Its files are elsewhere."""
 
     def refuse_starts(self) -> None:
         """From now on it is not asked any more."""

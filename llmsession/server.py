@@ -3,33 +3,26 @@
 from __future__ import annotations
 
 import threading
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import anyio
-import anyio.to_thread
-import msgspec
 
-from llmsession.backends.backend import Backend, Endpoint, Launch
-from llmsession.backends.devices import cache_ram_mib, default_threads
-from llmsession.backends.find import ensure_backend
-from llmsession.chosen_model import BLANK, fit_context, name_file, resolve_encoding, resolve_model
-from llmsession.device import parse_device
-from llmsession.engine_files import EngineFiles, find_engine_files
+from llmsession.backends.backend import LLAMA_SERVER_FEATURES, TRANSFORMERS_FEATURES, Endpoint, Feature
 from llmsession.errors import BackendError, ClosedError, FetchError, RestartLimitError, ServerExitedError
 from llmsession.hang_watch import HangWatch
 from llmsession.latch import Latch
-from llmsession.models.gguf import ModelInfo, read_model_info
-from llmsession.paths import cache_folder, logs_folder, records_folder
-from llmsession.progress import Progress, ProgressCallback
+from llmsession.preparation import Preparation
 from llmsession.restarts import Restarts
 
 if TYPE_CHECKING:
     from llmsession.backends.safe_prompt import PromptWriter
     from llmsession.backends.vocabulary import Vocabulary
+    from llmsession.chosen_model import Model
     from llmsession.errors import LLMSessionError
+    from llmsession.models.gguf import ModelInfo
+    from llmsession.models.safetensors import WeightsInfo
     from llmsession.options import Options
     from llmsession.processes.child import Child
 
@@ -69,9 +62,7 @@ class Server:
 
     def __init__(self, options: Options) -> None:
         self._options = options
-        self.model = resolve_model(options)
-        self.info: ModelInfo | None = None
-        self._threads = options.threads or parse_device(options.device).threads
+        self._preparation = Preparation(options, keep_download=self._keep_download)
         self._lock = threading.Lock()
         self._endpoint: Endpoint | None = None
         self._child: Child | None = None
@@ -83,8 +74,29 @@ class Server:
         self._closed = Latch()
         self._restarts = Restarts(options.restart_limit)
         self._ended: Endpoint | None = None
-        self._plan: tuple[Backend, Launch] | None = None
         self._watch: HangWatch | None = None
+
+    @property
+    def model(self) -> Model:
+        """What it runs, as far as that is known by now."""
+        return self._preparation.model
+
+    @property
+    def info(self) -> ModelInfo | WeightsInfo | None:
+        """What the model's file says of itself, once it was read."""
+        return self._preparation.info
+
+    @property
+    def parallel(self) -> int:
+        """How many replies it generates at once: transformers one after the other, by a seed that is the process's."""
+        return 1 if self.model.is_weights else self._options.parallel
+
+    @property
+    def features(self) -> frozenset[Feature]:
+        """What it can do, or will be able to: also while it is being started."""
+        if self._endpoint is not None:
+            return self._endpoint.features
+        return TRANSFORMERS_FEATURES if self.model.is_weights else LLAMA_SERVER_FEATURES
 
     @property
     def endpoint(self) -> Endpoint | None:
@@ -126,18 +138,16 @@ class Server:
                 mine.set()
 
     async def _start(self) -> Endpoint:
-        path = self.model.path or await self._fetch()
-        if self.info is None:
-            self.info = await anyio.to_thread.run_sync(read_model_info, path)
-        if self._plan is None:
-            files = await find_engine_files(self._options, self.info, self._cache_folder(), self._fetch_file)
-            chosen = await self._choose_backend()
-            self._plan = chosen, self._make_launch(chosen, path, self.info, files)
-        backend, launch = self._plan
+        try:
+            backend, launch = await self._preparation.plan()
+        except FetchError:
+            if self._closed.is_set():
+                raise ClosedError("the session was closed while something was fetched for it") from None
+            raise
         if self._vocabulary is None:
-            self._vocabulary = Reading(path)
+            self._vocabulary = Reading(launch.model_path)
         endpoint = await backend.prepare(launch, self._keep_child)
-        self._choose_encoding(self.info)
+        self._preparation.settle_encoding()
         with self._lock:
             self._endpoint = endpoint
             self._restarts.note_ready()
@@ -187,103 +197,12 @@ class Server:
         watch.look(has_begun=has_begun, give_up=give_up)
         return True
 
-    async def _fetch(self) -> Path:
-        """The model's file."""
-        assert self.model.ref is not None  # noqa: S101 - a model has a path or a reference
-        path = await self._fetch_file(self.model.ref)
-        self.model = msgspec.structs.replace(self.model, path=path, name=name_file(path.name))
-        return path
-
-    async def _fetch_file(self, ref: str) -> Path:
-        """The file of a reference: from the cache, or from Hugging Face."""
-        from llmsession.models.hub import ensure_model
-
-        options = self._options
-        try:
-            return await ensure_model(
-                ref,
-                hf_token=options.hf_token,
-                offline=options.offline,
-                on_progress=options.on_progress,
-                on_start=self._keep_download,
-            )
-        except FetchError:
-            if self._closed.is_set():
-                raise ClosedError("the session was closed while its model was fetched") from None
-            raise
-
     def _keep_download(self, end: Callable[[], None]) -> None:
         with self._lock:
             self._end_download = end
             closed = self._closed.is_set()
         if closed:
             end()
-
-    def _choose_encoding(self, info: ModelInfo) -> None:
-        """A base model without a template is spoken to without markers: its text goes on from ours."""
-        options = self._options
-        said = options.prompt_encoding is not None or options.chat_template is not None
-        if self.model.encoding is None and not said and info.chat_template is None:
-            warnings.warn(
-                f"{self.model.name} has no chat template, so it is a base model: it goes on from the texts, without "
-                'roles (prompt_encoding="blank" says that this is meant)',
-                stacklevel=2,
-            )
-            self.model = msgspec.structs.replace(self.model, encoding=resolve_encoding(options, BLANK))
-
-    def _cache_folder(self) -> Path:
-        given = self._options.cache_dir
-        return cache_folder(Path(given) if given is not None else None)
-
-    async def _choose_backend(self) -> Backend:
-        """The engine, downloaded where none is installed and one is pinned."""
-        options = self._options
-        try:
-            return await ensure_backend(
-                options.backend,
-                Path(options.server_path) if options.server_path is not None else None,
-                cache=self._cache_folder(),
-                offline=options.offline,
-                on_progress=options.on_progress,
-                on_start=self._keep_download,
-            )
-        except FetchError:
-            if self._closed.is_set():
-                raise ClosedError("the session was closed while its engine was fetched") from None
-            raise
-
-    def _make_launch(self, backend: Backend, path: Path, info: ModelInfo, files: EngineFiles) -> Launch:
-        options = self._options
-        context = fit_context(options, info, can_stretch=getattr(backend, "reads_metadata_otherwise", False))
-        cache = self._cache_folder()
-        return Launch(
-            model_path=path,
-            info=info,
-            check_memory=options.check_memory,
-            alias=self.model.name,
-            context_length=context.length,
-            parallel=options.parallel,
-            threads=self._threads or default_threads(),
-            cache_ram_mib=0 if files.lora else cache_ram_mib(),
-            device=parse_device(options.device),
-            gpu_layers=options.gpu_layers,
-            flash_attention=options.flash_attention,
-            kv_offload=options.kv_offload,
-            cache_type_k=options.cache_type_k,
-            cache_type_v=options.cache_type_v,
-            rope_freq_base=context.rope_freq_base,
-            metadata=context.metadata,
-            lora=files.lora,
-            draft_model=files.draft_model,
-            mmproj=files.mmproj,
-            chat_template=files.chat_template,
-            extra_args=options.extra_args,
-            start_timeout=options.start_timeout,
-            cache=cache,
-            logs=logs_folder(cache),
-            records=records_folder(cache),
-            on_progress=_tell_loading(options.on_progress, info.size_bytes),
-        )
 
     def _keep_child(self, child: Child) -> None:
         """Called before each spawn, so that a close from elsewhere finds the child that is being started."""
@@ -304,6 +223,10 @@ class Server:
             )
             self._writer_of = endpoint
         return self._writer
+
+    async def known_vocabulary(self) -> Vocabulary | None:
+        """What the model's own files say of its tokens, for a server that cannot be asked."""
+        return await self._vocabulary.wait() if self._vocabulary is not None else None
 
     def refuse_starts(self) -> None:
         """From now on there is no start. Thread-safe, does not wait."""
@@ -353,10 +276,3 @@ class Server:
         )
         exited.__cause__ = error
         return exited
-
-
-def _tell_loading(callback: ProgressCallback | None, size: int) -> Callable[[float], None] | None:
-    """The engine's share of what is loaded, in bytes of the file."""
-    if callback is None:
-        return None
-    return lambda share: callback(Progress(stage="load", done=round(share * size), total=size))

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Literal, NoReturn
 
 import anyio.to_thread
 
-from llmsession.backends.backend import LLAMA_SERVER_FEATURES
 from llmsession.errors import ClosedError, LLMSessionError, ServerError, UnsupportedFeatureError, UsageError
 from llmsession.models.encoding import PromptEncoding
 from llmsession.models.gguf import ModelInfo, read_vocabulary
@@ -135,11 +134,12 @@ class ServerFacts:
 
     @property
     def info(self) -> ModelInfo:
-        """What the file says of itself. Raises UnsupportedFeatureError where a remote server has it."""
-        if self._server.info is None:
+        """What the file says of itself. Raises UnsupportedFeatureError where a remote has it, and for safetensors."""
+        info = self._server.info
+        if not isinstance(info, ModelInfo):
             self._check_open()
-            self._refuse("file that could be read here")
-        return self._server.info
+            self._refuse("GGUF file that could be read here")
+        return info
 
     @property
     def encoding(self) -> PromptEncoding | None:
@@ -179,7 +179,7 @@ class ServerFacts:
 
     @property
     def backend(self) -> str:
-        """Which engine runs: `llama-server`, `embedded`; of a remote also `llamafile`, `vllm`, `ollama`, `openai`."""
+        """`llama-server`, `llamafile`, `embedded` or `transformers`; of a remote also `vllm`, `ollama`, `openai`."""
         return self._endpoint.backend
 
     @property
@@ -208,15 +208,13 @@ class ServerFacts:
         """The spelling of every token by id, as the model's file has them."""
         self._check_open()
         path = self.model_path
-        if path is None:
-            self._refuse("file that could be read here")
+        if path is None or self._server.model.is_weights:
+            self._refuse("GGUF file that could be read here")
         return await anyio.to_thread.run_sync(read_vocabulary, path)
 
     @property
     def _features(self) -> frozenset[Feature]:
-        """Ours can do everything, also while they are being started."""
-        endpoint = self._server.endpoint
-        return endpoint.features if endpoint is not None else LLAMA_SERVER_FEATURES
+        return self._server.features
 
     @property
     def _endpoint(self) -> Endpoint:

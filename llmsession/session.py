@@ -76,7 +76,7 @@ class Session(ServerFacts):
         self._opened = False
         self._options = make_options(options_or_model, fields)
         self._server = _make_server(self._options)
-        self._admission = Admission(self._options.parallel)
+        self._admission = Admission(self._server.parallel)
         self._lock = threading.Lock()
         self._replies: set[ReplyStream] = set()
 
@@ -160,8 +160,10 @@ class Session(ServerFacts):
 
     def _check_chat(self, request: GenerationRequest) -> None:
         from llmsession.wire.openai_api import find_beyond_openai
+        from llmsession.wire.transformers_api import find_unsupported
 
-        if "sampling" not in self._features and (beyond := find_beyond_openai(request)) is not None:
+        find = find_unsupported if "generation_config" in self._features else find_beyond_openai
+        if "sampling" not in self._features and (beyond := find(request)) is not None:
             self._refuse(beyond)
         if request.top_logprobs is not None and "sampling" in self._features:
             self._require("chat_logprobs")

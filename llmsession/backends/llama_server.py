@@ -76,7 +76,7 @@ class LlamaServer:
             return await self._start(launch, capabilities, child_started, port=0)
         for attempt in range(1, PORT_TRIES + 1):
             try:
-                return await self._start(launch, capabilities, child_started, port=_free_port())
+                return await self._start(launch, capabilities, child_started, port=find_free_port())
             except StartFailedError as error:
                 if attempt == PORT_TRIES or "couldn't bind" not in error.log_tail:
                     raise
@@ -150,7 +150,8 @@ def build_argv(binary: Path, launch: Launch, capabilities: Capabilities, *, port
     ]
 
 
-def _free_port() -> int:
+def find_free_port() -> int:
+    """One on loopback that is free now; by the time a server binds it, it may be taken."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

@@ -1,7 +1,8 @@
 """A server that somebody else runs: where it is, what it is, and what it can therefore do. Nothing is started here.
 
-What it is, is read off its answers: llama-server and llamafile have /props; everything else that speaks OpenAI's API
-lists its models under /v1/models, where vLLM signs its name; Ollama has a version of its own.
+What it is, is read off its answers: llama-server and llamafile have /props, `transformers serve` describes its pages;
+everything else that speaks OpenAI's API lists its models under /v1/models, where vLLM signs its name; Ollama has a
+version of its own.
 https://platform.openai.com/docs/api-reference/models/list
 """
 
@@ -18,7 +19,7 @@ from urllib.parse import urlsplit
 import anyio
 import msgspec
 
-from llmsession.backends.backend import Endpoint, Facts, Feature, parse_facts
+from llmsession.backends.backend import TRANSFORMERS_FEATURES, Endpoint, Facts, Feature, parse_facts
 from llmsession.backends.features import Props, find_features
 from llmsession.errors import (
     AuthError,
@@ -35,6 +36,9 @@ from llmsession.wire.http import HttpClient
 # So long one question may take that a server answers beside its work.
 PROBE_TIMEOUT = 10.0
 LOADING_PAUSE = 0.25
+
+# What `transformers serve MODEL` says of any other name.
+_PINNED = re.compile(r"Server is pinned to '(.*)'; requested")
 
 _HOST_PORT = re.compile(r"(?:[^/?#@:\s]+|\[[0-9a-fA-F:.%]+\])(?::[^/?#\s]*)?(?:/[^?#\s]*)?")
 
@@ -119,6 +123,16 @@ async def _identify(address: Address, client: HttpClient, model: str | None, par
         facts, said = found
         name = model or await _first_model(client) or Path(said.model_path).stem or "unknown"
         return name, await _describe_llama_cpp(client, key, props, facts, said)
+    if await _is_transformers(client):
+        facts = Facts(context_length=None, parallel=parallel, build="")
+        return await _name_of_transformers(client, model), Endpoint(
+            backend="transformers",
+            client=client,
+            api_key=key,
+            facts=facts,
+            version="unknown",
+            features=TRANSFORMERS_FEATURES,
+        )
     models = await _read_models(client)
     if models is None:
         models = [] if await _answers_chats(client) else _refuse(client, "it has neither /props nor /v1/models")
@@ -145,6 +159,39 @@ async def _describe_llama_cpp(client: HttpClient, key: str, props: bytes, facts:
         version=said.build_info or "unknown",
         features=await find_features(client, props),
     )
+
+
+async def _is_transformers(client: HttpClient) -> bool:
+    """By the pages that it describes: no other server for language models has these two."""
+    try:
+        pages = msgspec.json.decode(await _ask(client, "/openapi.json") or b"", type=_Pages).paths
+    except (AuthError, msgspec.DecodeError):
+        return False
+    return {"/v1/chat/completions", "/load_model", "/v1/audio/transcriptions"} <= pages.keys()
+
+
+async def _name_of_transformers(client: HttpClient, model: str | None) -> str:
+    """The model that it was started with, which no list of it names, and any other name is refused for; else ours.
+
+    Raises ConfigError where that is another, or where it has to be told which and was not.
+    """
+    pinned: str | None = None
+    try:
+        await client.post("/v1/chat/completions", b'{"model":"","messages":[]}', timeout=PROBE_TIMEOUT)
+    except ServerError as error:
+        found = _PINNED.search(str(error))
+        pinned = found[1] if found is not None else None
+    if pinned is not None and model not in (None, pinned):
+        raise ConfigError(f"{client.base_url} serves {pinned!r} and no other: leave model={model!r} away, or name that")
+    if (name := pinned or model) is None:
+        raise ConfigError(
+            f"{client.base_url} serves any model of its owner's cache: say which with model=, author/repo"
+        )
+    return name
+
+
+class _Pages(msgspec.Struct):
+    paths: dict[str, msgspec.Raw]
 
 
 class _ListedModel(msgspec.Struct):

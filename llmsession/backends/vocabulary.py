@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from llmsession.models.gguf import TokenTable, read_token_table
+from llmsession.models.safetensors import read_added_tokens
 from llmsession.wire import completion_api
 from llmsession.wire.http import HttpClient
 
@@ -57,7 +58,10 @@ class Vocabulary:
 
 
 def read_vocabulary_of(path: Path) -> Vocabulary:
-    """Of a model's file. Raises InvalidModelError."""
+    """Of a model's file, or of a folder of safetensors, which names the added tokens only. Raises InvalidModelError."""
+    if path.is_dir():
+        added = read_added_tokens(path)
+        return Vocabulary({id_: spelling for id_, spelling in added.items() if _is_marker(spelling)}, None)
     table = read_token_table(path)
     special = {
         id_: spelling

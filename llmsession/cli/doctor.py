@@ -15,7 +15,8 @@ import anyio
 import msgspec
 
 from llmsession.backends.devices import available_devices, default_threads, describe_machine, free_memory
-from llmsession.backends.find import HINT, Candidate, find_engines
+from llmsession.backends.find import HINT
+from llmsession.backends.survey import Candidate, find_engines
 from llmsession.device import Device, parse_device
 from llmsession.errors import LLMSessionError
 from llmsession.models import bundled

@@ -29,6 +29,7 @@ from llmsession.models.gguf import read_model_info
 from llmsession.models.quantization import SUFFIX, find_meant, list_models, list_shards
 from llmsession.models.references import HEAD, SCHEME, PackedFileRef, PackedRepoRef
 from llmsession.models.registry import KnownLLM, Registry, load_known_llms
+from llmsession.models.safetensors import is_whole
 from llmsession.progress import Progress, ProgressCallback, Speedometer
 
 if TYPE_CHECKING:
@@ -89,15 +90,19 @@ async def ensure_weights(
     hf_token: str | None = None,
     offline: bool | None = None,
     on_progress: ProgressCallback | None = None,
+    on_start: StopCallback | None = None,
 ) -> Path:
-    """A folder with the safetensors, the tokenizer and the configuration of a repository. Raises FetchError."""
-    if is_offline(offline):
-        folder = _snapshot(ref.repo_id, revision)
-        if folder is None or not any(folder.glob("*.safetensors")):
-            raise OfflineError(f"{ref} is not in the cache, and this is offline: fetch it once online")
+    """A folder with the safetensors, the tokenizer and the configuration of a repository. Raises FetchError.
+
+    `on_start` is given a function that ends the download from any thread.
+    """
+    folder = await anyio.to_thread.run_sync(_snapshot, ref.repo_id, revision)
+    if folder is not None and await anyio.to_thread.run_sync(is_whole, folder):
         return folder
+    if is_offline(offline):
+        raise OfflineError(f"{ref} is not in the cache, and this is offline: fetch it once online")
     request = hub_child.Request(repo_id=ref.repo_id, revision=revision, patterns=WEIGHTS, token=hf_token)
-    paths = await _fetch(request, on_progress, None)
+    paths = await _fetch(request, on_progress, on_start)
     return Path(os.path.commonpath([path.parent for path in paths]))
 
 

@@ -216,6 +216,7 @@ def _read_error(body: bytes) -> tuple[str, str, dict[str, Any]]:
         return text[:300], "", {}
     error = decoded.get("error", decoded) if isinstance(decoded, dict) else decoded
     if isinstance(error, dict):
-        # llamafile has its words under `content`.
-        return str(error.get("message") or error.get("content") or "")[:1000], str(error.get("type", "")), error
+        # llamafile has its words under `content`, FastAPI under `detail`.
+        message = error.get("message") or error.get("content") or error.get("detail") or ""
+        return str(message)[:1000], str(error.get("type", "")), error
     return str(error)[:1000], "", {}

@@ -1,12 +1,13 @@
-"""Decoders around another: with the thoughts apart, or without a character that we had put in. No I/O."""
+"""Decoders around another: with the thoughts apart, cut at a phrase, or without a character that we put in. No I/O."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import msgspec
 
-from llmsession.completion import Usage
+from llmsession.completion import StopReason, Usage
 from llmsession.wire.events import Delta, Ended, ReasoningDelta, TextDelta, ToolCallDelta
 
 if TYPE_CHECKING:
@@ -57,6 +58,45 @@ class WithoutCharacter(Around):
         return event
 
 
+class CutAtPhrase(Around):
+    """Ends the text before a stop phrase, for a server that stops there and sends the phrase, and what came with it."""
+
+    def __init__(self, inner: EventDecoder, phrases: Sequence[str]) -> None:
+        super().__init__(inner)
+        self._phrases = phrases
+        self._kept = ""
+        self._found: str | None = None
+
+    def decode(self, payload: bytes) -> list[Delta | Ended]:
+        """What one event says; text that may begin a phrase waits for the next."""
+        events: list[Delta | Ended] = []
+        for event in self._inner.decode(payload):
+            match event:
+                case TextDelta():
+                    events.append(msgspec.structs.replace(event, text=self._cut(event.text)))
+                case Ended() if self._found is not None:
+                    events.append(
+                        msgspec.structs.replace(event, stop_reason=StopReason.STOP_PHRASE, stop_phrase=self._found)
+                    )
+                case Ended():
+                    events += [TextDelta(text=self._kept, completion_tokens=event.usage.completion_tokens), event]
+                case _:
+                    events.append(event)
+        return events
+
+    def _cut(self, text: str) -> str:
+        if self._found is not None:
+            return ""
+        self._kept += text
+        places = [(at, phrase) for phrase in self._phrases if (at := self._kept.find(phrase)) >= 0]
+        if places:
+            at, self._found = min(places, key=lambda place: place[0])
+        else:
+            at = min(_held_back(self._kept, phrase) for phrase in self._phrases)
+        text, self._kept = self._kept[:at], self._kept[at:]
+        return text
+
+
 class ThoughtsApart(Around):
     """What stands between `<think>` and `</think>` at the beginning is reasoning, as the chat endpoint has it.
 
@@ -96,7 +136,7 @@ class ThoughtsApart(Around):
             if found:
                 self._state, self._kept = "pause", rest
             else:
-                at = _held_back(thought)
+                at = _held_back(thought, THINK_END)
                 thought, self._kept = thought[:at], thought[at:]
         if self._state == "pause":
             self._kept = self._kept.lstrip()
@@ -114,7 +154,7 @@ class ThoughtsApart(Around):
         return [ReasoningDelta(text=text) if self._state == "thought" else TextDelta(text=text)]
 
 
-def _held_back(text: str) -> int:
-    """Where the beginning of an end mark may stand, at the end of a text."""
-    lengths = range(min(len(THINK_END) - 1, len(text)), 0, -1)
-    return len(text) - next((length for length in lengths if text.endswith(THINK_END[:length])), 0)
+def _held_back(text: str, phrase: str) -> int:
+    """Where the beginning of a phrase may stand, at the end of a text."""
+    lengths = range(min(len(phrase) - 1, len(text)), 0, -1)
+    return len(text) - next((length for length in lengths if text.endswith(phrase[:length])), 0)

@@ -2,20 +2,49 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 
 import anyio
 import pytest
 
-from llmsession import Session
-from tests.engines import ENGINES, Engine
+from llmsession import Session, UnsupportedFeatureError
+from tests.engines import ALL_ENGINES, TRANSFORMERS, Engine
 
 
-@pytest.fixture(scope="module", params=ENGINES, ids=lambda engine: engine.backend)
+@pytest.fixture(scope="module", params=ALL_ENGINES, ids=lambda engine: engine.backend)
 def engine(request: pytest.FixtureRequest) -> Engine:
     """Each real engine that is here, for sessions that outlive a test."""
     found: Engine = request.param
     return found
+
+
+# Of the suite that is not about slots, llama.cpp's own endpoints, or a cache of prompts: transformers has none of them.
+OF_TRANSFORMERS = "test_replies.py"
+NOT_OF_TRANSFORMERS = ("test_both_apis_give_the_same_text", "test_a_second_turn_is_read_from_the_cache")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Transformers has one API, so that each test of it runs once, and only those that are for it."""
+    items[:] = [item for item in items if _is_for_it(item)]
+
+
+def _is_for_it(item: pytest.Item) -> bool:
+    params = item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
+    if params.get("engine") not in TRANSFORMERS:
+        return True
+    fits = item.path.name == OF_TRANSFORMERS and getattr(item, "originalname", "") not in NOT_OF_TRANSFORMERS
+    return fits and params.get("api", "chat") == "chat"
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None, None, None]:
+    """Transformers is held to what it has: what it refuses by name, tests/transformers names."""
+    try:
+        yield
+    except UnsupportedFeatureError as refused:
+        if refused.backend != "transformers":
+            raise
+        pytest.skip(f"transformers lacks it, and says so: {refused.feature}")
 
 
 @pytest.fixture(scope="module", params=[None, "chat"], ids=["completion", "chat"])

@@ -60,7 +60,7 @@ async def test_another_sessions_server_answers_and_is_left_alone(engine: Engine,
             assert (await guest.get_metrics()).generated.count > 0
             assert 4 == len(await guest.get_slots())
             assert "ok" == await guest.get_health()
-            with pytest.raises(UnsupportedFeatureError, match="no file that could be read here"):
+            with pytest.raises(UnsupportedFeatureError, match="no GGUF file that could be read here"):
                 await guest.vocab()
         with pytest.raises(ClosedError):
             await guest.prompt(OK)

@@ -34,7 +34,7 @@ from llmsession.backends import backend as backend_module
 from llmsession.backends import llama_server
 from llmsession.engine_files import EngineFiles
 from llmsession.models.bundled import bundled_path
-from llmsession.server import Server
+from llmsession.preparation import Preparation
 from tests import fake_llama_server
 from tests.engines import BINARIES, Engine
 from tests.model_files import write_random_model
@@ -152,10 +152,10 @@ async def test_a_file_that_goes_bad_after_it_was_looked_at(
     path = tmp_path / "m.gguf"
     make(path)
     options = Options(**engine.options(cache_dir=cache_dir))
-    server = Server(options)
+    preparation = Preparation(options, keep_download=lambda end: None)
     info = await read_info(bundled_path())
-    backend = await server._choose_backend()
-    launch = server._make_launch(backend, bundled_path(), info, EngineFiles())
+    backend = await preparation.choose_backend()
+    launch = preparation.make_launch(backend, bundled_path(), info, EngineFiles())
     with anyio.fail_after(30), pytest.raises(InvalidModelError, match=sentence) as caught:
         await backend.prepare(msgspec.structs.replace(launch, model_path=path), lambda child: None)
     assert path == caught.value.path

@@ -18,7 +18,9 @@ from tests.process.programs import GONE_WITHIN, is_alive, without_child_mode
 # Says what it has reached, a line each, and reads on for ever.
 PROGRAM = """
 import asyncio, json, sys
-from llmsession import Session
+from llmsession import Sampling, Session
+
+endless = Sampling(ignore_eos=True)
 
 async def main():
     options = json.loads(sys.argv[1])
@@ -26,7 +28,7 @@ async def main():
     async with Session(**options) as session:
         print("idle", flush=True)
         await asyncio.sleep(float(sys.argv[2]))
-        async with session.prompt_streaming("count to 100", extra={"ignore_eos": True}) as stream:
+        async with session.prompt_streaming("count to 100", sampling=endless) as stream:
             async for _ in stream:
                 print("generating", flush=True)
 

@@ -428,8 +428,8 @@ async def test_a_build_without_child_mode_is_started_by_port_and_health(
     """DESIGN 4: a free port that we choose; taken in between, another is tried. The real one, too, as an old build."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         ports = [taken.getsockname()[1]]
-        real = llama_server._free_port
-        monkeypatch.setattr(llama_server, "_free_port", lambda: ports.pop() if ports else real())
+        real = llama_server.find_free_port
+        monkeypatch.setattr(llama_server, "find_free_port", lambda: ports.pop() if ports else real())
         fake = binary == "fake"
         server = (
             fake_llama_server.wrapper(tmp_path, "--no-child-mode") if fake else without_child_mode(tmp_path, binary)
