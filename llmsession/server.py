@@ -130,7 +130,7 @@ class Server:
     async def _start(self) -> Endpoint:
         path = self.model.path or await self._fetch()
         if self.info is None:
-            self.info = await anyio.to_thread.run_sync(_read_info, path)
+            self.info = await anyio.to_thread.run_sync(_read_info, path, self.model.is_weights)
         backend, launch = self._plan(path, self.info)
         if self._vocabulary is None:
             self._vocabulary = Reading(path)
@@ -287,8 +287,8 @@ class Server:
         return exited
 
 
-def _read_info(path: Path) -> ModelInfo | WeightsInfo:
-    return read_weights_info(path) if path.is_dir() else read_model_info(path)
+def _read_info(path: Path, is_weights: bool) -> ModelInfo | WeightsInfo:  # noqa: FBT001 - for a thread
+    return read_weights_info(path) if is_weights else read_model_info(path)
 
 
 def _tell_loading(callback: ProgressCallback | None, size: int) -> Callable[[float], None] | None:
