@@ -14,7 +14,7 @@ from llmsession.models.encoding import PromptEncoding
 from llmsession.models.gguf import ModelInfo
 from llmsession.models.references import SCHEME, PackedFileRef, PackedRepoRef
 from llmsession.models.registry import KnownLLM, load_known_llms
-from llmsession.models.safetensors import WeightsInfo
+from llmsession.models.safetensors import CONFIG, WeightsInfo
 from llmsession.options import Options
 from llmsession.sampling import Sampling
 
@@ -71,12 +71,12 @@ def resolve_model(options: Options) -> Model:
 def _is_of_weights(options: Options) -> bool:
     """By what it is: a folder, a repository without a file, an entry of the registry that says so."""
     given = options.model
-    if given is None or isinstance(given, Path):
-        return given is not None and given.expanduser().is_dir()
-    if given.startswith(SCHEME):
+    if given is None:
+        return False
+    if isinstance(given, str) and given.startswith(SCHEME):
         return given.count("/") == 1
-    if not _is_alias(given):
-        return Path(given).expanduser().is_dir()
+    if isinstance(given, Path) or not _is_alias(given):
+        return (Path(given).expanduser() / CONFIG).is_file()
     known = load_known_llms(options.registry).find(given)
     return known is not None and known.packaging_type == "safetensors"
 

@@ -44,7 +44,7 @@ class Preparation:
         """The same each time: an engine that is started again comes back as it was. Raises what a fetch can raise."""
         if self._planned is None:
             path = self.model.path or await self._fetch()
-            info = self.info = await anyio.to_thread.run_sync(_read_info, path)
+            info = self.info = await anyio.to_thread.run_sync(_read_info, path, self.model.is_weights)
             if isinstance(info, ModelInfo):
                 files = await find_engine_files(self._options, info, self._cache_folder(), self._fetch_file)
                 backend = await self.choose_backend()
@@ -172,8 +172,8 @@ class Preparation:
         return cache_folder(Path(given) if given is not None else None)
 
 
-def _read_info(path: Path) -> ModelInfo | WeightsInfo:
-    return read_weights_info(path) if path.is_dir() else read_model_info(path)
+def _read_info(path: Path, is_weights: bool) -> ModelInfo | WeightsInfo:  # noqa: FBT001 - for a thread
+    return read_weights_info(path) if is_weights else read_model_info(path)
 
 
 def _tell_loading(callback: ProgressCallback | None, size: int) -> Callable[[float], None] | None:

@@ -25,6 +25,8 @@ ENGINE_OPTIONS = "contract/test_engine_options.py"
 OLD = "integration/test_old_servers.py"
 RELEASE = "process/test_release.py"
 SERVER_COMMAND = "integration/test_server_command.py"
+LLAMAFILE = "integration/test_llamafile.py"
+SAFETENSORS = "integration/test_safetensors.py"
 FAILED = "process/test_failed_starts.py"
 RESTARTS = "process/test_restarts.py"
 WALK = "process/test_lifetime_walk.py"
@@ -122,11 +124,25 @@ CAPABILITIES = {
             f"{ORPHANS}::test_every_engine_is_tried_here",
         ),
     ),
+    "B2": Capability(
+        "backend llamafile, from PATH or a path, and its flags (tested by a stand-in over a real engine)",
+        (LLAMAFILE, "process/test_llamafile.py"),
+    ),
     "B3": Capability(
         "backend embedded: llama.cpp's server from the xllamacpp wheel in a child of its own",
         (
             f"{BAD_INPUT}::test_without_an_engine_the_hint_is_the_command_that_brings_one",
             f"{BAD_INPUT}::test_the_embedded_engine_refuses_flags_that_are_no_field_of_its_parameters",
+        ),
+    ),
+    "B4": Capability(
+        "backend transformers: `transformers serve` on safetensors; where it is missing, the line that brings it",
+        (
+            SAFETENSORS,
+            "unit/models/test_safetensors.py",
+            "unit/wire/test_transformers_api.py",
+            "transformers/test_serving.py",
+            "transformers/test_processes.py",
         ),
     ),
     "B5": Capability(

@@ -38,14 +38,14 @@ SHORT = {
 GPUS = {"auto", "apple", "amd", "nvidia", "disable", "disabled"}
 # Of 0.10: what it takes itself; the rest is for the llama-server in it.
 NEW_SWITCHES = {"--server", "--chat", "--cli", "--ascii", "--nologo", "--nothink", "--unsecure", "--confine-reads"}
-UPSTREAM_HELP = (
-    "--model --alias --host --port --parallel --ctx-size --threads --threads-batch --batch-size --ubatch-size "
-    "--metrics --no-kv-unified --cache-ram"
-)
 UPSTREAM_VALUES = {
     "--model", "--alias", "--host", "--port", "--parallel", "--ctx-size", "--threads", "--threads-batch",
     "--batch-size", "--ubatch-size", "--cache-ram",
 }  # fmt: skip
+UPSTREAM_HELP = "\n".join(
+    [f"{flag + ' N':<40}as llama-server has it" for flag in sorted(UPSTREAM_VALUES)]
+    + [f"{flag:<40}as llama-server has it" for flag in ("--metrics", "--no-kv-unified")]
+)
 
 
 def fail(message: str) -> NoReturn:
@@ -144,6 +144,8 @@ def hand_over_to_wheel(wheel: str, given: dict[str, str], key: str) -> NoReturn:
         "context_length": int(given["--ctx-size"]),
         "threads": int(given["--threads"]),
         "cache_ram_mib": int(given.get("--cache-ram", "0")),
+        "lora": [],
+        "fields": [],
     }
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     try:

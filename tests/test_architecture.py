@@ -51,6 +51,7 @@ FLOORS: dict[str, int] = {
 ALLOWED_SIDEWAYS = {("options", "models"), ("options", "written_options"), ("written_options", "options")}
 ALLOWED_SIDEWAYS |= {("options", "engine_options"), ("engine_options", "options")}
 ALLOWED_SIDEWAYS |= {("engine_files", "engine_options"), ("preparation", "engine_files"), ("server", "preparation")}
+ALLOWED_SIDEWAYS |= {("server", "chosen_model")}
 ALLOWED_SIDEWAYS |= {("asking", "server"), ("asking", "remote_server")}
 ALLOWED_SIDEWAYS |= {("session", "asking"), ("preparation", "chosen_model"), ("remote_server", "chosen_model")}
 ALLOWED_SIDEWAYS |= {("reply_source", "server"), ("reply_source", "remote_server"), ("reply_source", "asking")}
@@ -72,6 +73,7 @@ HOMES = {
         "hang_watch",
         "latch",
         "models.hub",
+        "preparation",
         "processes",
         "wire",
         "backends",

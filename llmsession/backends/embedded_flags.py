@@ -6,6 +6,7 @@ A setting is a field's name, its value, and where the value is a member of one o
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import msgspec
@@ -52,6 +53,13 @@ def _plain(kind: Callable[[str], Any], what: str) -> Callable[[str], tuple[Any, 
     return read
 
 
+def _read_folder(text: str) -> str:
+    """As the engine wants it, which puts a file's name right behind."""
+    if not Path(text).is_dir():
+        raise ValueError
+    return text.rstrip("/") + "/"
+
+
 def _read_kwargs(text: str) -> dict[str, str]:
     found = msgspec.json.decode(text, type=dict[str, Any])
     return {name: msgspec.json.encode(value).decode() for name, value in found.items()}
@@ -70,7 +78,7 @@ _CACHE_TYPE = _members("ggml_type", "GGML_TYPE", "f32 f16 bf16 q8_0 q4_0 q4_1 iq
 _WHOLE = _plain(int, "a whole number")
 _NUMBER = _plain(float, "a number")
 _TEXT = _plain(str, "a text")
-_FOLDER = _plain(lambda text: text.rstrip("/") + "/", "a folder")
+_FOLDER = _plain(_read_folder, "a folder that is there")
 _SWITCH = _plain(_read_switch, "on or off")
 _FRACTIONS = _plain(_read_fractions, "numbers with commas between them")
 _KWARGS = _plain(_read_kwargs, "an object of JSON")

@@ -33,9 +33,7 @@ _OURS = {
         "--ui-mcp-proxy --webui-mcp-proxy --no-ui-mcp-proxy --no-webui-mcp-proxy --tools --tools-runtime "
         "--mcp-servers-config --mcp-servers-json -ag --agent -no-ag --no-agent"
     ),
-    "the session reads what it says": (
-        "--metrics --slots --no-slots --log-disable --log-jsonl --no-log-jsonl --log-colors"
-    ),
+    "the session reads what it says": ("--metrics --slots --log-disable --log-jsonl --no-log-jsonl --log-colors"),
     "the session itself fetches files": "--offline",
     "the engine would only print it and end": (
         "-h --help --usage --version --completion-bash --list-devices --license"

@@ -24,7 +24,7 @@ from llmsession.backends.extra_args import check_extra_args
 from llmsession.backends.flags import translate, translate_extra
 from llmsession.backends.room import check_room
 from llmsession.device import Gpu
-from llmsession.errors import LLMSessionError, StartFailedError
+from llmsession.errors import AuthError, LLMSessionError, ProtocolError, StartFailedError
 from llmsession.processes.child import Child, Command
 from llmsession.processes.logfile import LogFile
 from llmsession.processes.readiness import Reading
@@ -77,8 +77,10 @@ class LlamaServer:
         for attempt in range(1, PORT_TRIES + 1):
             try:
                 return await self._start(launch, capabilities, child_started, port=find_free_port())
-            except StartFailedError as error:
-                if attempt == PORT_TRIES or "couldn't bind" not in error.log_tail:
+            except (StartFailedError, ProtocolError) as error:
+                # Somebody else was quicker, and perhaps it was theirs that answered: with another key.
+                taken = isinstance(error.__cause__, AuthError) or "couldn't bind" in getattr(error, "log_tail", "")
+                if attempt == PORT_TRIES or not taken:
                     raise
         raise AssertionError  # pragma: no cover - the loop returns or raises
 

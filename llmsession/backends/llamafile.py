@@ -17,6 +17,7 @@ import msgspec
 from llmsession.backends.announced import AnnouncedProbe
 from llmsession.backends.backend import (
     Endpoint,
+    Feature,
     Launch,
     child_environment,
     new_api_key,
@@ -45,6 +46,8 @@ _UPSTREAM_VERSION = re.compile(r"version: *(.+)")
 _REBUILT = (0, 10)
 # It would do something else than serve, or be heard by others.
 _OURS = frozenset({"--server", "--chat", "--cli", "--v2", "--nobrowser", "--open-browser", "--api-key-file", "--help"})
+# What servers of before 2025 do not have.
+_MISSING: frozenset[Feature] = frozenset({"chat_count", "stop_phrase"})
 # What versions before that cannot be told, or not in these words.
 _NOT_OF_OLD = (
     "flash_attention", "cache_type_k", "cache_type_v", "rope_freq_base", "lora", "draft_model", "mmproj",
@@ -105,7 +108,7 @@ class Llamafile:
             env=child_environment(launch.cache, {"LLAMA_API_KEY": api_key} if version.is_rebuilt else {}),
             greeting=b"" if version.is_rebuilt else api_key.encode() + b"\n",
         )
-        return await start_engine(
+        endpoint = await start_engine(
             self.name,
             command,
             launch,
@@ -114,6 +117,8 @@ class Llamafile:
             child_started=child_started,
             version=f"llamafile {version.text}",
         )
+        missing = frozenset[Feature]() if version.is_rebuilt else _MISSING
+        return msgspec.structs.replace(endpoint, features=endpoint.features - missing)
 
 
 def _check_old(launch: Launch, version: Version) -> None:

@@ -164,8 +164,9 @@ def test_a_narrow_terminal_without_colours_will_do() -> None:
 def test_an_error_is_told_and_the_chat_goes_on(tmp_path: Path) -> None:
     """Issue 3: a person is told, in a sentence, and may go on."""
     binary = wrapper(tmp_path, "--die-after-tokens 2")
-    with terminal("--backend", "llama-server", LLMSESSION_SERVER_PATH=str(binary)) as program:
-        for _ in range(2):
+    environment = {"LLMSESSION_SERVER_PATH": str(binary), "LLMSESSION_RESTART_LIMIT": "0"}
+    with terminal("--backend", "llama-server", **environment) as program:
+        for words in ("while it replied", "restart_limit=0"):
             program.sendline("hello")
-            program.expect("while it replied")
+            program.expect(words)
             program.expect(PROMPT)

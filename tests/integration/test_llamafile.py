@@ -105,7 +105,7 @@ async def test_the_users_own_flags_come_along(tmp_path: Path) -> None:
     flags = ("--unsecure", "--gpu", "disable")
     async with Session(backend="llamafile", server_path=server, threads=1, extra_args=flags) as session:
         assert "ok chief" == (await session.prompt(OK, temperature=0)).text
-    with pytest.raises(StartFailedError, match="unknown argument: --no-such"):
+    with pytest.raises(ConfigError, match="this llamafile knows no --no-such"):
         await Session.open(backend="llamafile", server_path=server, extra_args=("--no-such",))
 
 

@@ -142,7 +142,7 @@ async def test_a_plain_openai_server_gets_nothing_that_it_does_not_know() -> Non
         (lambda session: session.count_tokens(["hi"]), "count of a chat's tokens"),
         (lambda session: session.get_slots(), "list of slots"),
         (lambda session: session.get_metrics(), "metrics"),
-        (lambda session: session.vocab(), "file that could be read here"),
+        (lambda session: session.vocab(), "GGUF file that could be read here"),
         (lambda session: session.prompt("hi", sampling=Sampling(min_p=0.1)), "sampling setting min_p"),
         (lambda session: session.prompt("hi", stop=[5]), "stop by a token's id"),
     ],

@@ -120,6 +120,8 @@ async def test_flags_of_llama_server_are_refused(folder: Path) -> None:
 async def test_a_folder_that_is_none_and_a_base_model_are_told(folder: Path, tmp_path: Path) -> None:
     """It applies the model's template, and has nothing else: without one there is nothing to ask it."""
     with pytest.raises(InvalidModelError, match="is it a folder of safetensors"):
+        await Session.open(tmp_path, backend="transformers")
+    with pytest.raises(InvalidModelError, match=r"it is a folder; give the \.gguf file in it"):
         await Session.open(tmp_path)
     base = tmp_path / "base"
     base.mkdir()

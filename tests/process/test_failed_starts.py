@@ -418,7 +418,7 @@ async def test_a_port_that_is_always_taken_by_another(
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()
-        monkeypatch.setattr(llama_server, "_free_port", lambda: other.getsockname()[1])
+        monkeypatch.setattr(llama_server, "find_free_port", lambda: other.getsockname()[1])
         error = await fail(Engine("llama-server", str(path)))
     assert isinstance(error, StartFailedError)
     assert "another program took its port; try again" in str(error)

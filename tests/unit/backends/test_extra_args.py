@@ -42,7 +42,7 @@ def make(extra_args: tuple[str, ...] = (), **fields: Any) -> Launch:
         "--chat-template": "use chat_template=", "--api-key": "draws a key", "--api_key_file=x": "draws a key",
         "--host": "chooses where", "--port=1": "chooses where", "--cors-origins": "chooses where",
         "--api-prefix": "chooses where", "--ui": "no page", "--webui": "no page", "--tools": "no page",
-        "--ui-mcp-proxy": "no page", "-ag": "no page", "--mcp-servers-json": "no page", "--no-slots": "reads what",
+        "--ui-mcp-proxy": "no page", "-ag": "no page", "--mcp-servers-json": "no page", "--slots": "reads what",
         "--log-disable": "reads what", "--version": "print it and end", "--offline": "fetches files",
         "--fim-qwen-7b-default": "stands for a model", "--gpt-oss-20b-default": "stands for a model",
     }.items(),
