@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pexpect
 import pytest
@@ -164,7 +165,7 @@ def test_a_narrow_terminal_without_colours_will_do() -> None:
 def test_an_error_is_told_and_the_chat_goes_on(tmp_path: Path) -> None:
     """Issue 3: a person is told, in a sentence, and may go on."""
     binary = wrapper(tmp_path, "--die-after-tokens 2")
-    environment = {"LLMSESSION_SERVER_PATH": str(binary), "LLMSESSION_RESTART_LIMIT": "0"}
+    environment: dict[str, Any] = {"LLMSESSION_SERVER_PATH": str(binary), "LLMSESSION_RESTART_LIMIT": "0"}
     with terminal("--backend", "llama-server", **environment) as program:
         for words in ("while it replied", "restart_limit=0"):
             program.sendline("hello")
