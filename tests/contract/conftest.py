@@ -33,7 +33,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def _is_for_it(item: pytest.Item) -> bool:
     params = item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
     engine = params.get("engine")
-    if engine is not None and engine.backend == "llamafile":
+    if isinstance(engine, Engine) and engine.backend == "llamafile":
         return params.get("anyio_backend") != "trio"
     if engine not in TRANSFORMERS:
         return True
