@@ -352,7 +352,7 @@ SAMPLES: dict[Any, str] = {
     embedded_flags._WHOLE: "3",
     embedded_flags._NUMBER: "0.5",
     embedded_flags._TEXT: "top_k;temperature",
-    embedded_flags._FOLDER: "/tmp/x",
+    embedded_flags._FOLDER: "/",
     embedded_flags._SWITCH: "off",
     embedded_flags._FRACTIONS: "3,1",
     embedded_flags._KWARGS: '{"a": true}',

@@ -345,7 +345,7 @@ async def test_closing_a_session_ends_its_download(host: Host, nothing_else: Non
     async with anyio.create_task_group() as tasks:
 
         async def open_it() -> None:
-            with pytest.raises(ClosedError, match="while its engine was fetched"):
+            with pytest.raises(ClosedError, match="while something was fetched"):
                 await session.__aenter__()
 
         tasks.start_soon(open_it)
