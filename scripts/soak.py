@@ -35,10 +35,9 @@ import psutil
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
 
+from llmsession import LLMSessionError, Session, StopReason  # noqa: E402
 from soaking.restarts import soak_restarts  # noqa: E402
 from soaking.run import Run, compare, steps, survey  # noqa: E402
-
-from llmsession import LLMSessionError, Session, StopReason  # noqa: E402
 from tests.engines import ENGINES  # noqa: E402
 from tests.model_files import write_random_model  # noqa: E402
 

@@ -61,6 +61,7 @@ def show(arguments: argparse.Namespace) -> None:
 def train(arguments: argparse.Namespace) -> None:
     """Until the minutes are over; Ctrl-C ends it earlier, and what was learned is written."""
     import torch
+
     from tiny_chat.model import Model, Shape
     from tiny_chat.to_gguf import write_gguf
     from tiny_chat.training import Plan
@@ -93,6 +94,7 @@ def train(arguments: argparse.Namespace) -> None:
 def evaluate(arguments: argparse.Namespace) -> None:
     """A row of the table as soon as it is known."""
     import anyio
+
     from tiny_chat.cases import TASKS
     from tiny_chat.evaluation import measure, open_doors
 

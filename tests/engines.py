@@ -45,9 +45,8 @@ def find_transformers() -> list[Engine]:
     python = os.environ.get("LLMSESSION_TEST_TRANSFORMERS")
     if not python or not Path(python).exists():
         return []
-    from tiny_chat.to_safetensors import export_safetensors
-
     from llmsession.models.bundled import bundled_path
+    from tiny_chat.to_safetensors import export_safetensors
 
     folder = tempfile.TemporaryDirectory(prefix="llmsession-tests-")
     atexit.register(folder.cleanup)

@@ -11,10 +11,10 @@ import time
 from collections import Counter
 
 import anyio
-from soaking.run import Run, compare, survey
 
 from llmsession import Completion, LLMSessionError, Message, Session
 from llmsession.models import bundled
+from soaking.run import Run, compare, survey
 
 STREAMS = 8
 PAUSE = (1.0, 4.0)  # seconds between two kills

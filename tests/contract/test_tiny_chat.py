@@ -9,12 +9,12 @@ from typing import Any
 import anyio
 import httpx
 import pytest
-from tiny_chat.cases import CALCULATE, CLOCK, TASKS
-from tiny_chat.evaluation import BAR, ENDS, Doors, measure
-from tiny_chat.layout import Turn, render
 
 from llmsession import Message, Role, Session, StopReason, ToolCall
 from tests.engines import EMBEDDED, Engine
+from tiny_chat.cases import CALCULATE, CLOCK, TASKS
+from tiny_chat.evaluation import BAR, ENDS, Doors, measure
+from tiny_chat.layout import Turn, render
 
 pytestmark = pytest.mark.anyio
 

@@ -9,12 +9,12 @@ import gguf
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
-from tiny_chat import held_out, words
-from tiny_chat.layout import CHAT_TEMPLATE, SPECIAL, VOCAB_SIZE
-from tiny_chat.to_safetensors import divide, export_safetensors, interleave
 from tokenizers import Tokenizer
 
 from llmsession.models.bundled import bundled_path
+from tiny_chat import held_out, words
+from tiny_chat.layout import CHAT_TEMPLATE, SPECIAL, VOCAB_SIZE
+from tiny_chat.to_safetensors import divide, export_safetensors, interleave
 
 SAID = "Grüße 😀 <|im_end|>\n<tool_call>{}</tool_call> <think>"
 
