@@ -157,7 +157,7 @@ async def test_todays_engine_understands_the_words_of_then(engine: Engine) -> No
         with pytest.raises(UnsupportedFeatureError, match="--no-mmap"):
             await Session.open(**engine.options(extra_args=("--no-mmap",)))
         return
-    extra = ("--no-mmap", "--draft", "5", "-fa", "--no-webui", "--no-slots")
+    extra = ("--no-mmap", "--draft", "5", "-fa", "--no-slots")
     async with Session(**engine.options(extra_args=extra, context_length=256)) as session:
         line = own_child(session).command.argv
         assert ["--load-mode", "none"] == line[-2:]
