@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, NoReturn, Self, TypedDict, Unpack
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol, Self, TypedDict, Unpack
 
 import msgspec
 
@@ -66,6 +66,13 @@ class GenerateKeywords(TypedDict, total=False):
     extra: Mapping[str, Any] | None
 
 
+class Endable(Protocol):
+    """What waits for a reply."""
+
+    def end(self, verdict: StopReason | LLMSessionError) -> None:
+        """End it with that; the first verdict counts. Thread-safe, never blocks."""
+
+
 class Session(ServerFacts):
     """A server for one model, from `async with` (or `open`) to its end (or `aclose`).
 
@@ -78,7 +85,7 @@ class Session(ServerFacts):
         self._server = _make_server(self._options)
         self._admission = Admission(self._server.parallel)
         self._lock = threading.Lock()
-        self._replies: set[ReplyStream] = set()
+        self._replies: set[Endable] = set()
 
     # Opening and closing.
 
@@ -249,15 +256,17 @@ class Session(ServerFacts):
                 first_token=self._options.first_token_timeout, idle=self._options.idle_timeout, total=timeout
             ),
         )
-        source.on_open = lambda: self._remember(reply)
-        source.on_over = lambda: self._forget(reply)
+        source.on_open = lambda: self.remember(reply)
+        source.on_over = lambda: self.forget(reply)
         return reply
 
-    def _remember(self, reply: ReplyStream) -> None:
+    def remember(self, reply: Endable) -> None:
+        """Have it ended by `interrupt` and `aclose`, until it is forgotten."""
         with self._lock:
             self._replies.add(reply)
 
-    def _forget(self, reply: ReplyStream) -> None:
+    def forget(self, reply: Endable) -> None:
+        """It is over."""
         with self._lock:
             self._replies.discard(reply)
 

@@ -41,6 +41,8 @@ FLOORS: dict[str, int] = {
     "server_facts": 3,
     "reply_source": 3,
     "session": 3,
+    "answering": 4,
+    "chat": 4,
     "terminal": 5,
     "cli": 6,
     "__init__": 7,
@@ -59,6 +61,8 @@ ALLOWED_SIDEWAYS |= {("server", "hang_watch")}
 ALLOWED_SIDEWAYS |= {("server_facts", "server"), ("server_facts", "remote_server"), ("session", "server_facts")}
 ALLOWED_SIDEWAYS |= {("session", "server"), ("session", "remote_server"), ("session", "reply_source")}
 
+ALLOWED_SIDEWAYS |= {("chat", "answering")}
+
 HOMES = {
     "httpx": ("wire",),
     "huggingface_hub": ("models.hub_fetch", "models.hub_errors"),
@@ -70,6 +74,7 @@ HOMES = {
     "prompt_toolkit": ("terminal",),
     "platformdirs": ("paths",),
     "anyio": (
+        "answering",
         "hang_watch",
         "latch",
         "models.hub",
