@@ -35,6 +35,7 @@ if TYPE_CHECKING:
         ContextOverflowError,
         DigestError,
         DiskFullError,
+        DuplicateKeyError,
         FetchError,
         FirstTokenTimeoutError,
         GatedModelError,
@@ -54,6 +55,9 @@ if TYPE_CHECKING:
         ServerExitedError,
         StartFailedError,
         StartTimeoutError,
+        StoreError,
+        StoreLockedError,
+        StoreVersionError,
         TotalTimeoutError,
         TransportError,
         TruncatedReplyError,
@@ -64,6 +68,17 @@ if TYPE_CHECKING:
     )
     from llmsession.lora import (
         Lora,
+    )
+    from llmsession.memory.conversation import (
+        Conversation,
+    )
+    from llmsession.memory.memory import (
+        Memory,
+        Unfinished,
+    )
+    from llmsession.memory.turn import (
+        Turn,
+        TurnState,
     )
     from llmsession.messages import (
         Control,
@@ -128,9 +143,11 @@ __all__ = [
     "ConnectionLostError",
     "ContextOverflowError",
     "Control",
+    "Conversation",
     "Device",
     "DigestError",
     "DiskFullError",
+    "DuplicateKeyError",
     "FetchError",
     "Finished",
     "FirstTokenTimeoutError",
@@ -142,6 +159,7 @@ __all__ = [
     "KnownLLM",
     "LLMSessionError",
     "Lora",
+    "Memory",
     "Message",
     "Metrics",
     "ModelInfo",
@@ -169,6 +187,9 @@ __all__ = [
     "StartFailedError",
     "StartTimeoutError",
     "StopReason",
+    "StoreError",
+    "StoreLockedError",
+    "StoreVersionError",
     "Text",
     "TextDelta",
     "Timings",
@@ -179,7 +200,10 @@ __all__ = [
     "TotalTimeoutError",
     "TransportError",
     "TruncatedReplyError",
+    "Turn",
+    "TurnState",
     "UndecodableError",
+    "Unfinished",
     "UnknownModelError",
     "UnsupportedFeatureError",
     "Usage",
@@ -195,15 +219,18 @@ _HOMES = {
     "completion": "Completion StopReason Timings Token TokenPerformance Usage",
     "device": "Device",
     "errors": (
-        "AuthError BackendError BackendNotFoundError BadRequestError ClosedError "
-        "ConfigError ConnectionLostError ContextOverflowError DigestError DiskFullError FetchError "
-        "FirstTokenTimeoutError GatedModelError IdleTimeoutError ModelNotFoundError NotEnoughMemoryError OfflineError "
-        "InvalidMessagesError InvalidModelError InvalidRefError LLMSessionError OverloadedError ProtocolError "
-        "ReplyTimeoutError RestartLimitError ServerError ServerExitedError StartFailedError StartTimeoutError "
-        "TotalTimeoutError TransportError TruncatedReplyError UndecodableError UnknownModelError "
-        "UnsupportedFeatureError UsageError "
+        "AuthError BackendError BackendNotFoundError BadRequestError ClosedError ConfigError ConnectionLostError "
+        "ContextOverflowError DigestError DiskFullError DuplicateKeyError FetchError FirstTokenTimeoutError "
+        "GatedModelError IdleTimeoutError InvalidMessagesError InvalidModelError InvalidRefError LLMSessionError "
+        "ModelNotFoundError NotEnoughMemoryError OfflineError OverloadedError ProtocolError ReplyTimeoutError "
+        "RestartLimitError ServerError ServerExitedError StartFailedError StartTimeoutError StoreError "
+        "StoreLockedError StoreVersionError TotalTimeoutError TransportError TruncatedReplyError "
+        "UndecodableError UnknownModelError UnsupportedFeatureError UsageError"
     ),
     "lora": "Lora",
+    "memory.conversation": "Conversation",
+    "memory.memory": "Memory Unfinished",
+    "memory.turn": "Turn TurnState",
     "messages": "Control Message Role Text ToolCall",
     "models.encoding": "PromptEncoding",
     "models.gguf": "ModelInfo read_model_info",
