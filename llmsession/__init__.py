@@ -10,8 +10,19 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from llmsession.answering.inspection import (
+        ChatStats,
+        InspectedPiece,
+        Inspection,
+    )
+    from llmsession.answering.stream import (
+        ChatStream,
+    )
     from llmsession.backends.devices import (
         available_devices,
+    )
+    from llmsession.chat import (
+        Chat,
     )
     from llmsession.completion import (
         Completion,
@@ -137,6 +148,9 @@ __all__ = [
     "BackendError",
     "BackendNotFoundError",
     "BadRequestError",
+    "Chat",
+    "ChatStats",
+    "ChatStream",
     "ClosedError",
     "Completion",
     "ConfigError",
@@ -153,6 +167,8 @@ __all__ = [
     "FirstTokenTimeoutError",
     "GatedModelError",
     "IdleTimeoutError",
+    "InspectedPiece",
+    "Inspection",
     "InvalidMessagesError",
     "InvalidModelError",
     "InvalidRefError",
@@ -215,7 +231,10 @@ __all__ = [
 ]
 
 _HOMES = {
+    "answering.inspection": "ChatStats InspectedPiece Inspection",
+    "answering.stream": "ChatStream",
     "backends.devices": "available_devices",
+    "chat": "Chat",
     "completion": "Completion StopReason Timings Token TokenPerformance Usage",
     "device": "Device",
     "errors": (
