@@ -21,7 +21,10 @@ class StopReason(enum.StrEnum):
 
 
 class Usage(msgspec.Struct, frozen=True, kw_only=True):
-    """Tokens of one reply. `cached_tokens` is the part of the prompt that did not have to be evaluated."""
+    """Tokens of one reply. `cached_tokens` is the part of the prompt that did not have to be evaluated.
+
+    A `reply_start` is a part of the prompt.
+    """
 
     prompt_tokens: int = 0
     completion_tokens: int = 0

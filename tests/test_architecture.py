@@ -35,6 +35,7 @@ FLOORS: dict[str, int] = {
     "engine_files": 3,
     "preparation": 3,
     "asking": 3,
+    "asking_chat": 3,
     "restarts": 2,
     "hang_watch": 3,
     "server": 3,
@@ -56,6 +57,8 @@ ALLOWED_SIDEWAYS |= {("options", "engine_options"), ("engine_options", "options"
 ALLOWED_SIDEWAYS |= {("engine_files", "engine_options"), ("preparation", "engine_files"), ("server", "preparation")}
 ALLOWED_SIDEWAYS |= {("server", "chosen_model")}
 ALLOWED_SIDEWAYS |= {("asking", "server"), ("asking", "remote_server")}
+ALLOWED_SIDEWAYS |= {("asking_chat", "asking"), ("asking_chat", "server"), ("asking_chat", "remote_server")}
+ALLOWED_SIDEWAYS |= {("session", "asking_chat")}
 ALLOWED_SIDEWAYS |= {("session", "asking"), ("preparation", "chosen_model"), ("remote_server", "chosen_model")}
 ALLOWED_SIDEWAYS |= {("reply_source", "server"), ("reply_source", "remote_server"), ("reply_source", "asking")}
 ALLOWED_SIDEWAYS |= {("server", "hang_watch")}

@@ -137,6 +137,9 @@ class ReplyStream:
             if isinstance(error, LLMSessionError):
                 self._fail(await self._source.explain(error))
             raise
+        if self._request.reply_start and self._completion is None:
+            self._assembly.begin(self._request.reply_start)
+            self._pending.append(TextDelta(text=self._request.reply_start))
         return self
 
     async def __aexit__(self, *exc: object) -> None:
