@@ -192,14 +192,14 @@ async def test_a_reply_that_was_left_is_kept_or_finished(session: Session, conve
     async with chat.stream(COUNT) as stream:
         begun = [await anext(stream), await anext(stream)]
     assert [TurnState.COMPLETE, TurnState.INTERRUPTED] == states(conversation)
-    assert "".join(begun) == conversation.messages[-1].content
+    assert conversation.messages[-1].content.startswith("".join(begun))
     await conversation.rewind()
     async with chat.stream(COUNT, key="e") as stream:
         begun = [await anext(stream), await anext(stream)]
     assert [TurnState.PENDING] * 2 == states(conversation)
     async with chat.stream(COUNT, key="e") as stream:
         pieces = [piece async for piece in stream]
-    assert "".join(begun) == pieces[0]  # what is known comes at once
+    assert pieces[0].startswith("".join(begun))  # what is known comes at once
     assert whole.text == "".join(pieces) == conversation.messages[-1].content
     assert [TurnState.COMPLETE] * 2 == states(conversation)
 
