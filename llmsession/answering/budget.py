@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Awaitable, Callable, Sequence
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast
 
 import msgspec
 
@@ -117,7 +117,7 @@ class Budget:
         return await self._cut(exchanges, limit, context_length)
 
     async def plan_less(self, path: Sequence[Turn], error: ContextOverflowError) -> Plan:
-        """After a server that cannot count has said that it is too much: without the older half. Else raises `error`."""
+        """Without the older half, after a server that cannot count has said that it is too much. Raises `error` else."""
         exchanges = self._choose(path)
         droppable = _droppable(exchanges)
         if not droppable or self._overflow == "refuse" or callable(self._overflow):
@@ -274,7 +274,7 @@ class Budget:
 def check_overflow(overflow: object) -> Overflow:
     """Raises UsageError for what is no policy."""
     if overflow in POLICIES or callable(overflow):
-        return overflow  # type: ignore[return-value]
+        return cast("Overflow", overflow)
     raise UsageError(f'overflow is "cut", "refuse", "summarize" or a function, not {overflow!r}')
 
 

@@ -280,7 +280,7 @@ class ChatStream:
         plan = await self._budget.plan(path)
         while True:
             self._sent, self._dropped = plan.messages, self._dropped + plan.dropped
-            inner = self._session.prompt_streaming(plan.messages, **{**keywords, **self._time_left()})
+            inner = self._session.prompt_streaming(plan.messages, **self._with_time_left(keywords))
             with self._lock:
                 self._inner = inner
                 verdict = self._verdict
@@ -295,8 +295,10 @@ class ChatStream:
             self._written_at = time.monotonic()
             return
 
-    def _time_left(self) -> dict[str, float]:
-        return {"timeout": max(self._deadline - time.monotonic(), 0.001)} if self._deadline < math.inf else {}
+    def _with_time_left(self, keywords: dict[str, Any]) -> dict[str, Any]:
+        if self._deadline == math.inf:
+            return keywords
+        return {**keywords, "timeout": max(self._deadline - time.monotonic(), 0.001)}
 
     # What is read.
 
