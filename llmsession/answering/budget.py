@@ -117,7 +117,7 @@ class Budget:
         return await self._cut(exchanges, limit, context_length)
 
     async def plan_less(self, path: Sequence[Turn], error: ContextOverflowError) -> Plan:
-        """Without the older half, after a server that cannot count has said that it is too much. Raises `error` else."""
+        """Without the older half, where a server that cannot count has said: too much. Raises `error` else."""
         exchanges = self._choose(path)
         droppable = _droppable(exchanges)
         if not droppable or self._overflow == "refuse" or callable(self._overflow):

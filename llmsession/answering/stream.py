@@ -98,7 +98,7 @@ class ChatStream:
         self._broadcast: Broadcast | None = None
         self._sent: list[Message] = []
         self._dropped: tuple[Message, ...] = ()
-        self._is_stored = False
+        self._stored: Completion | None = None  # what was said to the key before
         self._written_at = 0.0
         # Letters that the source has said, and that the reader has.
         self._said = 0
@@ -229,7 +229,7 @@ class ChatStream:
         if reply.state in (TurnState.PENDING, TurnState.FAILED):
             self._reply = reply
             return False
-        self._is_stored = True
+        self._stored = reply.completion
         self._remain(reply.completion)
         return True
 
@@ -388,6 +388,8 @@ class ChatStream:
         """Cut here."""
         if self._inner is not None:
             return self._inner.partial
+        if self._stored is not None:
+            return self._stored
         return Completion(
             id=self.id, text=self._heard_text, stop_reason=StopReason.INTERRUPTED, seed=0, model=self._session.model
         )
@@ -431,7 +433,7 @@ class ChatStream:
         """It is whole, or was interrupted: on disk, then said."""
         if self._inner is not None:
             await self._inner.__aexit__(None, None, None)  # its slot is free
-        if self._asked is not None and not self._is_stored:
+        if self._asked is not None and self._stored is None:
             completion = msgspec.structs.replace(completion, dropped=self._dropped)
             interrupted = completion.stop_reason is StopReason.INTERRUPTED
             try:
@@ -460,7 +462,7 @@ class ChatStream:
     async def _cut(self, partial: Completion, state: TurnState, *, for_good: bool) -> None:
         """It ended before its end. A store that fails as well has nothing to add to that."""
         try:
-            if self._asked is not None and not self._is_stored:
+            if self._asked is not None and self._stored is None:
                 if partial.text:
                     await self._save(partial, TurnState.PENDING if self._key is not None and not for_good else state)
                 elif self._key is None or for_good:

@@ -294,6 +294,28 @@ async def test_a_conversation_outgrows_its_context(session: Session, conversatio
         await Chat(session, conversation, overflow="refuse", max_tokens=1000).send(text * 2)
 
 
+async def test_a_summary_stands_for_what_was_left_out(session: Session, conversation: Conversation) -> None:
+    """CAPABILITIES D6: the model's own words, stored and marked; what was summed up is still there."""
+    chat = Chat(session, conversation, sampling=GREEDY, max_tokens=16, overflow="summarize")
+    text = f"say yes {'and so on ' * 40}"
+    for _ in range(8):
+        reply = await chat.send(text)
+        if reply.dropped:
+            break
+    summary = conversation.summary
+    assert summary is not None
+    assert summary.completion is not None
+    assert summary.is_summary
+    rendered = await chat.render()
+    assert summary.message.content in rendered
+    assert rendered.count(text) == len([turn for turn in conversation.path if turn.message.content == text]) - (
+        len(reply.dropped) // 2
+    )
+    again = await chat.send("say no")
+    assert () == again.dropped
+    assert again.usage.cached_tokens >= reply.usage.prompt_tokens - SLACK
+
+
 async def test_stats_and_inspection(session: Session, conversation: Conversation) -> None:
     """CAPABILITIES D8: the tokens of the context that are used; each piece with its role, control or text, cached."""
     chat = Chat(session, conversation, sampling=GREEDY)
@@ -332,7 +354,7 @@ async def test_a_memory_that_is_closed_ends_the_reply(session: Session) -> None:
     async def read() -> None:
         async with chat.stream(COUNT) as stream:
             async for piece in stream:
-                pieces.append(piece)  # noqa: PERF401 - a comprehension loses it
+                pieces.append(piece)
                 await memory.aclose()
 
     with anyio.fail_after(BOUND), pytest.raises(ClosedError) as caught:
