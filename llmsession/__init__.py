@@ -68,6 +68,7 @@ if TYPE_CHECKING:
     from llmsession.messages import (
         Control,
         Message,
+        PromptPiece,
         Role,
         Text,
         ToolCall,
@@ -154,6 +155,7 @@ __all__ = [
     "PackedRepoRef",
     "Progress",
     "PromptEncoding",
+    "PromptPiece",
     "ProtocolError",
     "ReasoningDelta",
     "Registry",
@@ -204,7 +206,7 @@ _HOMES = {
         "UnsupportedFeatureError UsageError "
     ),
     "lora": "Lora",
-    "messages": "Control Message Role Text ToolCall",
+    "messages": "Control Message PromptPiece Role Text ToolCall",
     "models.encoding": "PromptEncoding",
     "models.gguf": "ModelInfo read_model_info",
     "models.hub": "ensure_model",
