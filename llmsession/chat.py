@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Unpack
 
-from llmsession.answering.budget import Budget, Overflow, check_overflow
+from llmsession.answering.budget import Budget, GivenPrompt, Overflow, check_overflow
 from llmsession.answering.inspection import CacheWatch, ChatStats, InspectedPiece, Inspection
 from llmsession.answering.stream import ChatStream
 from llmsession.completion import Completion
@@ -50,13 +50,13 @@ class Chat:
         self.sampling = sampling
         self.max_tokens = max_tokens
         self.overflow: Overflow = check_overflow(overflow)
-        self._system_prompt = system_prompt
+        self._given = GivenPrompt(system_prompt)
         self._watch = CacheWatch()
 
     @property
     def system_prompt(self) -> str | None:
         """The conversation's, once something was said; the one that the chat was made with goes before it."""
-        return self._system_prompt if self._system_prompt is not None else self.conversation.system_prompt
+        return self._given.text if self._given.text is not None else self.conversation.system_prompt
 
     @property
     def last(self) -> Completion | None:
@@ -114,7 +114,7 @@ class Chat:
         return Budget(
             self.session,
             self.conversation,
-            system_prompt=self._system_prompt,
+            given=self._given,
             history=self.history,
             overflow=self.overflow,
             max_tokens=max_tokens,

@@ -15,7 +15,7 @@ EXPECTED = [
     r"ok chief\n",
     r"Rosalind\.\nend: \d+ tokens, \d+ a second\n",
     (
-        r"Your name is Rosalind\. \d+ of \d+ tokens were cached\n"
+        r"Rosalind\. \d+ of \d+ tokens were cached\n"
         r"\d+ / 2048 tokens\n\d+ % of context\n5 messages\nevent-1 complete\n"
     ),
     r"hf:Qwen/\S+ is not in the cache, and this is offline .*: fetch it once online\n",
