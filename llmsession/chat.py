@@ -130,7 +130,7 @@ class Chat:
         messages = await self._next_messages()
         if text:
             messages.append(Message.user(text))
-        return await self.session.ingest(messages) if messages else 0
+        return await self.session.ingest(messages, typing=bool(text)) if messages else 0
 
     async def render(self) -> str:
         """Exactly what would be sent next, with the template's marks: to be looked at."""

@@ -23,12 +23,13 @@ import anyio
 import msgspec
 
 from llmsession.answering.joining import Broadcast, begin_running, end_running, find_running
-from llmsession.completion import Completion, StopReason
+from llmsession.completion import Completion, StopReason, Usage
 from llmsession.errors import (
     ContextOverflowError,
     DuplicateKeyError,
     LLMSessionError,
     TotalTimeoutError,
+    UnsupportedFeatureError,
     UsageError,
 )
 from llmsession.latch import call_soon, current_loop
@@ -95,6 +96,7 @@ class ChatStream:
         self._turn: AbstractAsyncContextManager[None] | None = None
         self._asked: Turn | None = None
         self._reply: Turn | None = None
+        self._begun: Completion | None = None  # what a reply that was cut goes on from
         self._broadcast: Broadcast | None = None
         self._sent: list[Message] = []
         self._dropped: tuple[Message, ...] = ()
@@ -219,10 +221,11 @@ class ChatStream:
 
     def _take_known(self) -> bool:
         """What was said to this key before, whole. What was said in part is taken up."""
-        self._asked = asked = self._conversation.find(self._key) if self._key is not None else None
+        asked = self._conversation.find(self._key) if self._key is not None else None
         if asked is None:
             return False
         self._check_same(asked.message)
+        self._asked = asked
         reply = self._conversation.reply_to(asked.id)
         if reply is None or reply.completion is None:
             return False
@@ -263,24 +266,21 @@ class ChatStream:
         self._asked = asked
         if self._key is not None:
             self._broadcast = begin_running(conversation, self._key, asked.message)
-        begun = self._reply.completion if self._reply is not None else None
-        keywords = self._keywords
-        if begun is not None:
-            keywords = {**keywords, "reply_start": begun.text}
-            if (most := keywords.get("max_tokens")) is not None:
-                keywords["max_tokens"] = left = most - begun.usage.completion_tokens
-                if left < 1:  # it was whole: only its end was not written down
-                    self._remain(msgspec.structs.replace(begun, stop_reason=StopReason.LENGTH))
-                    return
-        await self._open(asked, keywords)
+        self._begun = begun = self._reply.completion if self._reply is not None else None
+        most = self._keywords.get("max_tokens")
+        if begun is not None and most is not None and most <= begun.usage.completion_tokens:
+            # It was whole: only its end was not written down.
+            self._begun = None
+            self._remain(msgspec.structs.replace(begun, stop_reason=StopReason.LENGTH))
+        else:
+            await self._open(asked)
 
-    async def _open(self, asked: Turn, keywords: dict[str, Any]) -> None:
-        path = self._conversation.path_to(asked.id)
+    async def _open(self, asked: Turn) -> None:
         await self._budget.render_system()
-        plan = await self._budget.plan(path)
+        plan = await self._budget.plan(self._conversation.path_to(asked.id))
         while True:
             self._sent, self._dropped = plan.messages, self._dropped + plan.dropped
-            inner = self._session.prompt_streaming(plan.messages, **self._with_time_left(keywords))
+            inner = self._make_inner(plan.messages)
             with self._lock:
                 self._inner = inner
                 verdict = self._verdict
@@ -295,10 +295,23 @@ class ChatStream:
             self._written_at = time.monotonic()
             return
 
-    def _with_time_left(self, keywords: dict[str, Any]) -> dict[str, Any]:
-        if self._deadline == math.inf:
-            return keywords
-        return {**keywords, "timeout": max(self._deadline - time.monotonic(), 0.001)}
+    def _make_inner(self, messages: list[Message]) -> ReplyStream:
+        """One that goes on where a reply was cut, where the server can; else all of it is said again."""
+        keywords = dict(self._keywords)
+        if self._deadline < math.inf:
+            keywords["timeout"] = max(self._deadline - time.monotonic(), 0.001)
+        if (begun := self._begun) is None:
+            return self._session.prompt_streaming(messages, **keywords)
+        whole, keywords["reply_start"] = dict(keywords), begun.text
+        if keywords.get("max_tokens") is not None:
+            keywords["max_tokens"] -= begun.usage.completion_tokens
+        try:
+            return self._session.prompt_streaming(messages, **keywords)
+        except UnsupportedFeatureError as error:
+            if error.feature != "reply_start":
+                raise
+            self._begun = None
+            return self._session.prompt_streaming(messages, **whole)
 
     # What is read.
 
@@ -387,12 +400,25 @@ class ChatStream:
     def _so_far(self) -> Completion:
         """Cut here."""
         if self._inner is not None:
-            return self._inner.partial
+            return self._count_begun(self._inner.partial)
         if self._stored is not None:
             return self._stored
         return Completion(
             id=self.id, text=self._heard_text, stop_reason=StopReason.INTERRUPTED, seed=0, model=self._session.model
         )
+
+    def _count_begun(self, completion: Completion) -> Completion:
+        """What was said before a cut is a part of the reply, and no longer of the prompt."""
+        if self._begun is None:
+            return completion
+        usage, said = completion.usage, self._begun.usage.completion_tokens
+        prompt = max(usage.prompt_tokens - said, 0)
+        counted = Usage(
+            prompt_tokens=prompt,
+            completion_tokens=usage.completion_tokens + said,
+            cached_tokens=min(usage.cached_tokens, prompt),
+        )
+        return msgspec.structs.replace(completion, usage=counted)
 
     # What is written.
 
@@ -434,7 +460,7 @@ class ChatStream:
         if self._inner is not None:
             await self._inner.__aexit__(None, None, None)  # its slot is free
         if self._asked is not None and self._stored is None:
-            completion = msgspec.structs.replace(completion, dropped=self._dropped)
+            completion = msgspec.structs.replace(self._count_begun(completion), dropped=self._dropped)
             interrupted = completion.stop_reason is StopReason.INTERRUPTED
             try:
                 if interrupted and not completion.text:
@@ -457,6 +483,8 @@ class ChatStream:
         self._error = error
         if error.partial is None:
             error.partial = self._so_far()
+        elif self._inner is not None:
+            error.partial = self._count_begun(error.partial)
         await self._cut(error.partial, TurnState.FAILED, for_good=isinstance(error, UsageError | ContextOverflowError))
 
     async def _cut(self, partial: Completion, state: TurnState, *, for_good: bool) -> None:
