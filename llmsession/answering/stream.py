@@ -10,33 +10,30 @@ from __future__ import annotations
 import itertools
 import math
 import os
-import sys
 import threading
 import time
 import warnings
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AbstractAsyncContextManager
-from typing import TYPE_CHECKING, Any, Self, TextIO, TypeVar
+from typing import TYPE_CHECKING, Any, Self
 
 import anyio
 import msgspec
 
-from llmsession.answering.joining import Broadcast, begin_running, end_running, find_running
+from llmsession.answering.joining import Broadcast, find_running
+from llmsession.answering.record import Record
 from llmsession.completion import Completion, StopReason, Usage
 from llmsession.errors import (
     ContextOverflowError,
-    DuplicateKeyError,
     LLMSessionError,
     TotalTimeoutError,
     UnsupportedFeatureError,
     UsageError,
 )
 from llmsession.latch import call_soon, current_loop
-from llmsession.memory.turn import Turn, TurnState
-from llmsession.messages import Role
+from llmsession.memory.turn import TurnState
 from llmsession.wire.events import Event, Finished, ReasoningDelta, TextDelta
-from llmsession.wire.reply import Events
+from llmsession.wire.reading import Readable
 
 if TYPE_CHECKING:
     from llmsession.answering.budget import Budget
@@ -45,15 +42,13 @@ if TYPE_CHECKING:
     from llmsession.session import Session
     from llmsession.wire.reply import ReplyStream
 
-T = TypeVar("T")
-
 # Seconds of a reply that a kill may cost: what came before is on disk. More often would have fast models wait for it.
 CHECKPOINT_EVERY = 0.5
 
 _numbers = itertools.count(1)
 
 
-class ChatStream:
+class ChatStream(Readable):
     """A reply as it arrives: `async with` it, iterate it for pieces of text or `events()`, then `await result()`.
 
     Left before its end, a turn with a key waits for the next call with that key; one without keeps what was said.
@@ -73,8 +68,8 @@ class ChatStream:
         self._session = session
         self._conversation = conversation
         self._budget = budget
-        self._message = message  # None: the last turn is answered anew
         self._key = key
+        self._record = Record(conversation, message, key)
         self._keywords = keywords
         self._note = note
         self._id = f"turn-{os.getpid()}-{next(_numbers)}"
@@ -82,9 +77,6 @@ class ChatStream:
         self._lock = threading.Lock()
         self._verdict: StopReason | LLMSessionError | None = None
         self._waiting: tuple[anyio.CancelScope, Any] | None = None
-        self._entered = False
-        self._left = False
-        self._way: str | None = None
         # What is read: another call's reply, what is known already, or the model's.
         self._heard: Broadcast | None = None
         self._heard_count = 0
@@ -92,21 +84,14 @@ class ChatStream:
         self._known: deque[Event] = deque()
         self._inner: ReplyStream | None = None
         self._events: AsyncIterator[Event] | None = None
-        # While it is our turn: the lock on the conversation, the user's turn, what stands on disk of the reply.
-        self._turn: AbstractAsyncContextManager[None] | None = None
-        self._asked: Turn | None = None
-        self._reply: Turn | None = None
+        self._stored: Completion | None = None  # what was said to the key before
         self._begun: Completion | None = None  # what a reply that was cut goes on from
-        self._broadcast: Broadcast | None = None
         self._sent: list[Message] = []
         self._dropped: tuple[Message, ...] = ()
-        self._stored: Completion | None = None  # what was said to the key before
         self._written_at = 0.0
         # Letters that the source has said, and that the reader has.
         self._said = 0
         self._given = 0
-        self._completion: Completion | None = None
-        self._error: LLMSessionError | None = None
 
     @property
     def id(self) -> str:
@@ -119,9 +104,7 @@ class ChatStream:
         return self._inner.queue_position if self._inner is not None else None
 
     async def __aenter__(self) -> Self:
-        if self._entered:
-            raise UsageError("a reply can be entered once: call stream again for another")
-        self._entered = True
+        self._enter()
         if (timeout := self._keywords.get("timeout")) is not None:
             self._deadline = time.monotonic() + timeout
         self._session.remember(self)
@@ -144,47 +127,6 @@ class ChatStream:
             warnings.warn(f"{self._id} was never left: use `async with`", ResourceWarning, stacklevel=1, source=self)
             self._session.forget(self)
 
-    async def __anext__(self) -> str:
-        self._go("text")
-        while True:
-            event = await self._next()
-            if isinstance(event, TextDelta) and event.text:
-                return event.text
-            if event is None:
-                raise StopAsyncIteration
-
-    def __aiter__(self) -> AsyncIterator[str]:
-        self._go("text")
-        return self
-
-    def events(self) -> AsyncIterator[Event]:
-        """Everything that happens, to the Finished. Either this or plain iteration, not both."""
-        self._go("events")
-        return Events(self._next)
-
-    async def result(self) -> Completion:
-        """Read what is left and give the whole. Raises what ended the reply, with its `partial`."""
-        if self._completion is None and self._error is None:
-            self._check_inside()
-            while await self._next() is not None:
-                pass
-        if self._error is not None:
-            raise self._error
-        assert self._completion is not None  # noqa: S101 - _next ends with one of the two
-        return self._completion
-
-    async def print(self, file: TextIO | None = None, *, end: str = "\n", flush: bool = True) -> Completion:
-        """Write the pieces to `file` (stdout) as they arrive; give the Completion."""
-        out = file if file is not None else sys.stdout
-        async for piece in self:
-            out.write(piece)
-            if flush:
-                out.flush()
-        out.write(end)
-        if flush:
-            out.flush()
-        return await self.result()
-
     def cancel(self) -> None:
         """End it now, with what has arrived and StopReason.INTERRUPTED. From any task or thread."""
         self.end(StopReason.INTERRUPTED)
@@ -206,35 +148,18 @@ class ChatStream:
 
     async def _begin(self) -> None:
         if self._key is not None and (running := find_running(self._conversation, self._key)) is not None:
-            self._check_same(running.message)
+            self._record.check_same(running.message)
             self._heard = running
         else:
             await self._take_turn()
 
     async def _take_turn(self) -> None:
-        """Wait until nobody else answers in this conversation, here or in another process; then ask."""
-        turn = self._conversation.answering()
-        await turn.__aenter__()
-        self._turn = turn
-        if not self._take_known():
+        """Wait for it, and ask, unless that was answered before."""
+        self._stored = await self._record.take_turn()
+        if self._stored is not None:
+            self._remain(self._stored)
+        else:
             await self._ask()
-
-    def _take_known(self) -> bool:
-        """What was said to this key before, whole. What was said in part is taken up."""
-        asked = self._conversation.find(self._key) if self._key is not None else None
-        if asked is None:
-            return False
-        self._check_same(asked.message)
-        self._asked = asked
-        reply = self._conversation.reply_to(asked.id)
-        if reply is None or reply.completion is None:
-            return False
-        if reply.state in (TurnState.PENDING, TurnState.FAILED):
-            self._reply = reply
-            return False
-        self._stored = reply.completion
-        self._remain(reply.completion)
-        return True
 
     def _remain(self, completion: Completion) -> None:
         """Nothing has to be asked any more."""
@@ -243,41 +168,20 @@ class ChatStream:
         self._known.append(TextDelta(text=completion.text, completion_tokens=completion.usage.completion_tokens))
         self._known.append(Finished(completion=completion))
 
-    def _check_same(self, message: Message) -> None:
-        if self._message != message:
-            raise DuplicateKeyError(
-                f"the key {self._key!r} was given before, with another text: a key is for one event",
-                key=self._key or "",
-            )
-
     async def _ask(self) -> None:
-        """The user's turn is on disk before the model hears of it."""
-        conversation = self._conversation
-        if self._asked is not None:
-            asked = await conversation.ask_again(self._asked.id)
-        elif self._message is None:
-            asked = find_retry(conversation)
-            if asked.state is TurnState.FAILED:
-                asked = await conversation.ask_again(asked.id)
-        elif self._message.role is Role.TOOL:
-            asked = await conversation.add(self._message)
-        else:
-            asked = await conversation.ask(self._message, key=self._key)
-        self._asked = asked
-        if self._key is not None:
-            self._broadcast = begin_running(conversation, self._key, asked.message)
-        self._begun = begun = self._reply.completion if self._reply is not None else None
+        await self._record.ask()
+        self._begun = begun = self._record.begun
         most = self._keywords.get("max_tokens")
         if begun is not None and most is not None and most <= begun.usage.completion_tokens:
             # It was whole: only its end was not written down.
             self._begun = None
             self._remain(msgspec.structs.replace(begun, stop_reason=StopReason.LENGTH))
         else:
-            await self._open(asked)
+            await self._open()
 
-    async def _open(self, asked: Turn) -> None:
+    async def _open(self) -> None:
         await self._budget.render_system()
-        plan = await self._budget.plan(self._conversation.path_to(asked.id))
+        plan = await self._budget.plan(self._record.path)
         while True:
             self._sent, self._dropped = plan.messages, self._dropped + plan.dropped
             inner = self._make_inner(plan.messages)
@@ -289,7 +193,7 @@ class ChatStream:
             try:
                 await inner.__aenter__()
             except ContextOverflowError as error:
-                plan = await self._budget.plan_less(self._conversation.path_to(asked.id), error)
+                plan = await self._budget.plan_less(self._record.path, error)
                 continue
             self._events = inner.events()
             self._written_at = time.monotonic()
@@ -326,7 +230,8 @@ class ChatStream:
             try:
                 event = await self._read()
                 if self._inner is not None and time.monotonic() - self._written_at >= CHECKPOINT_EVERY:
-                    await self._write_down()
+                    await self._record.checkpoint(self._so_far())
+                    self._written_at = time.monotonic()
             except LLMSessionError as error:
                 await self._fail(error)
                 raise
@@ -351,8 +256,8 @@ class ChatStream:
     async def _read(self) -> Event:
         if self._events is not None:
             event = await anext(self._events)
-            if self._broadcast is not None and not isinstance(event, Finished):
-                self._broadcast.tell(event)
+            if self._record.broadcast is not None and not isinstance(event, Finished):
+                self._record.broadcast.tell(event)
             return event
         if not self._known:
             await self._stoppable(self._hear)
@@ -420,60 +325,23 @@ class ChatStream:
         )
         return msgspec.structs.replace(completion, usage=counted)
 
-    # What is written.
-
-    async def _write_down(self) -> None:
-        """What came so far: a kill does not cost it."""
-        await self._save(self._so_far(), TurnState.PENDING)
-        self._written_at = time.monotonic()
-
-    async def _save(self, completion: Completion, state: TurnState) -> None:
-        """Also where the caller is cancelled: what was said is not forgotten for that."""
-        assert self._asked is not None  # noqa: S101 - only what was asked is answered
-        asked, reply = self._asked.id, self._reply.id if self._reply is not None else None
-        with anyio.CancelScope(shield=True):
-            self._reply = await self._conversation.save_reply(
-                asked,
-                completion,
-                state,
-                reply=reply,
-                tokens=completion.usage.completion_tokens or None,
-                asked_tokens=self._count_asked(completion),
-            )
-
-    def _count_asked(self, completion: Completion) -> int | None:
-        """What the user's turn adds to the prompt, by the engine's own count: known where all before it was sent."""
-        assert self._asked is not None  # noqa: S101 - as in _save
-        path = self._conversation.path_to(self._asked.id)
-        before = path[-2].completion if len(path) > 1 else None
-        sent = [message for message in self._sent if message.role is not Role.SYSTEM]
-        if (
-            not completion.usage.prompt_tokens
-            or sent != [turn.message for turn in path]
-            or (len(path) > 1 and not before)
-        ):
-            return None
-        return max(0, completion.usage.prompt_tokens - (before.usage.total_tokens if before is not None else 0))
+    # How it ends.
 
     async def _finish(self, completion: Completion) -> Finished:
         """It is whole, or was interrupted: on disk, then said."""
         if self._inner is not None:
             await self._inner.__aexit__(None, None, None)  # its slot is free
-        if self._asked is not None and self._stored is None:
+        if self._stored is None:
             completion = msgspec.structs.replace(self._count_begun(completion), dropped=self._dropped)
-            interrupted = completion.stop_reason is StopReason.INTERRUPTED
             try:
-                if interrupted and not completion.text:
-                    await self._abandon()
-                else:
-                    await self._save(completion, TurnState.INTERRUPTED if interrupted else TurnState.COMPLETE)
+                await self._record.settle(completion, self._sent)
             except LLMSessionError as error:
                 error.partial = completion
                 self._error = error
-                await self._give_turn_back(None)
+                await self._record.give_back(None)
                 raise
         self._completion = completion
-        await self._give_turn_back(completion)
+        await self._record.give_back(completion)
         if self._inner is not None:
             self._note(self._sent, completion)
         return Finished(completion=completion)
@@ -485,37 +353,18 @@ class ChatStream:
             error.partial = self._so_far()
         elif self._inner is not None:
             error.partial = self._count_begun(error.partial)
-        await self._cut(error.partial, TurnState.FAILED, for_good=isinstance(error, UsageError | ContextOverflowError))
+        for_good = isinstance(error, UsageError | ContextOverflowError)
+        await self._cut(error.partial, TurnState.FAILED, for_good=for_good)
 
-    async def _cut(self, partial: Completion, state: TurnState, *, for_good: bool) -> None:
-        """It ended before its end. A store that fails as well has nothing to add to that."""
+    async def _cut(self, partial: Completion, state: TurnState, *, for_good: bool = False) -> None:
+        """A store that fails as well has nothing to add to what ended it."""
         try:
-            if self._asked is not None and self._stored is None:
-                if partial.text:
-                    await self._save(partial, TurnState.PENDING if self._key is not None and not for_good else state)
-                elif self._key is None or for_good:
-                    await self._abandon()
+            await self._record.cut(partial, state, for_good=for_good)
         except LLMSessionError as error:
             if self._error is None:
                 self._error = error
         finally:
-            await self._give_turn_back(None)
-
-    async def _abandon(self) -> None:
-        """Nothing was said to it. One that is answered anew keeps its answer."""
-        if self._asked is None or self._conversation.reply_to(self._asked.id) is not None:
-            return
-        with anyio.CancelScope(shield=True):
-            await self._conversation.fail(self._asked.id)
-
-    async def _give_turn_back(self, completion: Completion | None) -> None:
-        turn, self._turn = self._turn, None
-        if turn is None:
-            return
-        if self._broadcast is not None and self._key is not None:
-            end_running(self._conversation, self._key, completion)
-        with anyio.CancelScope(shield=True):
-            await turn.__aexit__(None, None, None)
+            await self._record.give_back(None)
 
     async def _leave(self) -> None:
         """The slot is free, and the next turn may be taken."""
@@ -529,35 +378,7 @@ class ChatStream:
                 await inner.__aexit__(None, None, None)
             if self._completion is None and self._error is None:
                 partial = self._so_far()
-                await self._cut(partial, TurnState.INTERRUPTED, for_good=False)
+                await self._cut(partial, TurnState.INTERRUPTED)
                 self._completion = partial
             else:
-                await self._give_turn_back(None)
-
-    def _go(self, way: str) -> None:
-        self._check_inside()
-        if self._way is not None and self._way != way:
-            raise UsageError("iterate a reply for its text or for its events(), not for both")
-        self._way = way
-
-    def _check_inside(self) -> None:
-        if not self._entered:
-            raise UsageError("a reply is read inside its block: async with chat.stream(…) as stream: …")
-        if self._left and self._completion is None and self._error is None:
-            raise UsageError("the block of this reply was left: read it inside the block")
-
-
-def find_retry(conversation: Conversation) -> Turn:
-    """The user's turn that is answered anew: one that nothing was said to, or the last on the path.
-
-    Raises UsageError where there is none.
-    """
-    path = conversation.path
-    end = path[-1].id if path else None
-    failed = [turn for turn in conversation.turns if turn.parent == end and turn.state is TurnState.FAILED]
-    if failed and failed[-1].message.role is not Role.ASSISTANT:
-        return failed[-1]
-    for turn in reversed(path):
-        if turn.message.role in (Role.USER, Role.TOOL):
-            return turn
-    raise UsageError("there is nothing to answer anew: nothing was said yet")
+                await self._record.give_back(None)

@@ -7,12 +7,11 @@ the source has it started again, and the reply goes on from what was delivered.
 
 from __future__ import annotations
 
-import sys
 import threading
 import warnings
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
-from typing import Any, Protocol, Self, TextIO
+from collections.abc import Callable, Coroutine
+from typing import Any, Protocol, Self
 
 import anyio
 import httpx
@@ -23,7 +22,6 @@ from llmsession.errors import (
     ContextOverflowError,
     LLMSessionError,
     TruncatedReplyError,
-    UsageError,
 )
 from llmsession.latch import call_soon, current_loop
 from llmsession.wire.assembly import Assembly
@@ -31,6 +29,7 @@ from llmsession.wire.continuing import Delivered, NothingLeftError
 from llmsession.wire.events import Delta, Ended, Event, Finished, TextDelta
 from llmsession.wire.http import ByteStream, decode_error_frame, map_error
 from llmsession.wire.patience import Limits, Patience
+from llmsession.wire.reading import Readable
 from llmsession.wire.request import GenerationRequest
 from llmsession.wire.sse import Decoder
 
@@ -94,7 +93,7 @@ class Source(Protocol):
         ...
 
 
-class ReplyStream:
+class ReplyStream(Readable):
     """A reply as it arrives: `async with` it, iterate it for pieces of text or `events()`, then `await result()`.
 
     `cancel()` and the session's `interrupt()` end it with what has arrived; leaving the block frees its slot at once.
@@ -107,15 +106,10 @@ class ReplyStream:
         self._lock = threading.Lock()
         self._verdict: StopReason | LLMSessionError | None = None
         self._opening: tuple[anyio.CancelScope, Any] | None = None
-        self._entered = False
-        self._left = False
         self._body: ByteStream | None = None
         self._sse = Decoder()
         self._pending: deque[Event] = deque()
-        self._way: str | None = None
         self._assembly = Assembly(id=id, model=source.model, seed=request.seed)
-        self._completion: Completion | None = None
-        self._error: BaseException | None = None
         self._delivered = Usage()
         self._patience = Patience(limits, look=source.look, end=self.end)
 
@@ -125,9 +119,7 @@ class ReplyStream:
         return self._source.queue_position
 
     async def __aenter__(self) -> Self:
-        if self._entered:
-            raise UsageError("a reply can be entered once: call prompt_streaming again for another")
-        self._entered = True
+        self._enter()
         self._patience.begin()
         try:
             await self._connect(self._source.open(self._patience.note_sent))
@@ -154,47 +146,6 @@ class ReplyStream:
             self._leave()
             if self._body is not None:
                 self._body.abort()
-
-    async def __anext__(self) -> str:
-        self._go("text")
-        while True:
-            event = await self._next()
-            if isinstance(event, TextDelta) and event.text:
-                return event.text
-            if event is None:
-                raise StopAsyncIteration
-
-    def __aiter__(self) -> AsyncIterator[str]:
-        self._go("text")
-        return self
-
-    def events(self) -> AsyncIterator[Event]:
-        """Everything that happens, to the Finished. Either this or plain iteration, not both."""
-        self._go("events")
-        return Events(self._next)
-
-    async def result(self) -> Completion:
-        """Read what is left and give the whole. Raises what ended the reply, with its `partial`."""
-        if self._completion is None and self._error is None:
-            self._check_inside()
-            while await self._next() is not None:
-                pass
-        if self._error is not None:
-            raise self._error
-        assert self._completion is not None  # noqa: S101 - _next ends with one of the two
-        return self._completion
-
-    async def print(self, file: TextIO | None = None, *, end: str = "\n", flush: bool = True) -> Completion:
-        """Write the pieces to `file` (stdout) as they arrive; give the Completion."""
-        out = file if file is not None else sys.stdout
-        async for piece in self:
-            out.write(piece)
-            if flush:
-                out.flush()
-        out.write(end)
-        if flush:
-            out.flush()
-        return await self.result()
 
     @property
     def partial(self) -> Completion:
@@ -260,18 +211,6 @@ class ReplyStream:
     async def _close_body(self) -> None:
         if self._body is not None:
             await self._body.aclose()
-
-    def _go(self, way: str) -> None:
-        self._check_inside()
-        if self._way is not None and self._way != way:
-            raise UsageError("iterate a reply for its text or for its events(), not for both")
-        self._way = way
-
-    def _check_inside(self) -> None:
-        if not self._entered:
-            raise UsageError("a reply is read inside its block: async with session.prompt_streaming(…) as stream: …")
-        if self._left and self._completion is None and self._error is None:
-            raise UsageError("the block of this reply was left, and its connection closed: read it inside the block")
 
     async def _next(self) -> Event | None:
         """The next event, or None after the last."""
@@ -390,19 +329,3 @@ class ReplyStream:
             neutralized=self._source.neutralized,
             restarts=self._source.restarts,
         )
-
-
-class Events:
-    """Of a stream. Not a generator: one that is not read out is trouble under trio."""
-
-    def __init__(self, read_next: Callable[[], Awaitable[Event | None]]) -> None:
-        self._read_next = read_next
-
-    def __aiter__(self) -> Events:
-        return self
-
-    async def __anext__(self) -> Event:
-        event = await self._read_next()
-        if event is None:
-            raise StopAsyncIteration
-        return event
