@@ -246,16 +246,18 @@ def test_ctrl_c_in_a_reply_is_exit_code_130_and_leaves_nothing(tmp_path: Path) -
 
 def test_a_reader_that_leaves_is_no_traceback(tmp_path: Path) -> None:
     """`llmsession run … | head -c 1`."""
-    path = write_random_model(tmp_path / "random.gguf", context=100_000)
-    program = subprocess.Popen(
-        [*COMMAND, "run", "hi", "--model", str(path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    )
-    assert program.stdout is not None
-    assert program.stderr is not None
-    program.stdout.read(1)
-    program.stdout.close()
-    assert (1, b"") == (program.wait(timeout=20), program.stderr.read())
-    program.stderr.close()
+    path, config = write_random_model(tmp_path / "random.gguf", context=100_000), tmp_path / "options.yaml"
+    config.write_text("sampling: {ignore_eos: true}\n")  # or it may be at its end before the reader has gone
+    with subprocess.Popen(
+        [*COMMAND, "run", "hi", "--model", str(path), "--config", str(config)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as program:
+        assert program.stdout is not None
+        assert program.stderr is not None
+        program.stdout.read(1)
+        program.stdout.close()
+        assert (1, b"") == (program.wait(timeout=20), program.stderr.read())
 
 
 def test_version_names_what_runs() -> None:

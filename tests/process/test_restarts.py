@@ -100,15 +100,15 @@ async def test_a_reply_outlives_its_engine(engine: Engine, encoding: str | None,
     """Row B10, D3 of the design: by appending, or, where a form or a seed binds it, by saying it all again."""
     async with Session(**engine.options(prompt_encoding=encoding, restart_limit=50)) as session:
         whole = await session.prompt(messages, **keywords)
-        again = await read_with_kills(session, messages, [3, 8], **keywords)
-        while not again.restarts:  # it was all sent before the engine was gone
-            again = await read_with_kills(session, messages, [3, 8], **keywords)
+        again, most = await read_with_kills(session, messages, [3, 8], **keywords), 2
+        while not again.restarts:  # it was all sent before the engine was gone: that may only be seen by the next one
+            again, most = await read_with_kills(session, messages, [3, 8], **keywords), 3
         assert same(whole, again)
         assert whole.usage.completion_tokens == again.usage.completion_tokens
         assert whole.usage.prompt_tokens == again.usage.prompt_tokens
         assert len(whole.tokens) == len(again.tokens)
         assert (whole.neutralized, whole.stop_phrase) == (again.neutralized, again.stop_phrase)
-        assert 0 == whole.restarts < again.restarts <= 2
+        assert 0 == whole.restarts < again.restarts <= most
 
 
 @pytest.mark.parametrize("encoding", [None, "chat"], ids=["completion", "chat"])
