@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from copy import copy
 from datetime import UTC, datetime
-from typing import Any, Protocol
+from typing import Any, TypeAlias
 
 import msgspec
 from msgspec import UNSET, UnsetType
@@ -15,30 +15,13 @@ from llmsession.completion import Completion
 from llmsession.errors import InvalidMessagesError, StoreError, UsageError
 from llmsession.memory.in_ram import InRam
 from llmsession.memory.rows import ConversationRow
-from llmsession.memory.store import Applied
+from llmsession.memory.store import Store
 from llmsession.memory.tree import Change, Tree
 from llmsession.memory.turn import Turn, TurnState
 from llmsession.messages import Message, MessageLike, as_message, is_unicode, with_data_urls
 
-
-class Keeper(Protocol):
-    """Where conversations are kept. `guard` is held while what a Conversation knows is changed or read."""
-
-    @property
-    def guard(self) -> contextlib.AbstractContextManager[Any]:
-        """A lock of threads, which may be taken again by the one that has it."""
-
-    def look(self, conversation: int) -> int | None:
-        """How often it was changed; None where it was forgotten."""
-
-    def load(self, conversation: int, *, since: int) -> tuple[ConversationRow, list[Turn]] | None:
-        """What was changed after that version."""
-
-    async def apply(self, row: ConversationRow, change: Change, last_update: datetime) -> Applied | None:
-        """Keep it. None where the conversation is no longer as that row says."""
-
-    def answering(self, conversation: int) -> contextlib.AbstractAsyncContextManager[None]:
-        """One at a time."""
+# Where conversations are kept. Its `guard` is held while what a Conversation knows is changed or read.
+Keeper: TypeAlias = Store | InRam
 
 
 class Conversation:

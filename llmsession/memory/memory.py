@@ -106,7 +106,7 @@ class Memory:
         _check_name(channel, "channel")
         prompt = check_system_prompt(system_prompt)
         row = self._store.find(user, channel)
-        now = datetime.now(UTC)
+        now = _now()
         if row is None or self._is_old(row, now):
             oldest = self._oldest(now)
             names = (user.encode(), channel.encode())
@@ -129,7 +129,7 @@ class Memory:
 
     async def forget(self) -> int:
         """Drop what is older than `max_age`, and say how many that were. Nothing where there is no `max_age`."""
-        oldest = self._oldest(datetime.now(UTC))
+        oldest = self._oldest(_now())
         if oldest is None:
             return 0
         old, values = "last_hour <= ? AND last_update < ?", (as_hour(oldest), oldest)
@@ -158,6 +158,7 @@ class Memory:
 
     async def export(self, user: str) -> dict[str, Any]:
         """Everything about a user, as JSON would hold it."""
+        _check_name(user, "user")
         return {
             "user": user,
             "conversations": [conversation.to_dict() for conversation in await self.conversations(user)],
@@ -276,6 +277,10 @@ class Opening:
             await memory.aclose()
             raise
         return memory
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
 
 
 def _find_or_create(

@@ -31,6 +31,8 @@ Work = Callable[[sqlite3.Connection], T]
 _BATCH = 1024
 # So long at most are those waited for who were just served, in seconds: less than the fsync that it saves.
 _GATHER = 0.002
+# Who is cancelled waits so long for the commit that is under way: longer only where another process keeps it out.
+_CANCEL_SECONDS = 1.0
 # A program that ends waits so long for what it has not written yet.
 _EXIT_SECONDS = 5.0
 
@@ -69,7 +71,8 @@ class Writer:
     async def do(self, work: Work[T], *, alone: bool = False) -> T:
         """Run it in a transaction, and return what it returns when that is on the disk.
 
-        Cancelled before its turn, nothing of it is written; later, all of it may be. `alone`: outside of any.
+        Cancelled before its turn, nothing of it is written; later, all of it is, and that is waited for. `alone`:
+        outside of any.
         """
         operation = _Operation(work, alone=alone)
         with self._changed:
@@ -82,8 +85,11 @@ class Writer:
             await operation.done.wait()
         except BaseException:
             with self._changed:
-                if operation in self._waiting:
+                if is_waiting := operation in self._waiting:
                     self._waiting.remove(operation)
+            if not is_waiting:  # so that it does not come after what its caller does next
+                with anyio.move_on_after(_CANCEL_SECONDS, shield=True):
+                    await operation.done.wait()
             raise
         if operation.error is not None:
             raise operation.error
