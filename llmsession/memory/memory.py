@@ -85,11 +85,8 @@ class Memory:
         await self.aclose()
 
     def __del__(self) -> None:
-        if getattr(self, "_is_closed", True):
-            return
-        if self.path is not None:
+        if not self._is_closed and self.path is not None:
             warnings.warn(f"{self!r} was never closed: use `async with`", ResourceWarning, stacklevel=1, source=self)
-        self._store.abandon()
 
     async def aclose(self) -> None:
         """When all that waits is on the disk. Conversations keep what they know, and take nothing more."""

@@ -24,6 +24,10 @@ _LOOK_EVERY: Final = 0.002
 # The log does not stay as long as it once had to be.
 _WAL_LIMIT: Final = 16 * 2**20
 
+# One page of the least size that there is.
+_SMALLEST: Final = 512
+_NOT_OURS: Final = "{} is no database of llmsession's: name another file, this one was left as it is"
+
 # Each brings the file from the version of its index to the next. None is ever changed, only added to.
 _MIGRATIONS: Final = (
     """
@@ -131,7 +135,7 @@ def explain(error: sqlite3.Error, path: Path | None) -> LLMSessionError:
         case sqlite3.SQLITE_CANTOPEN:
             return StoreError(f"{where} cannot be opened: is its folder there, and may this user read and write in it?")
         case sqlite3.SQLITE_NOTADB:
-            return StoreError(f"{where} is no database of llmsession's: name another file, this one was left as it is")
+            return StoreError(_NOT_OURS.format(where))
         case sqlite3.SQLITE_CORRUPT:
             return StoreError(
                 f"{where} is damaged ({error}): restore a copy, or save what is left with sqlite3's .recover; "
@@ -157,6 +161,9 @@ def _check_place(path: Path) -> None:
         raise StoreError(f"{path} is a folder: name a file in it, such as {path / 'memory.db'}")
     if not path.parent.is_dir():
         raise StoreError(f"{path} cannot be made, there is no folder {path.parent}: make it first")
+    with contextlib.suppress(FileNotFoundError):
+        if 0 < path.stat().st_size < _SMALLEST:  # SQLite takes a file of one byte for an empty one
+            raise StoreError(_NOT_OURS.format(path))
     # What people said is theirs alone. Where the file is there already, it is not touched.
     with contextlib.suppress(OSError):
         os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
@@ -173,8 +180,11 @@ def _prepare(connection: sqlite3.Connection, path: Path) -> None:
         raise StoreError(f"{path} lies where SQLite cannot share it between connections: put it on a local disk")
     connection.execute("PRAGMA synchronous = FULL")
     connection.execute(f"PRAGMA journal_size_limit = {_WAL_LIMIT}")
-    execute_patiently(connection, "BEGIN IMMEDIATE")  # a file that cannot be written says so here
-    connection.execute("ROLLBACK")
+    execute_patiently(connection, "BEGIN IMMEDIATE")
+    try:  # a file that cannot be written says so with the first write, so one is begun
+        connection.execute(f"PRAGMA user_version = {connection.execute('PRAGMA user_version').fetchone()[0]}")
+    finally:
+        connection.execute("ROLLBACK")
     _migrate(connection)
 
 

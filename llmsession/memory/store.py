@@ -70,12 +70,13 @@ class Store:
         # Whatever is read and whatever a Conversation holds changes under it; nobody waits in it.
         self.guard = threading.RLock()
         self._pid = os.getpid()
-        self._is_closed = False
         self._turns: Queues | TurnLocks = Queues()
         self._writer: Writer | None = None
+        self._is_closed = True
         self._reader = connect(path)
         if path is not None:
             self._share(path)
+        self._is_closed = False
         _STORES.add(self)
 
     def _share(self, path: Path) -> None:
@@ -175,8 +176,8 @@ class Store:
         if self._writer is not None:
             await self._writer.aclose()
 
-    def abandon(self) -> None:
-        """The same for an owner that is gone: nobody waits."""
+    def __del__(self) -> None:
+        # Neither the memory nor a conversation of it is held any more: nobody waits.
         if self._pid != os.getpid():
             return
         self._close_reader()

@@ -295,19 +295,19 @@ async def test_closing_writes_what_waits(database: Path) -> None:
 
 async def test_one_that_was_not_closed_says_so(database: Path) -> None:
     """And ends its thread all the same."""
-    memory = await Memory.open(database)
-    await (await memory.get("ann")).add("hello")
+    memories = [await Memory.open(database)]
+    await (await memories[0].get("ann")).add("hello")
     writers = [thread for thread in threading.enumerate() if thread.name == "llmsession-memory"]
-    del memory
     with pytest.warns(ResourceWarning, match="never closed"):
-        gc.collect()
+        memories.clear()
     for thread in writers:
         await anyio.to_thread.run_sync(thread.join, 10)
     assert not any(thread.is_alive() for thread in writers)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        await (await (await Memory.open()).get("ann")).add("hello")  # one in RAM has nothing to close
-        gc.collect()
+        conversation = await (await Memory.open()).get("ann")  # one in RAM has nothing to close
+        await conversation.add("hello")
+        assert ["hello"] == [message.content for message in conversation.messages]
 
 
 # What a restarted bot takes up.
@@ -354,7 +354,9 @@ async def test_nothing_of_a_forgotten_user_is_left_in_the_files(database: Path) 
         async def talk(number: int) -> None:
             conversation = await memory.get(f"user-{number:03}", f"place-{number:03}", system_prompt=f"<{number:03}>")
             for event in range(8):
-                asked = await conversation.ask(f"<{number:03}>" * (event + number % 7), key=f"<{number:03}> {event}")
+                asked = await conversation.ask(
+                    f"<{number:03}>" * (1 + event + number % 7), key=f"<{number:03}> {event}"
+                )
                 text = f"<{number:03}>" * 20
                 part = await conversation.save_reply(asked.id, reply(text), TurnState.PENDING)
                 for length in (100, 1 + number * 30):
