@@ -17,16 +17,26 @@ LONGEST = 0.4
 
 
 class Killed:
-    """One file through many lives. `lines` is all that was acknowledged, by any of them."""
+    """One file through many lives. `lines` is all that was acknowledged, by any of them. With a `server`, its address
+    and key, there is a chat as well, whose turns have keys.
+    """
 
-    def __init__(self, database: Path, rng: random.Random) -> None:
+    def __init__(self, database: Path, rng: random.Random, server: tuple[str, str] | None = None) -> None:
         self.database = database
+        self.server = server or ()
         self.rng = rng
         self.lines: list[str] = []
 
     def kill_once(self) -> list[str]:
         """A life, its end, and what is wrong afterwards."""
-        argv = [sys.executable, "-m", "tests.process.memory_program", str(self.database), str(self.rng.random())]
+        argv = [
+            sys.executable,
+            "-m",
+            "tests.process.memory_program",
+            str(self.database),
+            str(self.rng.random()),
+            *self.server,
+        ]
         program = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)
         assert program.stdout is not None
         assert program.stderr is not None

@@ -1,7 +1,8 @@
 """A program that talks in a memory until it is killed, and says on stdout what was acknowledged: a line each.
 
-Run it as `python -m tests.process.memory_program DATABASE SEED`. Each of its tasks prints only when what it names is on
-the disk. The checks that come afterwards are in `check_acknowledged`.
+Run it as `python -m tests.process.memory_program DATABASE SEED [URL KEY]`; with the address and the key of a server it
+also chats. Each of its tasks prints only when what it names is on the disk. The checks that come afterwards are in
+`check_acknowledged`.
 """
 
 from __future__ import annotations
@@ -12,15 +13,16 @@ import sqlite3
 import sys
 from collections import Counter
 from collections.abc import Iterable
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 import anyio
-import anyio.abc
 
-from llmsession import Conversation, Memory, Message, TurnState
+from llmsession import Chat, Conversation, Memory, Message, Sampling, Session, TurnState
 from tests.memories import reply
 
 WRITERS = 8
+CHATTER = "chatter"
 
 
 def acknowledge(*words: object) -> None:
@@ -56,11 +58,46 @@ async def say(conversation: Conversation, message: Message) -> int:
     return turn.id
 
 
-async def main(database: str, seed: str) -> None:
+async def chat_with_keys(memory: Memory, rng: random.Random, session: Session) -> None:
+    """As a bot does: first what the last life left, then one event after another. Each is answered by itself."""
+    conversation = await memory.get(CHATTER)
+    chat = make_chat(session, conversation)
+    for found in await memory.unfinished():
+        if found.conversation is conversation:
+            await answer(chat, found.turn.message.content, found.turn.key or "")
+    while True:
+        await conversation.clear()
+        text = rng.choice(["count to 20", f'reply with "{rng.randrange(100)} chief"'])
+        await answer(chat, text, f"event-{rng.random()}")
+
+
+def make_chat(session: Session, conversation: Conversation) -> Chat:
+    """Replies that are the same each time, and not long."""
+    return Chat(session, conversation, sampling=Sampling.GREEDY, max_tokens=60)
+
+
+async def answer(chat: Chat, text: str, key: str) -> None:
+    """Once for each key, then it is posted."""
+    reply = await chat.send(text, key=key)
+    acknowledge("reply", key, text, "->", reply.text)
+    asked = chat.conversation.find(key)
+    assert asked is not None
+    await chat.conversation.mark_delivered(asked.id)
+
+
+async def main(*arguments: str) -> None:
     """All tasks at once; whoever wants to see more of the library killed adds one here."""
-    async with Memory.open(database) as memory, anyio.create_task_group() as tasks:
+    database, seed, *server = arguments
+    async with AsyncExitStack() as stack:
+        memory = await stack.enter_async_context(Memory.open(database))
+        session = None
+        if server:
+            session = await stack.enter_async_context(Session(remote=server[0], api_key=server[1], model="tiny-chat"))
+        tasks = await stack.enter_async_context(anyio.create_task_group())
         for number in range(WRITERS):
             tasks.start_soon(write_turns, memory, random.Random(f"{seed} {number}"), number)
+        if session is not None:
+            tasks.start_soon(chat_with_keys, memory, random.Random(f"{seed} chat"), session)
         acknowledge("begun")
 
 
@@ -69,6 +106,7 @@ def check_acknowledged(database: Path, lines: Iterable[str]) -> list[str]:
     faults = []
     said: dict[int, str] = {}
     complete = set[int]()
+    replies: dict[str, str] = {}
     for line in lines:
         kind, _, rest = line.partition(" ")
         if kind == "turn":
@@ -78,7 +116,12 @@ def check_acknowledged(database: Path, lines: Iterable[str]) -> list[str]:
             said[int(number)] = text
         elif kind == "complete":
             complete.add(int(rest))
+        elif kind == "reply":
+            key, _, exchange = rest.partition(" ")
+            if replies.setdefault(key, exchange) != exchange:
+                faults.append(f"{key} has two replies: {replies[key]!r} and {exchange!r}")
     found = anyio.run(read_all, database)
+    faults += anyio.run(check_keys, database, replies)
     faults += [f"turn {number} was acknowledged and is lost" for number in said if number not in found]
     wrong = [number for number, text in said.items() if number in found and found[number][0] != text]
     faults += [f"turn {number} is not what was said" for number in wrong]
@@ -98,12 +141,51 @@ async def read_all(database: Path) -> dict[int, tuple[str, str]]:
     found = {}
     async with Memory.open(database) as memory:
         for conversation in await memory.conversations():
+            assert conversation.messages is not None
+            if conversation.user == CHATTER:
+                continue
             for turn in conversation.turns:
                 found[turn.id] = (turn.message.content, turn.state.value)
                 assert conversation.path_to(turn.id)[-1] == turn
-            assert conversation.messages is not None
     return found
 
 
+async def check_keys(database: Path, replies: dict[str, str]) -> list[str]:
+    """Each key stands for one turn with at most one reply, and those that were acknowledged are there."""
+    faults: list[str] = []
+    async with Memory.open(database) as memory:
+        conversation = await memory.get(CHATTER)
+        children = Counter(turn.parent for turn in conversation.turns if turn.message.role == "assistant")
+        keyed = [turn for turn in conversation.turns if turn.key is not None]
+        faults += [f"{turn.key} has {children[turn.id]} replies" for turn in keyed if children[turn.id] > 1]
+        for key, exchange in replies.items():
+            asked = conversation.find(key)
+            answer = None if asked is None else conversation.reply_to(asked.id)
+            kept = None if asked is None or answer is None else f"{asked.message.content} -> {answer.message.content}"
+            if kept != exchange:
+                faults.append(f"{key} was answered with {exchange!r}, and there is {kept!r}")
+    return faults
+
+
+async def finish(database: Path, session: Session) -> list[str]:
+    """Take up what the last life left; then each turn has the reply that an idle engine gives to it."""
+    faults = []
+    async with Memory.open(database) as memory:
+        conversation = await memory.get(CHATTER)
+        chat, expected = make_chat(session, conversation), dict[str, str]()
+        for found in await memory.unfinished():
+            if found.conversation is conversation:
+                await chat.send(found.turn.message, key=found.turn.key)
+        for turn in conversation.turns:
+            if turn.key is None:
+                continue
+            text, reply = turn.message.content, conversation.reply_to(turn.id)
+            if text not in expected:
+                expected[text] = (await session.prompt(text, temperature=0, max_tokens=60)).text
+            if reply is None or reply.message.content != expected[text]:
+                faults.append(f"{text!r} was answered with {reply and reply.message.content!r}, not {expected[text]!r}")
+    return faults
+
+
 if __name__ == "__main__":
-    anyio.run(main, sys.argv[1], sys.argv[2], backend=random.Random(sys.argv[2]).choice(["asyncio", "trio"]))
+    anyio.run(main, *sys.argv[1:], backend=random.Random(sys.argv[2]).choice(["asyncio", "trio"]))
