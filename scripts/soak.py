@@ -8,6 +8,8 @@ replies   replies that are read, left early, cancelled, interrupted or read slow
           free and the next reply right
 restarts  eight streams while the engine is killed again and again: each reply must be the idle engine's, or leave it
           where two tokens were as good as equal
+memory    `kill -9` of a program that talks in a memory, again and again on one file: all that was acknowledged must be
+          there, once; it needs no engine
 """
 
 from __future__ import annotations
@@ -36,6 +38,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
 
 from llmsession import LLMSessionError, Session, StopReason  # noqa: E402
+from soaking.memory import soak_memory  # noqa: E402
 from soaking.restarts import soak_restarts  # noqa: E402
 from soaking.run import Run, compare, steps, survey  # noqa: E402
 from tests.engines import ENGINES  # noqa: E402
@@ -282,7 +285,7 @@ def main() -> int:
         "replies": lambda run, given: anyio.run(soak_replies, run, given.replies),
         "restarts": lambda run, given: anyio.run(soak_restarts, run, given.minutes),
     }
-    parser.add_argument("stages", nargs="*", metavar="STAGE", help=f"{', '.join(stages)} (all)")
+    parser.add_argument("stages", nargs="*", metavar="STAGE", help=f"{', '.join(stages)}, memory (all)")
     parser.add_argument("--backend", choices=[engine.backend for engine in ENGINES], help="(each that is here)")
     parser.add_argument("--opens", type=int, default=500, help="sessions to open and close (500)")
     parser.add_argument("--kills", type=int, default=100, help="programs to kill (100)")
@@ -290,18 +293,23 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=10, help="of restarts (10)")
     parser.add_argument("--seed", type=int, default=1, help="of what is left to chance (1)")
     given = parser.parse_args()
-    if unknown := set(given.stages) - set(stages):
-        parser.error(f"{', '.join(sorted(unknown))}: no such stage; there are {', '.join(stages)}")
+    if unknown := set(given.stages) - set(stages) - {"memory"}:
+        parser.error(f"{', '.join(sorted(unknown))}: no such stage; there are {', '.join(stages)}, memory")
     faults: list[str] = []
     with tempfile.TemporaryDirectory(prefix="soak-") as name:
         folder = Path(name)
         for part in ("tmp", "cache"):
             (folder / part).mkdir()
         os.environ["TMPDIR"] = tempfile.tempdir = str(folder / "tmp")
-        slow = write_random_model(folder / "slow.gguf", width=32, more_tokens=500_000)
+        if "memory" in (given.stages or ["memory"]):
+            soak_memory(folder, random.Random(given.seed), given.kills, faults)
+        chosen = [stage for stage in stages if stage in given.stages] if given.stages else list(stages)
+        slow = folder / "slow.gguf"
+        if chosen:
+            write_random_model(slow, width=32, more_tokens=500_000)
         for engine in ENGINES:
             if given.backend in (None, engine.backend):
-                for stage in given.stages or stages:
+                for stage in chosen:
                     run = Run(engine, random.Random(given.seed), folder, slow, faults)
                     stages[stage](run, given)
         tempfile.tempdir = None

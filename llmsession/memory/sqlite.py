@@ -27,6 +27,7 @@ _WAL_LIMIT: Final = 16 * 2**20
 # One page of the least size that there is.
 _SMALLEST: Final = 512
 _NOT_OURS: Final = "{} is no database of llmsession's: name another file, this one was left as it is"
+_READ_ONLY: Final = "{} cannot be written: allow it for the file and for its folder, or name another"
 
 # Each brings the file from the version of its index to the next. None is ever changed, only added to.
 _MIGRATIONS: Final = (
@@ -131,7 +132,7 @@ def explain(error: sqlite3.Error, path: Path | None) -> LLMSessionError:
         case sqlite3.SQLITE_FULL:
             return StoreError(f"{where} cannot grow, the disk is full: nothing of this was kept; free some space")
         case sqlite3.SQLITE_READONLY | sqlite3.SQLITE_PERM:
-            return StoreError(f"{where} cannot be written: allow it for the file and for its folder, or name another")
+            return StoreError(_READ_ONLY.format(where))
         case sqlite3.SQLITE_CANTOPEN:
             return StoreError(f"{where} cannot be opened: is its folder there, and may this user read and write in it?")
         case sqlite3.SQLITE_NOTADB:
@@ -164,6 +165,11 @@ def _check_place(path: Path) -> None:
     with contextlib.suppress(FileNotFoundError):
         if 0 < path.stat().st_size < _SMALLEST:  # SQLite takes a file of one byte for an empty one
             raise StoreError(_NOT_OURS.format(path))
+        # SQLite would find out with the first write, and leave its side files behind.
+        if not os.access(path, os.W_OK):
+            raise StoreError(_READ_ONLY.format(path))
+    if not os.access(path.parent, os.W_OK):
+        raise StoreError(_READ_ONLY.format(path))
     # What people said is theirs alone. Where the file is there already, it is not touched.
     with contextlib.suppress(OSError):
         os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
@@ -180,11 +186,6 @@ def _prepare(connection: sqlite3.Connection, path: Path) -> None:
         raise StoreError(f"{path} lies where SQLite cannot share it between connections: put it on a local disk")
     connection.execute("PRAGMA synchronous = FULL")
     connection.execute(f"PRAGMA journal_size_limit = {_WAL_LIMIT}")
-    execute_patiently(connection, "BEGIN IMMEDIATE")
-    try:  # a file that cannot be written says so with the first write, so one is begun
-        connection.execute(f"PRAGMA user_version = {connection.execute('PRAGMA user_version').fetchone()[0]}")
-    finally:
-        connection.execute("ROLLBACK")
     _migrate(connection)
 
 

@@ -142,7 +142,7 @@ class Store:
 
     async def apply(self, row: ConversationRow, change: Change, last_update: datetime) -> Applied | None:
         """The change is on the disk. None where the conversation is no longer as that row says: plan it anew."""
-        return await self.write(lambda connection: _apply(connection, row, change, last_update))
+        return await self.write(lambda connection: apply_change(connection, row, change, last_update))
 
     async def write(self, work: Work[T], *, alone: bool = False) -> T:
         """Run it in a transaction, and return when that is on the disk; `alone`: outside of any."""
@@ -209,10 +209,10 @@ def _read_apart(path: Path, sql: str) -> list[Any]:
         raise explain(error, path) from error
 
 
-def _apply(
+def apply_change(
     connection: sqlite3.Connection, row: ConversationRow, change: Change, last_update: datetime
 ) -> Applied | None:
-    """The first statement decides, and the rest follows."""
+    """Within a transaction. The first statement decides, and the rest follows."""
     version = row.version + 1
     values: dict[str, Any] = {"version": version}
     if last_update != row.last_update:
