@@ -8,8 +8,8 @@ replies   replies that are read, left early, cancelled, interrupted or read slow
           free and the next reply right
 restarts  eight streams while the engine is killed again and again: each reply must be the idle engine's, or leave it
           where two tokens were as good as equal
-memory    `kill -9` of a program that talks in a memory, again and again on one file: all that was acknowledged must be
-          there, once; it needs no engine
+memory    `kill -9` of a program that talks in a memory and chats with keys, again and again on one file: all that was
+          acknowledged must be there, once, and each key must have one reply, the unbroken one
 """
 
 from __future__ import annotations
