@@ -67,6 +67,7 @@ HOMES = {
     "xllamacpp": ("backends.embedded_server",),
     "typer": ("cli",),
     "rich": ("cli", "terminal"),
+    "markdown_it": ("terminal.markdown_lines",),
     "prompt_toolkit": ("terminal",),
     "platformdirs": ("paths",),
     "anyio": (
