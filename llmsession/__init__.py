@@ -10,8 +10,19 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from llmsession.answering.inspection import (
+        ChatStats,
+        InspectedPiece,
+        Inspection,
+    )
+    from llmsession.answering.stream import (
+        ChatStream,
+    )
     from llmsession.backends.devices import (
         available_devices,
+    )
+    from llmsession.chat import (
+        Chat,
     )
     from llmsession.completion import (
         Completion,
@@ -35,6 +46,7 @@ if TYPE_CHECKING:
         ContextOverflowError,
         DigestError,
         DiskFullError,
+        DuplicateKeyError,
         FetchError,
         FirstTokenTimeoutError,
         GatedModelError,
@@ -54,6 +66,9 @@ if TYPE_CHECKING:
         ServerExitedError,
         StartFailedError,
         StartTimeoutError,
+        StoreError,
+        StoreLockedError,
+        StoreVersionError,
         TotalTimeoutError,
         TransportError,
         TruncatedReplyError,
@@ -64,6 +79,17 @@ if TYPE_CHECKING:
     )
     from llmsession.lora import (
         Lora,
+    )
+    from llmsession.memory.conversation import (
+        Conversation,
+    )
+    from llmsession.memory.memory import (
+        Memory,
+        Unfinished,
+    )
+    from llmsession.memory.turn import (
+        Turn,
+        TurnState,
     )
     from llmsession.messages import (
         Control,
@@ -122,26 +148,34 @@ __all__ = [
     "BackendError",
     "BackendNotFoundError",
     "BadRequestError",
+    "Chat",
+    "ChatStats",
+    "ChatStream",
     "ClosedError",
     "Completion",
     "ConfigError",
     "ConnectionLostError",
     "ContextOverflowError",
     "Control",
+    "Conversation",
     "Device",
     "DigestError",
     "DiskFullError",
+    "DuplicateKeyError",
     "FetchError",
     "Finished",
     "FirstTokenTimeoutError",
     "GatedModelError",
     "IdleTimeoutError",
+    "InspectedPiece",
+    "Inspection",
     "InvalidMessagesError",
     "InvalidModelError",
     "InvalidRefError",
     "KnownLLM",
     "LLMSessionError",
     "Lora",
+    "Memory",
     "Message",
     "Metrics",
     "ModelInfo",
@@ -169,6 +203,9 @@ __all__ = [
     "StartFailedError",
     "StartTimeoutError",
     "StopReason",
+    "StoreError",
+    "StoreLockedError",
+    "StoreVersionError",
     "Text",
     "TextDelta",
     "Timings",
@@ -179,7 +216,10 @@ __all__ = [
     "TotalTimeoutError",
     "TransportError",
     "TruncatedReplyError",
+    "Turn",
+    "TurnState",
     "UndecodableError",
+    "Unfinished",
     "UnknownModelError",
     "UnsupportedFeatureError",
     "Usage",
@@ -191,19 +231,25 @@ __all__ = [
 ]
 
 _HOMES = {
+    "answering.inspection": "ChatStats InspectedPiece Inspection",
+    "answering.stream": "ChatStream",
     "backends.devices": "available_devices",
+    "chat": "Chat",
     "completion": "Completion StopReason Timings Token TokenPerformance Usage",
     "device": "Device",
     "errors": (
-        "AuthError BackendError BackendNotFoundError BadRequestError ClosedError "
-        "ConfigError ConnectionLostError ContextOverflowError DigestError DiskFullError FetchError "
-        "FirstTokenTimeoutError GatedModelError IdleTimeoutError ModelNotFoundError NotEnoughMemoryError OfflineError "
-        "InvalidMessagesError InvalidModelError InvalidRefError LLMSessionError OverloadedError ProtocolError "
-        "ReplyTimeoutError RestartLimitError ServerError ServerExitedError StartFailedError StartTimeoutError "
-        "TotalTimeoutError TransportError TruncatedReplyError UndecodableError UnknownModelError "
-        "UnsupportedFeatureError UsageError "
+        "AuthError BackendError BackendNotFoundError BadRequestError ClosedError ConfigError ConnectionLostError "
+        "ContextOverflowError DigestError DiskFullError DuplicateKeyError FetchError FirstTokenTimeoutError "
+        "GatedModelError IdleTimeoutError InvalidMessagesError InvalidModelError InvalidRefError LLMSessionError "
+        "ModelNotFoundError NotEnoughMemoryError OfflineError OverloadedError ProtocolError ReplyTimeoutError "
+        "RestartLimitError ServerError ServerExitedError StartFailedError StartTimeoutError StoreError "
+        "StoreLockedError StoreVersionError TotalTimeoutError TransportError TruncatedReplyError "
+        "UndecodableError UnknownModelError UnsupportedFeatureError UsageError"
     ),
     "lora": "Lora",
+    "memory.conversation": "Conversation",
+    "memory.memory": "Memory Unfinished",
+    "memory.turn": "Turn TurnState",
     "messages": "Control Message Role Text ToolCall",
     "models.encoding": "PromptEncoding",
     "models.gguf": "ModelInfo read_model_info",

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from llmsession.messages import ToolCall
+from llmsession.messages import Message, ToolCall
 
 
 class StopReason(enum.StrEnum):
@@ -21,7 +21,10 @@ class StopReason(enum.StrEnum):
 
 
 class Usage(msgspec.Struct, frozen=True, kw_only=True):
-    """Tokens of one reply. `cached_tokens` is the part of the prompt that did not have to be evaluated."""
+    """Tokens of one reply. `cached_tokens` is the part of the prompt that did not have to be evaluated.
+
+    A `reply_start` is a part of the prompt.
+    """
 
     prompt_tokens: int = 0
     completion_tokens: int = 0
@@ -74,7 +77,8 @@ class Completion(msgspec.Struct, frozen=True, kw_only=True):
     `stop_phrase` is the phrase that ended it, with `STOP_PHRASE`. `context_full` says that it was cut because the
     context had no room left. `tokens` is empty unless `top_logprobs` was given. `neutralized`: how many spellings of
     special tokens stood in texts, and were kept from being more than text. `restarts`: how often the server ended
-    and was started again while it replied; then `timings` are those of the last part.
+    and was started again while it replied; then `timings` are those of the last part. `dropped`: the messages that a
+    chat left out of what it sent from this turn on, for the context was full.
     """
 
     id: str
@@ -91,15 +95,16 @@ class Completion(msgspec.Struct, frozen=True, kw_only=True):
     model: str
     neutralized: int = 0
     restarts: int = 0
+    dropped: tuple[Message, ...] = ()
 
     def __str__(self) -> str:
         return self.text
 
     def to_dict(self) -> dict[str, Any]:
         """Plain dicts and lists, as JSON would hold them."""
-        plain: dict[str, Any] = msgspec.to_builtins(self)
+        plain: dict[str, Any] = msgspec.to_builtins(self, enc_hook=str)
         return plain
 
     def to_json(self) -> str:
         """The same as one line of JSON."""
-        return msgspec.json.encode(self).decode()
+        return msgspec.json.encode(self, enc_hook=str).decode()

@@ -3,6 +3,7 @@
     LLMSessionError
     ├─ UsageError (ValueError)
     │  ├─ ConfigError
+    │  ├─ DuplicateKeyError
     │  ├─ InvalidMessagesError
     │  ├─ InvalidModelError
     │  ├─ InvalidRefError
@@ -35,6 +36,9 @@
     ├─ ProtocolError
     │  ├─ TruncatedReplyError
     │  └─ UndecodableError
+    ├─ StoreError
+    │  ├─ StoreLockedError
+    │  └─ StoreVersionError
     └─ ClosedError (RuntimeError)
 
 A message says what happened, to which thing, and what to do next. An error that ended a reply carries what had
@@ -69,6 +73,14 @@ class ConfigError(UsageError):
         super().__init__(message)
         self.path = path
         self.line = line
+
+
+class DuplicateKeyError(UsageError):
+    """The `key` of an event was used before, in the same conversation, for another turn."""
+
+    def __init__(self, message: str, *, key: str) -> None:
+        super().__init__(message)
+        self.key = key
 
 
 class InvalidMessagesError(UsageError):
@@ -285,5 +297,17 @@ class UndecodableError(ProtocolError):
         self.payload = payload
 
 
+class StoreError(LLMSessionError):
+    """What was said could not be read or kept. What was acknowledged before is as it was."""
+
+
+class StoreLockedError(StoreError):
+    """Another program holds the file for too long."""
+
+
+class StoreVersionError(StoreError):
+    """The file is of a version that this one does not know; nothing in it was touched."""
+
+
 class ClosedError(LLMSessionError, RuntimeError):
-    """The session was closed."""
+    """The session, or the memory, was closed."""

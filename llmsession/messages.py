@@ -8,12 +8,17 @@ from __future__ import annotations
 import enum
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import msgspec
 
 from llmsession.errors import InvalidMessagesError
-from llmsession.images import ImageLike, as_data_url
+from llmsession.images import as_data_url
+
+if TYPE_CHECKING:
+    from llmsession.images import ImageLike
+else:  # msgspec reads no union of bytes, texts and paths; what may be given is checked when a Message is made
+    ImageLike = Any
 
 
 class Role(enum.StrEnum):
@@ -126,7 +131,7 @@ def as_messages(value: MessagesLike, *, reply: bool = True) -> list[Message]:
         value = [value]
     if not isinstance(value, Iterable):
         raise InvalidMessagesError(f"messages are a str or a list of messages, not {type(value).__name__}")
-    messages = [_as_message(item, index) for index, item in enumerate(value)]
+    messages = [as_message(item, index) for index, item in enumerate(value)]
     check_order(messages, reply=reply)
     return messages
 
@@ -152,7 +157,7 @@ def check_order(messages: Sequence[Message], *, reply: bool = True) -> None:
         raise InvalidMessagesError("there are no messages: give at least one user message")
     before: Message | None = None
     for index, message in enumerate(messages):
-        if (fault := _fault(message, before)) is not None:
+        if (fault := find_fault(message, before)) is not None:
             raise InvalidMessagesError(f"message {index} ({message.role}): {fault}", index=index)
         before = message
     if reply and messages[-1].role not in (Role.USER, Role.TOOL):
@@ -163,8 +168,8 @@ def check_order(messages: Sequence[Message], *, reply: bool = True) -> None:
         )
 
 
-def _fault(message: Message, before: Message | None) -> str | None:
-    """What is wrong with this message after that one."""
+def find_fault(message: Message, before: Message | None) -> str | None:
+    """What is wrong with this message after that one, or as the first; None where nothing is."""
     asked = before is not None and before.role is Role.ASSISTANT and bool(before.tool_calls)
     match message.role:
         case Role.SYSTEM if before is not None:
@@ -180,7 +185,8 @@ def _fault(message: Message, before: Message | None) -> str | None:
     return None
 
 
-def _as_message(item: object, index: int) -> Message:
+def as_message(item: object, index: int = 0) -> Message:
+    """Any accepted form of one message. Raises InvalidMessagesError with the index."""
     try:
         message = _read(item)
     except InvalidMessagesError as error:

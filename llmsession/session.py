@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, NoReturn, Self, TypedDict, Unpack
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol, Self, TypedDict, Unpack
 
 import msgspec
 
@@ -49,7 +49,9 @@ class GenerateKeywords(TypedDict, total=False):
 
     `max_tokens`: None for as many as the context holds. `seed`: None or 0 to have one drawn. `stop`: a phrase, or a
     collection of phrases and token ids. `top_logprobs`: None for no log-probabilities, 0 for each token's own, k for
-    k alternatives as well. `lora`: which of the session's adapters count, and how much; None for all of them as the
+    k alternatives as well. `reply_start`: what the reply begins with: a part of its text, which comes first in a
+    stream, and for `max_tokens` and `usage` a part of the prompt; stop phrases, seeds and a grammar in `extra` are for
+    what follows it. `lora`: which of the session's adapters count, and how much; None for all of them as the
     session has them, an empty list for none. `timeout`: seconds for the whole call, waiting included. `extra` goes
     into the request as it is.
     """
@@ -60,10 +62,18 @@ class GenerateKeywords(TypedDict, total=False):
     sampling: Sampling | None
     stop: str | Collection[str | int]
     echo_stop: bool
+    reply_start: str
     top_logprobs: int | None
     lora: Sequence[Lora | str | Path] | None
     timeout: float | None
     extra: Mapping[str, Any] | None
+
+
+class Endable(Protocol):
+    """What waits for a reply."""
+
+    def end(self, verdict: StopReason | LLMSessionError) -> None:
+        """End it with that; the first verdict counts. Thread-safe, never blocks."""
 
 
 class Session(ServerFacts):
@@ -78,7 +88,7 @@ class Session(ServerFacts):
         self._server = _make_server(self._options)
         self._admission = Admission(self._server.parallel)
         self._lock = threading.Lock()
-        self._replies: set[ReplyStream] = set()
+        self._replies: set[Endable] = set()
 
     # Opening and closing.
 
@@ -143,8 +153,6 @@ class Session(ServerFacts):
 
     def prompt_streaming(self, messages: MessagesLike, **keywords: Unpack[GenerateKeywords]) -> ReplyStream:
         """The same as a stream: `async with` it. Raises UsageError at once where the call is wrong."""
-        from llmsession.asking import AskChat, AskEncoded
-
         self._check_open()
         turns = self._read_messages(messages)
         encoding = self._server.model.encoding
@@ -153,7 +161,11 @@ class Session(ServerFacts):
         elif encoding is not None:
             self._require("completion")
             request = self._make_request(keywords, encoding.stop)
+            from llmsession.asking import AskEncoded
+
             return self._stream(AskEncoded(self._server, encoding.encode(turns), request), request, keywords)
+        from llmsession.asking_chat import AskChat
+
         request = self._make_request(keywords)
         self._check_chat(request)
         return self._stream(AskChat(self._server, turns, request, self._features), request, keywords)
@@ -167,6 +179,10 @@ class Session(ServerFacts):
             self._refuse(beyond)
         if request.top_logprobs is not None and "sampling" in self._features:
             self._require("chat_logprobs")
+        if request.reply_start:
+            from llmsession.asking_chat import check_start
+
+            check_start(request, self._endpoint)
 
     def _check_sight(self) -> None:
         """Of an engine of ours it is known; a remote one says so itself."""
@@ -224,6 +240,7 @@ class Session(ServerFacts):
             stop=keywords.get("stop", ()),
             own_stops=own_stops,
             echo_stop=keywords.get("echo_stop", False),
+            reply_start=keywords.get("reply_start", ""),
             top_logprobs=keywords.get("top_logprobs"),
             lora_scales=choose_scales(self._options.lora, keywords.get("lora")),
             extra=keywords.get("extra"),
@@ -249,15 +266,17 @@ class Session(ServerFacts):
                 first_token=self._options.first_token_timeout, idle=self._options.idle_timeout, total=timeout
             ),
         )
-        source.on_open = lambda: self._remember(reply)
-        source.on_over = lambda: self._forget(reply)
+        source.on_open = lambda: self.remember(reply)
+        source.on_over = lambda: self.forget(reply)
         return reply
 
-    def _remember(self, reply: ReplyStream) -> None:
+    def remember(self, reply: Endable) -> None:
+        """Have it ended by `interrupt` and `aclose`, until it is forgotten."""
         with self._lock:
             self._replies.add(reply)
 
-    def _forget(self, reply: ReplyStream) -> None:
+    def forget(self, reply: Endable) -> None:
+        """It is over."""
         with self._lock:
             self._replies.discard(reply)
 
@@ -313,8 +332,10 @@ class Session(ServerFacts):
             return len(await _tokenize(endpoint, written.prompt, add_special=True, special=True))
         self._require("chat_count")
         if not any(turn.images for turn in turns):
-            writer = await self._server.prompt_writer(endpoint)
-            if (found := await writer.write_chat(turns, model=self.model, extra={})) is not None:
+            from llmsession.backends.chat_prompt import ChatWriter
+
+            writer = ChatWriter(await self._server.prompt_writer(endpoint), endpoint.client, model=self.model, extra={})
+            if (found := await writer.write(turns)) is not None:
                 return len(found.prompt)
         body = openai_api.encode_count(turns, model=self._server.model.name)
         return openai_api.decode_count(await endpoint.client.post(openai_api.COUNT_PATH, body))

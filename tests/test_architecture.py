@@ -24,6 +24,7 @@ FLOORS: dict[str, int] = {
     "models": 1,
     "processes": 1,
     "wire": 1,
+    "memory": 1,
     "options": 1,
     "written_options": 1,
     "engine_options": 1,
@@ -34,6 +35,7 @@ FLOORS: dict[str, int] = {
     "engine_files": 3,
     "preparation": 3,
     "asking": 3,
+    "asking_chat": 3,
     "restarts": 2,
     "hang_watch": 3,
     "server": 3,
@@ -41,6 +43,8 @@ FLOORS: dict[str, int] = {
     "server_facts": 3,
     "reply_source": 3,
     "session": 3,
+    "answering": 4,
+    "chat": 4,
     "terminal": 5,
     "cli": 6,
     "__init__": 7,
@@ -53,11 +57,15 @@ ALLOWED_SIDEWAYS |= {("options", "engine_options"), ("engine_options", "options"
 ALLOWED_SIDEWAYS |= {("engine_files", "engine_options"), ("preparation", "engine_files"), ("server", "preparation")}
 ALLOWED_SIDEWAYS |= {("server", "chosen_model")}
 ALLOWED_SIDEWAYS |= {("asking", "server"), ("asking", "remote_server")}
+ALLOWED_SIDEWAYS |= {("asking_chat", "asking"), ("asking_chat", "server"), ("asking_chat", "remote_server")}
+ALLOWED_SIDEWAYS |= {("session", "asking_chat")}
 ALLOWED_SIDEWAYS |= {("session", "asking"), ("preparation", "chosen_model"), ("remote_server", "chosen_model")}
 ALLOWED_SIDEWAYS |= {("reply_source", "server"), ("reply_source", "remote_server"), ("reply_source", "asking")}
 ALLOWED_SIDEWAYS |= {("server", "hang_watch")}
 ALLOWED_SIDEWAYS |= {("server_facts", "server"), ("server_facts", "remote_server"), ("session", "server_facts")}
 ALLOWED_SIDEWAYS |= {("session", "server"), ("session", "remote_server"), ("session", "reply_source")}
+
+ALLOWED_SIDEWAYS |= {("chat", "answering")}
 
 HOMES = {
     "httpx": ("wire",),
@@ -71,11 +79,14 @@ HOMES = {
     "prompt_toolkit": ("terminal",),
     "platformdirs": ("paths",),
     "anyio": (
+        "answering",
         "hang_watch",
         "latch",
         "models.hub",
         "preparation",
         "processes",
+        "memory.memory",
+        "memory.turn_lock",
         "wire",
         "backends",
         "engine_files",
@@ -99,6 +110,8 @@ NO_IO = (
     "admission",
     "models.encoding",
     "models.quantization",
+    "memory.tree",
+    "memory.rows",
     "wire.rewriting",
     "backends.defusing",
 )

@@ -7,25 +7,20 @@ stand-in where the spelling is, and the stand-in's tokens are then replaced by t
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Sequence
 
 import msgspec
 
-from llmsession.backends.defusing import Defused, Marks, Piece, Span, defuse_pieces, replace_spans
+from llmsession.backends.defusing import Defused, Piece, defuse_pieces, merge_spans
+from llmsession.backends.message_texts import choose_space
 from llmsession.backends.vocabulary import AskedVocabulary, Vocabulary
-from llmsession.messages import Control, Message, Text, ToolCall
-from llmsession.wire import completion_api, openai_api
+from llmsession.messages import Control, Text
+from llmsession.wire import completion_api
 from llmsession.wire.http import HttpClient
 from llmsession.wire.rewriting import THINK, THINK_END
 
-if TYPE_CHECKING:
-    from llmsession.wire.continuing import Delivered
-
 # A character that no tokenizer joins with a letter: what follows it is tokenized as in the middle of a text.
 _APART = "\ue000"
-# A space of no width, and another for texts that hold the first.
-_SPACES = ("\u200b", "\u2060")
 
 
 class Prompt(msgspec.Struct, frozen=True, kw_only=True):
@@ -37,13 +32,6 @@ class Prompt(msgspec.Struct, frozen=True, kw_only=True):
     prompt: str | list[int]
     neutralized: int = 0
     space: str | None = None
-
-
-class ChatPrompt(Prompt, frozen=True, kw_only=True):
-    """`in_thought`: it ends inside of one. `think_token`: a thought begins with a token, and not with letters."""
-
-    in_thought: bool
-    think_token: bool
 
 
 class PromptWriter:
@@ -68,89 +56,42 @@ class PromptWriter:
             return Prompt(prompt=_write_spaced(defused, space), neutralized=defused.count, space=space)
         return Prompt(prompt=await self._tokenize(defused, vocabulary), neutralized=defused.count)
 
-    async def is_plain(self, messages: Sequence[Message]) -> bool:
-        """Whether no text of theirs spells a token, or a part of one at an edge."""
-        return not any((await self._find(messages)).values())
+    async def read_begun(self, text: str, start: str = "") -> list[Piece] | None:
+        """A reply that has begun, by what the model said as tokens; None where it might have quoted them.
 
-    async def can_continue(
-        self, messages: Sequence[Message], begun: Delivered, *, model: str, extra: dict[str, Any]
-    ) -> bool:
-        """Whether the server's template takes a begun reply as it is: some write what no model was trained on."""
-        before, after = [
-            openai_api.decode_template(
-                await self._client.post(
-                    openai_api.TEMPLATE_PATH,
-                    openai_api.encode_template(messages, model=model, extra=extra, begun=reply),
-                )
-            )
-            for reply in (None, begun)
-        ]
-        if not begun.reasoning:
-            return after == before + begun.text
-        return after.startswith(before) and after.endswith(begun.text or begun.reasoning)
-
-    async def read_begun(self, text: str) -> list[Piece] | None:
-        """A reply that has begun, by what the model said as tokens; None where it might have quoted them."""
-        vocabulary = await self.learn([text])
+        `start` stands before it: that the model was given, and it is text.
+        """
+        vocabulary = await self.learn([start, text])
         before, mark, after = text.partition(THINK)
         pieces: list[Piece] = [Text(text)]
-        if mark and not before.strip():
+        if mark and not before.strip() and not start:
             thought, end, answer = after.partition(THINK_END)
             pieces = [Text(before), Control(THINK), Text(thought), Control(end), Text(answer)]
         if any(says_token(piece.text, vocabulary) for piece in pieces if isinstance(piece, Text)):
             return None
-        return [piece for piece in pieces if piece.text]
+        return [piece for piece in [Text(start), *pieces] if piece.text]
 
-    async def write_chat(
-        self, messages: Sequence[Message], *, model: str, extra: dict[str, Any], begun: Delivered | None = None
-    ) -> ChatPrompt | None:
-        """Of a chat, by the server's own template; None where no text spells a token: then it is sent as it is.
-
-        With a `begun` reply, None where nobody knows how this model marks its thoughts, or what it quotes.
-        """
-        spans = await self._find(messages)
-        if begun is None and not any(spans.values()):
-            return None
+    async def write_marked(self, pieces: Sequence[Piece]) -> Prompt:
+        """Of a template's pieces, which are sent as they are where no text spells a token."""
         vocabulary = await self.learn([])
-        marks = Marks(*spans)
-        meant: dict[str, str] = {}
-
-        def replace(text: str) -> str:
-            replaced = replace_spans(text, spans.get(text, ()), marks)
-            meant.update(replaced.meant)
-            return replaced.text
-
-        body = openai_api.encode_template(
-            [map_texts(message, replace) for message in messages], model=model, extra=extra
-        )
-        rendered = openai_api.decode_template(await self._client.post(openai_api.TEMPLATE_PATH, body))
-        # Only what the template's own words did not make harmless again stays replaced.
-        split = re.split(f"([{''.join(meant)}])", rendered) if meant else [rendered]
-        pieces: list[Piece] = [Text(meant[part]) if part in meant else Control(part) for part in split if part]
-        in_thought = rendered.rstrip().endswith(THINK)
-        think_token = THINK in vocabulary.special.values()
-        if begun is not None:
-            if begun.reasoning and not (in_thought or think_token):
-                return None
-            pieces += _go_on(begun, in_thought=in_thought)
-            vocabulary = await self.learn([begun.text, begun.reasoning])
-            if says_token(begun.text, vocabulary) or says_token(begun.reasoning, vocabulary):
-                return None
         defused = defuse_pieces(await self._without_second_bos(pieces, vocabulary), vocabulary.find)
-        if begun is None and not defused.meant:
-            return None
-        return ChatPrompt(
-            prompt=await self._tokenize(defused, vocabulary) if defused.meant else defused.text,
-            neutralized=defused.count,
-            in_thought=in_thought,
-            think_token=think_token,
-        )
+        if not defused.meant:
+            return Prompt(prompt=defused.text)
+        return Prompt(prompt=await self._tokenize(defused, vocabulary), neutralized=defused.count)
 
-    async def _find(self, messages: Sequence[Message]) -> dict[str, list[Span]]:
-        """Where each text spells a token, or a part of one at an edge."""
-        texts = [*texts_of(messages)]
-        vocabulary = await self.learn(texts)
-        return {text: vocabulary.find(text) + vocabulary.find_edges(text) for text in texts}
+    async def go_on(self, prompt: list[int], text: str) -> Prompt:
+        """Token ids, and a text behind them of which nothing is special."""
+        vocabulary = await self.learn([text])
+        ids, at, count = list(prompt), 0, 0
+        for start, end in merge_spans(vocabulary.find(text)):
+            ids += [*await self._go_on(text[at:start], vocabulary), *await self._spell(text[start:end], vocabulary)]
+            at, count = end, count + 1
+        return Prompt(prompt=[*ids, *await self._go_on(text[at:], vocabulary)], neutralized=count)
+
+    async def read_tokens(self, prompt: str | list[int]) -> list[tuple[int, bytes]]:
+        """What the engine makes of a prompt: the ids, and the bytes of each."""
+        body = completion_api.encode_tokenize_pieces(prompt)
+        return completion_api.decode_pieces(await self._client.post("/tokenize", body))
 
     async def learn(self, texts: Iterable[str]) -> Vocabulary:
         """The vocabulary, as far as it matters to these texts."""
@@ -179,8 +120,7 @@ class PromptWriter:
 
     async def _tokenize(self, defused: Defused, vocabulary: Vocabulary) -> list[int]:
         """The tokens of the prompt, with those of each spelling's letters in its place."""
-        body = completion_api.encode_tokenize_pieces(defused.text)
-        tokens = completion_api.decode_pieces(await self._client.post("/tokenize", body))
+        tokens = await self.read_tokens(defused.text)
         written = b"".join(piece for _, piece in tokens)
         spelt = {mark: await self._spell(part, vocabulary) for mark, part in defused.meant.items()}
         places = _find_marks(written, defused)
@@ -217,15 +157,21 @@ class PromptWriter:
         return ids
 
     async def _spell(self, part: str, vocabulary: Vocabulary) -> list[int]:
-        """The tokens of a spelling's letters, as in the middle of a text, none of them special."""
+        """The tokens of a spelling's letters."""
         if part not in self._spelt:
-            apart = await self._ask(_APART, add_special=False, parse_special=False)
-            both = await self._ask(_APART + part, add_special=False, parse_special=False)
-            ids = both[len(apart) :] if both[: len(apart)] == apart else []
-            if not ids or any(id_ in vocabulary.special for id_ in ids):
-                ids = await self._bytes(part.encode(), vocabulary)
-            self._spelt[part] = ids
+            self._spelt[part] = await self._go_on(part, vocabulary)
         return self._spelt[part]
+
+    async def _go_on(self, text: str, vocabulary: Vocabulary) -> list[int]:
+        """The tokens of a text, as in the middle of another, none of them special."""
+        if not text:
+            return []
+        apart = await self._ask(_APART, add_special=False, parse_special=False)
+        both = await self._ask(_APART + text, add_special=False, parse_special=False)
+        ids = both[len(apart) :] if both[: len(apart)] == apart else []
+        if not ids or any(id_ in vocabulary.special for id_ in ids):
+            ids = await self._bytes(text.encode(), vocabulary)
+        return ids
 
     async def _bytes(self, data: bytes, vocabulary: Vocabulary) -> list[int]:
         """A token each; where the vocabulary has none, the tokens of each character, as in the middle of a text."""
@@ -249,16 +195,6 @@ def says_token(text: str, vocabulary: Vocabulary) -> bool:
     return any(text[start:end] in vocabulary.shown for start, end in vocabulary.find(text))
 
 
-def _go_on(begun: Delivered, *, in_thought: bool) -> list[Piece]:
-    """A reply that has begun, as the model had written it."""
-    pieces: list[Piece] = []
-    if begun.reasoning:
-        pieces += [] if in_thought else [Control(THINK)]
-        pieces += [Text(begun.reasoning)]
-        pieces += [Control(f"{THINK_END}\n\n")] if begun.text else []
-    return [*pieces, Text(begun.text)]
-
-
 def _find_marks(written: bytes, defused: Defused) -> list[tuple[int, int, str]]:
     """Where the stand-ins are among the bytes of the tokens."""
     found = []
@@ -271,60 +207,8 @@ def _find_marks(written: bytes, defused: Defused) -> list[tuple[int, int, str]]:
     return sorted(found)
 
 
-def choose_space(texts: Sequence[str]) -> str:
-    """One that is in none of the texts, if there is."""
-    return next((space for space in _SPACES if not any(space in text for text in texts)), _SPACES[0])
-
-
 def _write_spaced(defused: Defused, space: str) -> str:
     text = defused.text
     for mark, part in defused.meant.items():
         text = text.replace(mark, f"{part[0]}{space}{part[1:]}" if part[1:] else f"{space}{part}{space}")
     return text
-
-
-def texts_of(messages: Sequence[Message]) -> Iterable[str]:
-    """Everything in them that somebody wrote."""
-    for message in messages:
-        yield from (message.content, message.name or "", message.tool_call_id or "")
-        for call in message.tool_calls:
-            yield from (call.id, call.name)
-            yield from strings_of(call.arguments)
-
-
-def strings_of(value: Any) -> Iterable[str]:
-    """Every string in what JSON holds, keys too."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, dict):
-        for key, item in value.items():
-            yield from strings_of(key)
-            yield from strings_of(item)
-    elif isinstance(value, list | tuple):
-        for item in value:
-            yield from strings_of(item)
-
-
-def map_texts(message: Message, change: Callable[[str], str]) -> Message:
-    """With each of its texts changed."""
-    return msgspec.structs.replace(
-        message,
-        content=change(message.content),
-        name=change(message.name) if message.name is not None else None,
-        tool_call_id=change(message.tool_call_id) if message.tool_call_id is not None else None,
-        tool_calls=tuple(
-            ToolCall(id=change(call.id), name=change(call.name), arguments=map_strings(call.arguments, change))
-            for call in message.tool_calls
-        ),
-    )
-
-
-def map_strings(value: Any, change: Callable[[str], str]) -> Any:
-    """The same with each string changed."""
-    if isinstance(value, str):
-        return change(value)
-    if isinstance(value, dict):
-        return {change(str(key)): map_strings(item, change) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [map_strings(item, change) for item in value]
-    return value

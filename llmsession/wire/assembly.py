@@ -20,10 +20,15 @@ class Assembly:
         self._id = id
         self._model = model
         self._seed = seed
+        self._start = ""
         self._text: list[str] = []
         self._reasoning: list[str] = []
         self._tokens: list[Token] = []
         self._calls: dict[int, list[str]] = {}
+
+    def begin(self, start: str) -> None:
+        """With what the reply was given to begin with: the text has it, and no server will say it."""
+        self._start = start
 
     def take(self, delta: Delta) -> None:
         """One more piece."""
@@ -52,7 +57,7 @@ class Assembly:
         timings = end.timings if end is not None else Timings()
         return Completion(
             id=self._id,
-            text="".join(self._text),
+            text=self._start + "".join(self._text),
             stop_reason=reason,
             stop_phrase=end.stop_phrase if end is not None else None,
             context_full=end.context_full if end is not None else False,
@@ -68,7 +73,7 @@ class Assembly:
         )
 
     def delivered(self, usage: Usage) -> Delivered:
-        """What has arrived, for a reply that has to go on elsewhere."""
+        """What has arrived from a server, for a reply that has to go on elsewhere."""
         return Delivered(
             text="".join(self._text),
             reasoning="".join(self._reasoning),

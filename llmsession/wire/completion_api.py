@@ -241,9 +241,9 @@ class _Pieces(msgspec.Struct):
     tokens: list[_Piece]
 
 
-def encode_tokenize_pieces(text: str) -> bytes:
+def encode_tokenize_pieces(prompt: str | Sequence[int]) -> bytes:
     """The body for /tokenize that asks for each token's bytes as well: of a whole prompt, as /completion reads it."""
-    return msgspec.json.encode({"content": text, "add_special": True, "parse_special": True, "with_pieces": True})
+    return msgspec.json.encode({"content": prompt, "add_special": True, "parse_special": True, "with_pieces": True})
 
 
 def decode_pieces(payload: bytes) -> list[tuple[int, bytes]]:

@@ -137,6 +137,9 @@ class ReplyStream:
             if isinstance(error, LLMSessionError):
                 self._fail(await self._source.explain(error))
             raise
+        if self._request.reply_start and self._completion is None:
+            self._assembly.begin(self._request.reply_start)
+            self._pending.append(TextDelta(text=self._request.reply_start))
         return self
 
     async def __aexit__(self, *exc: object) -> None:
@@ -168,7 +171,7 @@ class ReplyStream:
     def events(self) -> AsyncIterator[Event]:
         """Everything that happens, to the Finished. Either this or plain iteration, not both."""
         self._go("events")
-        return _Events(self._next)
+        return Events(self._next)
 
     async def result(self) -> Completion:
         """Read what is left and give the whole. Raises what ended the reply, with its `partial`."""
@@ -192,6 +195,11 @@ class ReplyStream:
         if flush:
             out.flush()
         return await self.result()
+
+    @property
+    def partial(self) -> Completion:
+        """What has arrived by now, as if it were interrupted here."""
+        return self._complete(StopReason.INTERRUPTED)
 
     def cancel(self) -> None:
         """End it now, with what has arrived and StopReason.INTERRUPTED. From any task or thread."""
@@ -384,13 +392,13 @@ class ReplyStream:
         )
 
 
-class _Events:
-    """Not a generator: one that is not read out is trouble under trio."""
+class Events:
+    """Of a stream. Not a generator: one that is not read out is trouble under trio."""
 
     def __init__(self, read_next: Callable[[], Awaitable[Event | None]]) -> None:
         self._read_next = read_next
 
-    def __aiter__(self) -> _Events:
+    def __aiter__(self) -> Events:
         return self
 
     async def __anext__(self) -> Event:

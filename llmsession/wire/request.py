@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 
 from llmsession.errors import UsageError
+from llmsession.messages import is_unicode
 from llmsession.sampling import Sampling
 
 # The engine takes 32 bits, and reads the largest as "draw one yourself"; 0 means that to us.
@@ -18,8 +19,9 @@ LARGEST_SEED = 2**32 - 2
 class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
     """The settings of one reply, checked when made. `seed` is always a real one; `has_own_seed`: the caller's.
 
-    `own_stops` are those of `stop` that the caller did not ask for: the encoding's ends of a turn. `lora_scales` are
-    those of all loaded adapters by their numbers; None where there are none.
+    `own_stops` are those of `stop` that the caller did not ask for: the encoding's ends of a turn. `reply_start` is
+    the part of the reply that is given, and stands in the prompt. `lora_scales` are those of all loaded adapters by
+    their numbers; None where there are none.
     """
 
     seed: int
@@ -28,6 +30,7 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
     sampling: Sampling = Sampling()
     stop: tuple[str, ...] = ()
     own_stops: tuple[str, ...] = ()
+    reply_start: str = ""
     stop_ids: frozenset[int] = frozenset()
     echo_stop: bool = False
     top_logprobs: int | None = None
@@ -43,6 +46,7 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
         sampling: Sampling,
         stop: str | Collection[str | int],
         own_stops: tuple[str, ...] = (),
+        reply_start: str = "",
         echo_stop: bool,
         top_logprobs: int | None,
         lora_scales: tuple[float, ...] | None = None,
@@ -64,6 +68,7 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
             sampling=sampling,
             stop=(*asked, *(stop for stop in own_stops if stop not in asked)),
             own_stops=tuple(stop for stop in own_stops if stop not in asked),
+            reply_start=_check_start(reply_start),
             stop_ids=frozenset(phrase for phrase in phrases if isinstance(phrase, int)),
             echo_stop=echo_stop,
             top_logprobs=top_logprobs,
@@ -80,6 +85,13 @@ def encode_json(body: Mapping[str, Any], extra: Mapping[str, Any]) -> bytes:
         return msgspec.json.encode({**body, **extra})
     except (TypeError, UnicodeEncodeError, ValueError) as error:
         raise UsageError(f"the request cannot be written as JSON: {error}") from error
+
+
+def _check_start(text: object) -> str:
+    if not isinstance(text, str) or not is_unicode(text):
+        what = "a lone surrogate, which UTF-8 cannot" if isinstance(text, str) else type(text).__name__
+        raise UsageError(f"reply_start is the text that the reply begins with, not {what}")
+    return text
 
 
 def _check_int(name: str, value: int | None, least: int, most: int | None) -> None:

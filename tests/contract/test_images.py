@@ -96,6 +96,17 @@ async def test_a_conversation_goes_on_after_an_image(seeing: Session) -> None:
     assert again.usage.cached_tokens > PER_IMAGE
 
 
+async def test_a_reply_to_an_image_can_be_begun(seeing: Session) -> None:
+    """API.md 3: `reply_start`, where the server alone can write the prompt; it says nothing twice."""
+    turn = Message.user(TEXT, images=(RED,))
+    for start in ("Well: ", "Well, <|im_end|>: "):
+        reply = await seeing.prompt([turn], reply_start=start, temperature=0, max_tokens=9)
+        assert reply.text.startswith(start)
+        assert start not in reply.text[len(start) :]
+        assert 9 == reply.usage.completion_tokens
+        assert start.count("<|im_end|>") == reply.neutralized
+
+
 async def test_a_broken_image_is_told_and_harms_nobody(seeing: Session) -> None:
     """Bad input: what only the engine can see is its 400; the next reply is as ever."""
     with pytest.raises(BadRequestError, match="image"):

@@ -16,8 +16,9 @@ import anyio
 import pytest
 
 from llmsession import Control, Message, Role, Session, Text, ToolCall, load_known_llms
+from llmsession.backends.chat_prompt import ChatWriter
 from llmsession.backends.defusing import defuse_pieces
-from llmsession.backends.safe_prompt import map_texts
+from llmsession.backends.message_texts import map_texts
 from llmsession.backends.vocabulary import Vocabulary as VocabularyOf
 from llmsession.models.bundled import bundled_path
 from llmsession.wire import openai_api
@@ -178,7 +179,8 @@ async def test_through_the_chat_endpoint(tried: Tried) -> None:
     """CAPABILITIES A7: by the model's own template. Where we leave a chat to the server, nothing in it is special."""
     rng = random.Random(2)
     session = tried.session
-    writer = await session._server.prompt_writer(session._endpoint)
+    client = session._endpoint.client
+    writer = ChatWriter(await session._server.prompt_writer(session._endpoint), client, model=session.model, extra={})
 
     async def render(messages: list[Message]) -> str:
         body = openai_api.encode_template(messages, model=session.model)
@@ -188,7 +190,7 @@ async def test_through_the_chat_endpoint(tried: Tried) -> None:
     for _ in range(PROMPTS):
         messages = draw_messages(rng, [spelling for spelling in tried.spellings if '"' not in spelling])
         rendered = await render(messages)
-        written = await writer.write_chat(messages, model=session.model, extra={})
+        written = await writer.write(messages)
         wanted = await special_ids(tried, await render(tamed(messages)))
         if written is None:
             assert wanted == await special_ids(tried, rendered), messages

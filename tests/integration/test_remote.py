@@ -145,6 +145,7 @@ async def test_a_plain_openai_server_gets_nothing_that_it_does_not_know() -> Non
         (lambda session: session.vocab(), "GGUF file that could be read here"),
         (lambda session: session.prompt("hi", sampling=Sampling(min_p=0.1)), "sampling setting min_p"),
         (lambda session: session.prompt("hi", stop=[5]), "stop by a token's id"),
+        (lambda session: session.prompt("hi", reply_start="Well, "), "reply_start"),
     ],
 )
 async def test_what_it_lacks_is_an_unsupported_feature(call: Any, feature: str) -> None:

@@ -111,6 +111,36 @@ async def test_a_reply_outlives_its_engine(engine: Engine, encoding: str | None,
         assert 0 == whole.restarts < again.restarts <= 2
 
 
+@pytest.mark.parametrize("encoding", [None, "chat"], ids=["completion", "chat"])
+@pytest.mark.parametrize(
+    "keywords",
+    [
+        {"temperature": 0},
+        {"temperature": 0, "max_tokens": 25},
+        {"temperature": 0, "top_logprobs": 0},
+        {"seed": 77, "sampling": Sampling(temperature=0.7)},
+        {"temperature": 0, "extra": {"grammar": 'root ::= " 1 2 3 4 5 6 7 8 9" " 10"*'}, "max_tokens": 40},
+    ],
+    ids=["text", "limit", "logprobs", "seed", "grammar"],
+)
+async def test_what_a_reply_begins_with_outlives_the_engine(
+    engine: Engine, encoding: str | None, keywords: dict[str, Any]
+) -> None:
+    """Row B10: what was given to begin with is neither lost nor said twice, whether text is appended or said again."""
+    start = "Here <|im_end|> it is: 1 2"
+    async with Session(**engine.options(prompt_encoding=encoding, restart_limit=50)) as session:
+        whole = await session.prompt(COUNT, reply_start=start, **keywords)
+        for kills in ([1], [2, 7]):
+            again = whole
+            while not again.restarts:  # else it was all sent before the engine was gone
+                again = await read_with_kills(session, COUNT, kills, reply_start=start, **keywords)
+            assert (whole.text, whole.stop_reason) == (again.text, again.stop_reason)
+            assert whole.usage.prompt_tokens == again.usage.prompt_tokens
+            assert whole.usage.completion_tokens == again.usage.completion_tokens
+            assert len(whole.tokens) == len(again.tokens)
+            assert whole.neutralized == again.neutralized
+
+
 async def test_a_call_outlives_its_engine(engine: Engine) -> None:
     """DESIGN 4: tools are replayed; the call keeps the number that the reader has."""
     keywords: dict[str, Any] = {"temperature": 0, "extra": {"tools": [TOOL]}}

@@ -1,0 +1,300 @@
+"""Memory: every user's conversations, in one file or in RAM."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import warnings
+import weakref
+from collections.abc import Generator, Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import anyio.to_thread
+import msgspec
+
+from llmsession.errors import ConfigError, UsageError
+from llmsession.memory.conversation import Conversation, check_system_prompt
+from llmsession.memory.erasing import delete_user, empty_log
+from llmsession.memory.interchange import Told, read_json, write_json
+from llmsession.memory.rows import CONVERSATION_COLUMNS, ConversationRow, as_blob, as_microseconds, read_conversation
+from llmsession.memory.store import Store, check_not_there, insert_told
+from llmsession.memory.tree import Tree
+from llmsession.memory.turn import Turn
+from llmsession.messages import is_unicode
+
+
+class Unfinished(msgspec.Struct, frozen=True, kw_only=True):
+    """A turn that a restarted bot should take up: not answered, or with a reply that was not marked as delivered."""
+
+    conversation: Conversation
+    turn: Turn
+    reply: Turn | None
+
+
+class Memory:
+    """What was said, by user and channel. Open it with `Memory.open`, close it with `async with` or `aclose()`.
+
+    Any event loop may use it, and several processes may have one file open. Without a path it keeps to RAM.
+    """
+
+    def __init__(self, store: Store, max_age: timedelta | None) -> None:
+        """Use `Memory.open`."""
+        self._store = store
+        self._max_age = max_age
+        self._held: weakref.WeakValueDictionary[int, Conversation] = weakref.WeakValueDictionary()
+        self._is_closed = False
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str] | None = None, *, max_age: float | timedelta | None = None) -> Opening:
+        """`async with Memory.open("bot.db") as memory:` or `memory = await Memory.open("bot.db")`.
+
+        What was not talked in for `max_age` (seconds, or a timedelta) is forgotten, now and with each `forget()`.
+        Raises StoreError where the file is none of ours, StoreVersionError where a newer llmsession wrote it, and
+        StoreLockedError.
+        """
+        return Opening(None if path is None else Path(path).absolute(), _check_age(max_age))
+
+    def __repr__(self) -> str:
+        return f"<Memory {self.path or 'in RAM'}>"
+
+    @property
+    def path(self) -> Path | None:
+        """The file; None in RAM."""
+        return self._store.path
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    def __del__(self) -> None:
+        if getattr(self, "_is_closed", True):
+            return
+        if self.path is not None:
+            warnings.warn(f"{self!r} was never closed: use `async with`", ResourceWarning, stacklevel=1, source=self)
+        self._store.abandon()
+
+    async def aclose(self) -> None:
+        """When all that waits is on the disk. Conversations keep what they know, and take nothing more."""
+        self._is_closed = True
+        with anyio.CancelScope(shield=True):
+            await self._store.aclose()
+
+    async def get(self, user: str, channel: str = "", *, system_prompt: str | None = None) -> Conversation:
+        """The conversation of that user in that channel, or a new one, which gets the system prompt.
+
+        The same object as before, while somebody holds that. One that is older than `max_age` is forgotten.
+        """
+        _check_name(user, "user")
+        _check_name(channel, "channel")
+        prompt = check_system_prompt(system_prompt)
+        row = self._store.find(user, channel)
+        now = datetime.now(UTC)
+        if row is None or self._is_old(row, now):
+            oldest = self._oldest(now)
+            names = (user.encode(), channel.encode())
+            row = await self._store.write(lambda connection: _find_or_create(connection, names, prompt, now, oldest))
+        return self._adopt(row)
+
+    async def conversations(self, user: str | None = None) -> list[Conversation]:
+        """All, or those of one user, last used first. Their turns are read when they are looked at."""
+        where, values = "", list[bytes]()
+        if user is not None:
+            _check_name(user, "user")
+            where, values = "WHERE user = ?", [user.encode()]
+        rows = self._store.read(
+            f"SELECT {CONVERSATION_COLUMNS} FROM conversation {where} ORDER BY last_update DESC, id DESC",  # noqa: S608
+            values,
+        )
+        return [self._adopt(read_conversation(row)) for row in rows]
+
+    async def forget(self) -> int:
+        """Drop what is older than `max_age`, and say how many that were. Nothing where there is no `max_age`."""
+        oldest = self._oldest(datetime.now(UTC))
+        if oldest is None:
+            return 0
+        if not self._store.read("SELECT 1 FROM conversation WHERE last_update < ? LIMIT 1", (oldest,)):
+            return 0
+        return await self._store.write(
+            lambda connection: connection.execute("DELETE FROM conversation WHERE last_update < ?", (oldest,)).rowcount
+        )
+
+    async def forget_user(self, user: str) -> int:
+        """Delete all that this user said and was told, and say how many conversations that were.
+
+        When it returns, no byte of it is left in the file or beside it. Raises StoreLockedError where another program
+        reads for so long that this cannot be had now: then it is deleted, and its traces with the next call.
+        """
+        _check_name(user, "user")
+        count = await self._store.write(lambda connection: delete_user(connection, user))
+        with self._store.guard:
+            for conversation in list(self._held.values()):
+                if conversation.user == user:
+                    conversation.drop()
+        if (path := self.path) is not None:
+            await self._store.write(lambda connection: empty_log(connection, path), alone=True)
+        return count
+
+    async def export(self, user: str) -> dict[str, Any]:
+        """Everything about a user, as JSON would hold it."""
+        return {
+            "user": user,
+            "conversations": [conversation.to_dict() for conversation in await self.conversations(user)],
+        }
+
+    async def save_json(self, path: str | os.PathLike[str]) -> None:
+        """Write all conversations, each with its active path, in the Go package's format.
+
+        All or nothing. What that format cannot say is left out: other branches, keys, states and images. Raises
+        StoreError where the file cannot be written.
+        """
+        images = await anyio.to_thread.run_sync(write_json, Path(path).absolute(), self._tell())
+        if images:
+            warnings.warn(f"{path}: {images} images were not written: this format has none", stacklevel=2)
+
+    async def load_json(self, path: str | os.PathLike[str]) -> int:
+        """Take in what the Go package saved, all or nothing, and say how many conversations that were.
+
+        Raises StoreError that says where the file is wrong, StoreVersionError, and UsageError where a conversation of
+        it is here already.
+        """
+        told, lists_of_tools = await anyio.to_thread.run_sync(read_json, Path(path).absolute())
+
+        def insert(connection: sqlite3.Connection) -> None:
+            for conversation in told:
+                check_not_there(connection, conversation)
+            for conversation in told:
+                insert_told(connection, conversation)
+
+        await self._store.write(insert)
+        if lists_of_tools:
+            warnings.warn(
+                f"{path}: {lists_of_tools} lists of available tools were not kept: tools are given to a Chat",
+                stacklevel=2,
+            )
+        return len(told)
+
+    async def unfinished(self) -> list[Unfinished]:
+        """What a restarted bot should take up, oldest first.
+
+        Turns of users that nobody answered (PENDING, or FAILED with a key), and those with a key whose reply was not
+        marked with `mark_delivered`.
+        """
+        rows = self._store.read(
+            f"SELECT turn.id, {', '.join('conversation.' + name for name in CONVERSATION_COLUMNS.split(', '))} "  # noqa: S608
+            "FROM turn INDEXED BY turn_unfinished JOIN conversation ON conversation.id = turn.conversation "
+            "WHERE role = 'user' AND (state = 'pending' OR (key IS NOT NULL AND state <> 'delivered')) ORDER BY turn.id"
+        )
+        found = []
+        for turn_id, *row in rows:
+            conversation = self._adopt(read_conversation(row))
+            turn = conversation.path_to(turn_id)[-1]
+            found.append(Unfinished(conversation=conversation, turn=turn, reply=conversation.reply_to(turn_id)))
+        return found
+
+    def _tell(self) -> Iterator[Told]:
+        for (number,) in self._store.read("SELECT id FROM conversation ORDER BY last_update DESC, id DESC"):
+            if (found := self._store.load(number, since=0)) is None:
+                continue
+            row, turns = found
+            yield Told(
+                user=row.user,
+                channel=row.channel,
+                started=row.started,
+                last_update=row.last_update,
+                system_prompt=row.system_prompt,
+                turns=Tree(turns).path(row.head),
+                head=row.head,
+            )
+
+    def _adopt(self, row: ConversationRow) -> Conversation:
+        """The object that stands for that row, which may have changed."""
+        with self._store.guard:
+            held = self._held.get(row.id)
+            if held is None:
+                self._held[row.id] = held = Conversation(self._store, row)
+            elif held.is_older_than(row):
+                held.reload()
+            return held
+
+    def _oldest(self, now: datetime) -> int | None:
+        return None if self._max_age is None else as_microseconds(now - self._max_age)
+
+    def _is_old(self, row: ConversationRow, now: datetime) -> bool:
+        return self._max_age is not None and row.last_update < now - self._max_age
+
+
+class Opening:
+    """A memory that is about to be opened: await it, or enter it."""
+
+    def __init__(self, path: Path | None, max_age: timedelta | None) -> None:
+        self._path = path
+        self._max_age = max_age
+        self._memory: Memory | None = None
+
+    def __await__(self) -> Generator[Any, Any, Memory]:
+        return self._open().__await__()
+
+    async def __aenter__(self) -> Memory:
+        self._memory = await self._open()
+        return self._memory
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._memory is not None:
+            await self._memory.aclose()
+
+    async def _open(self) -> Memory:
+        if self._path is None:
+            return Memory(Store(None), self._max_age)
+        memory = Memory(await anyio.to_thread.run_sync(Store, self._path), self._max_age)
+        try:
+            await memory.forget()
+        except BaseException:
+            await memory.aclose()
+            raise
+        return memory
+
+
+def _find_or_create(
+    connection: sqlite3.Connection, names: tuple[bytes, bytes], prompt: str | None, now: datetime, oldest: int | None
+) -> ConversationRow:
+    moment = as_microseconds(now)
+    if oldest is not None:
+        connection.execute(
+            "DELETE FROM conversation WHERE user = ? AND channel = ? AND last_update < ?", (*names, oldest)
+        )
+    connection.execute(
+        "INSERT OR IGNORE INTO conversation (user, channel, started, last_update, version, system_prompt) "
+        "VALUES (?, ?, ?, ?, 0, ?)",
+        (*names, moment, moment, as_blob(prompt)),
+    )
+    sql = f"SELECT {CONVERSATION_COLUMNS} FROM conversation WHERE user = ? AND channel = ?"  # noqa: S608
+    return read_conversation(connection.execute(sql, names).fetchone())
+
+
+def _check_name(name: object, what: str) -> None:
+    if not isinstance(name, str):
+        raise UsageError(f"a {what} is a str, not {type(name).__name__}: str({name!r}) would do")
+    if not is_unicode(name):
+        raise UsageError(f"the {what} {name!r} holds a lone surrogate, which no UTF-8 text can")
+
+
+def _check_age(max_age: float | timedelta | None) -> timedelta | None:
+    if max_age is None or isinstance(max_age, timedelta):
+        age = max_age
+    else:
+        try:
+            age = timedelta(seconds=max_age)
+        except (TypeError, ValueError, OverflowError):
+            raise ConfigError(f"max_age is a number of seconds or a timedelta, not {max_age!r}") from None
+    if age is not None and age <= timedelta(0):
+        raise ConfigError(f"max_age is more than 0 seconds, or None to keep everything; not {max_age!r}")
+    return age

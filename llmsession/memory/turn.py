@@ -1,0 +1,46 @@
+"""A turn: one message in the tree of a conversation, and what became of it."""
+
+from __future__ import annotations
+
+import enum
+from datetime import datetime
+
+import msgspec
+
+from llmsession.completion import Completion
+from llmsession.messages import Message
+
+
+class TurnState(enum.StrEnum):
+    """What became of a turn. Of a user's: asked and not answered yet, answered, or given up; of a reply: how it ended.
+
+    DELIVERED is what `mark_delivered` says of both.
+    """
+
+    PENDING = "pending"
+    COMPLETE = "complete"
+    INTERRUPTED = "interrupted"
+    FAILED = "failed"
+    DELIVERED = "delivered"
+
+
+class Turn(msgspec.Struct, frozen=True, kw_only=True):
+    """One message and its place. `id` is unique in its memory; `parent` is the turn before it, None for a first one.
+
+    `created` is aware, in UTC. `key` is the event that brought a user's turn. `is_left_out`: the budget cut it, so it
+    is on the path and no longer sent. `is_summary`: the model's own words in place of what was left out, up to its
+    parent; never on the path. `tokens` is what it adds to the prompt, None where nobody counted. `completion` is all
+    that is known about a reply of a model.
+    """
+
+    id: int
+    parent: int | None
+    message: Message
+    state: TurnState
+    created: datetime
+    key: str | None = None
+    is_pinned: bool = False
+    is_left_out: bool = False
+    is_summary: bool = False
+    tokens: int | None = None
+    completion: Completion | None = None

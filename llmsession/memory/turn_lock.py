@@ -1,0 +1,163 @@
+"""Who may answer in a conversation: one at a time, in order within a process, and one process at a time.
+
+Between processes it is a lock on one byte of the file FILE-locks, the conversation's number being its place. The kernel
+lets go of it when its holder dies. It also lets go of all of a process's locks on a file when that process closes any
+descriptor of it (fcntl(2)), so there is one descriptor for each such file, shared by all memories that are open here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import threading
+from collections import deque
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import anyio
+
+from llmsession.errors import StoreError
+from llmsession.latch import Latch
+
+# Between two looks at a lock that another process has: short beside the reply that is waited for.
+_LOOK_EVERY = 0.05
+
+if sys.platform == "win32":
+    import msvcrt
+
+    def _try_lock(descriptor: int, place: int) -> bool:
+        os.lseek(descriptor, place, os.SEEK_SET)
+        try:
+            msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
+        except OSError:
+            return False
+        return True
+
+    def _unlock(descriptor: int, place: int) -> None:
+        os.lseek(descriptor, place, os.SEEK_SET)
+        msvcrt.locking(descriptor, msvcrt.LK_UNLCK, 1)
+
+else:
+    import fcntl
+
+    def _try_lock(descriptor: int, place: int) -> bool:
+        try:
+            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, place)
+        except (BlockingIOError, PermissionError):  # either may be said (fcntl(2), EAGAIN and EACCES)
+            return False
+        return True
+
+    def _unlock(descriptor: int, place: int) -> None:
+        fcntl.lockf(descriptor, fcntl.LOCK_UN, 1, place)
+
+
+class Queues:
+    """One queue for each conversation that somebody waits for. Any task of any event loop may stand in it."""
+
+    def __init__(self) -> None:
+        self._guard = threading.Lock()
+        self._queues: dict[int, deque[Latch]] = {}
+
+    @contextlib.asynccontextmanager
+    async def turn(self, conversation: int) -> AsyncIterator[None]:
+        """In the order in which they came. May be cancelled while it waits."""
+        ticket = Latch()
+        with self._guard:
+            queue = self._queues.setdefault(conversation, deque())
+            queue.append(ticket)
+            queue[0].set()
+        try:
+            await ticket.wait()
+            yield
+        finally:
+            with self._guard:
+                queue.remove(ticket)
+                if queue:
+                    queue[0].set()
+                else:
+                    del self._queues[conversation]
+
+
+class TurnLocks:
+    """The queues of this process and the locks between processes, of one database. `open` and `close` it in pairs."""
+
+    def __init__(self, path: Path, descriptor: int) -> None:
+        self._path = path
+        self._descriptor = descriptor
+        self.users = 0
+        self._queues = Queues()
+        self._guard = threading.Lock()  # on Windows a place is sought first, then locked
+
+    @classmethod
+    def open(cls, database: Path) -> TurnLocks:
+        """Those of this process for that database."""
+        path = database.with_name(f"{database.name}-locks")
+        with _TABLE_GUARD:
+            locks = _TABLE.get(identity) if (identity := _identify(path)) is not None else None
+            if locks is None:
+                try:
+                    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOINHERIT", 0), 0o600)
+                except OSError as error:
+                    raise StoreError(
+                        f"{path} cannot be made ({error.strerror}): it says who answers in a conversation; allow this "
+                        "user to write in its folder"
+                    ) from error
+                found = os.fstat(descriptor)
+                locks = _TABLE.setdefault((found.st_dev, found.st_ino), cls(path, descriptor))
+            locks.users += 1
+            return locks
+
+    def close(self) -> None:
+        """The last one closes the file."""
+        with _TABLE_GUARD:
+            self.users -= 1
+            if self.users == 0:
+                for identity in [identity for identity, locks in _TABLE.items() if locks is self]:
+                    del _TABLE[identity]
+                os.close(self._descriptor)
+
+    @contextlib.asynccontextmanager
+    async def turn(self, conversation: int) -> AsyncIterator[None]:
+        """Nobody else answers there, in any process. May be cancelled while it waits."""
+        async with self._queues.turn(conversation):
+            while not self._try(conversation):  # noqa: ASYNC110 - another process tells nobody
+                await anyio.sleep(_LOOK_EVERY)
+            try:
+                yield
+            finally:
+                with self._guard:
+                    _unlock(self._descriptor, conversation)
+
+    def _try(self, conversation: int) -> bool:
+        found = os.fstat(self._descriptor)
+        if _identify(self._path) != (found.st_dev, found.st_ino):
+            raise StoreError(
+                f"{self._path} was deleted or replaced while it was open, so that nobody can say who answers: "
+                "close this memory and open it again"
+            )
+        with self._guard:
+            return _try_lock(self._descriptor, conversation)
+
+
+def _identify(path: Path) -> tuple[int, int] | None:
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
+
+
+_TABLE: dict[tuple[int, int], TurnLocks] = {}
+_TABLE_GUARD = threading.Lock()
+
+
+def _after_fork() -> None:
+    # The locks are the original's. Its descriptors stay open here: nobody has to close them.
+    global _TABLE, _TABLE_GUARD  # noqa: PLW0603
+    _TABLE = {}
+    _TABLE_GUARD = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

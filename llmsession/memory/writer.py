@@ -1,0 +1,164 @@
+"""The writer: one thread that commits what waits, all of it in one transaction, so that many writers share one fsync.
+
+What is asked to be written decides first and writes then, so that it has not written half of it when it refuses. It may
+be run a second time, alone, where the transaction that it shared with others could not be committed.
+"""
+
+from __future__ import annotations
+
+import atexit
+import sqlite3
+import threading
+import weakref
+from collections import deque
+from collections.abc import Callable
+from typing import Any, Generic, TypeVar
+
+from llmsession.errors import ClosedError, LLMSessionError
+from llmsession.latch import Latch
+from llmsession.memory.sqlite import begin, explain, is_busy
+from llmsession.memory.watched import Watched
+
+T = TypeVar("T")
+Work = Callable[[sqlite3.Connection], T]
+
+# So many at most in one transaction: the first of them should not wait for ever.
+_BATCH = 1024
+# A program that ends waits so long for what it has not written yet.
+_EXIT_SECONDS = 5.0
+
+
+class _Operation(Generic[T]):
+    """Something to be written, and what came of it. `alone`: it makes its own transactions, or none."""
+
+    __slots__ = ("alone", "done", "error", "result", "work")
+
+    def __init__(self, work: Work[T], *, alone: bool) -> None:
+        self.work = work
+        self.alone = alone
+        self.done = Latch()
+        self.result: Any = None
+        self.error: BaseException | None = None
+
+
+class Writer:
+    """Owns the connection that writes. Any event loop may use it, until it is closed."""
+
+    def __init__(self, connection: sqlite3.Connection, file: Watched) -> None:
+        self._connection = connection
+        self._file = file
+        self._waiting: deque[_Operation[Any]] = deque()
+        self._changed = threading.Condition()
+        self._is_closing = False
+        self._ended = Latch()
+        self._thread = threading.Thread(target=self._run, name="llmsession-memory", daemon=True)
+        self._thread.start()
+        _WRITERS.add(self)
+
+    async def do(self, work: Work[T], *, alone: bool = False) -> T:
+        """Run it in a transaction, and return what it returns when that is on the disk.
+
+        Cancelled before its turn, nothing of it is written; later, all of it may be. `alone`: outside of any.
+        """
+        operation = _Operation(work, alone=alone)
+        with self._changed:
+            if self._is_closing:
+                raise ClosedError("the memory was closed: open it again")
+            self._waiting.append(operation)
+            if len(self._waiting) == 1:
+                self._changed.notify()
+        try:
+            await operation.done.wait()
+        except BaseException:
+            with self._changed:
+                if operation in self._waiting:
+                    self._waiting.remove(operation)
+            raise
+        if operation.error is not None:
+            raise operation.error
+        result: T = operation.result
+        return result
+
+    async def aclose(self) -> None:
+        """Write what waits, close the connection and end the thread."""
+        self.stop()
+        await self._ended.wait()
+
+    def stop(self) -> None:
+        """The same without waiting for it."""
+        with self._changed:
+            self._is_closing = True
+            self._changed.notify()
+
+    def stop_blocking(self, timeout: float) -> None:
+        """The same, waited for by a thread."""
+        self.stop()
+        self._ended.wait_blocking(timeout)
+
+    def _run(self) -> None:
+        try:
+            while batch := self._next():
+                self._write(batch)
+        finally:
+            self._connection.close()
+            self._ended.set()
+
+    def _next(self) -> list[_Operation[Any]]:
+        """What waits; empty when all is written and the writer shall close."""
+        with self._changed:
+            while not self._waiting:
+                if self._is_closing:
+                    return []
+                self._changed.wait()
+            first_alone = next((at for at, operation in enumerate(self._waiting) if operation.alone), _BATCH)
+            count = min(max(1, first_alone), len(self._waiting), _BATCH)
+            return [self._waiting.popleft() for _ in range(count)]
+
+    def _write(self, batch: list[_Operation[Any]]) -> None:
+        """All in one transaction; where that fails, each in its own, so that one's failure is its own."""
+        try:
+            if batch[0].alone:
+                self._file.check()
+                batch[0].result = batch[0].work(self._connection)
+            else:
+                self._commit(batch)
+        except BaseException as error:  # noqa: BLE001 - it is raised again, where it was asked for
+            if self._connection.in_transaction:
+                self._connection.execute("ROLLBACK")
+            is_own = not isinstance(error, LLMSessionError) and not (
+                isinstance(error, sqlite3.Error) and is_busy(error)
+            )
+            if len(batch) > 1 and is_own:
+                for operation in batch:
+                    self._write([operation])
+                return
+            cause = error
+            if isinstance(error, sqlite3.Error):
+                error = explain(error, self._file.path)
+                error.__cause__ = cause
+            for operation in batch:
+                operation.error = error
+        for operation in batch:
+            operation.done.set()
+
+    def _commit(self, batch: list[_Operation[Any]]) -> None:
+        connection = self._connection
+        self._file.check()
+        begin(connection, self._file.path)
+        for operation in batch:
+            try:
+                operation.result = operation.work(connection)
+            except LLMSessionError as error:
+                operation.error = error
+        connection.execute("COMMIT")
+        self._file.check()
+
+
+_WRITERS: weakref.WeakSet[Writer] = weakref.WeakSet()
+
+
+@atexit.register
+def _finish_all() -> None:
+    # Nobody closed them: what waits is written nevertheless.
+    for writer in list(_WRITERS):
+        writer.stop_blocking(_EXIT_SECONDS)
