@@ -65,7 +65,7 @@ ALLOWED_SIDEWAYS |= {("server", "hang_watch")}
 ALLOWED_SIDEWAYS |= {("server_facts", "server"), ("server_facts", "remote_server"), ("session", "server_facts")}
 ALLOWED_SIDEWAYS |= {("session", "server"), ("session", "remote_server"), ("session", "reply_source")}
 
-ALLOWED_SIDEWAYS |= {("chat", "answering")}
+ALLOWED_SIDEWAYS |= {("chat", "answering"), ("chat", "terminal")}  # Chat.interact: the one arrow up
 
 HOMES = {
     "httpx": ("wire",),

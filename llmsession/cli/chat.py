@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import getpass
+import os
 from pathlib import Path
 from typing import Any
 
@@ -39,8 +40,10 @@ def run_chat(
     """Until the input ends. Raises LLMSessionError, and KeyboardInterrupt where Ctrl-C met no answer and no prompt."""
     if remembered.memory is None and (remembered.user is not None or remembered.channel is not None):
         raise UsageError("--user and --channel name a conversation in the file of --memory: give that as well")
+    if not color:  # also for the bar while the model is loaded
+        os.environ["NO_COLOR"] = "1"
     opening = {"verbose": verbose, "locked": locked}
-    shown = {"color": color, "reasoning": reasoning, "keywords": keywords}
+    shown = {"reasoning": reasoning, "keywords": keywords}
     anyio.run(_chat, load_options(options, config), system, remembered, shown, opening)
 
 
@@ -52,20 +55,22 @@ async def _chat(
     opening: dict[str, bool],
 ) -> None:
     from llmsession.chat import Chat
+    from llmsession.memory.conversation import Conversation
     from llmsession.memory.memory import Memory
     from llmsession.terminal.interact import interact
 
     async with contextlib.AsyncExitStack() as stack:
-        memory = conversation = None
-        if remembered.memory is not None:
+        if remembered.memory is None:
+            memory, conversation = None, Conversation.in_ram(system)
+        else:
             memory = await stack.enter_async_context(Memory.open(remembered.memory))
             user = remembered.user if remembered.user is not None else _login()
             conversation = await memory.get(user, remembered.channel or "", system_prompt=system)
             if system is not None and conversation.system_prompt != system:
                 await conversation.set_system_prompt(system)
         session = await stack.enter_async_context(started(options, **opening))
-        chat = Chat(session, conversation, system_prompt=system if conversation is None else None)
-        await interact(chat, memory=memory, cache_dir=options.cache_dir, **shown)
+        chat = Chat(session, conversation)
+        await interact(chat, memory=memory, system_prompt=system, cache_dir=options.cache_dir, **shown)
 
 
 def _login() -> str:

@@ -11,7 +11,7 @@ from rich.console import Console
 from llmsession.completion import Completion, StopReason
 from llmsession.errors import ClosedError, LLMSessionError, UsageError
 from llmsession.messages import Role
-from llmsession.terminal.commands import COMMANDS, show_help, user_turns
+from llmsession.terminal.commands import COMMANDS, show_help
 from llmsession.terminal.facts import header_of
 from llmsession.terminal.input_line import (
     BeginReply,
@@ -28,10 +28,11 @@ from llmsession.terminal.printable import printable, printable_line
 from llmsession.terminal.reading import Reader
 from llmsession.terminal.reasoning import Reasoning
 from llmsession.terminal.reply_view import MarkdownView, PlainView, ReplyView
-from llmsession.terminal.replying import Shown, Stream, show_reply
+from llmsession.terminal.replying import Shown, show_reply
 from llmsession.terminal.stopping import stoppable
 
 if TYPE_CHECKING:
+    from llmsession.answering.stream import ChatStream
     from llmsession.chat import Chat
     from llmsession.memory.conversation import Conversation
     from llmsession.memory.memory import Memory
@@ -43,7 +44,10 @@ _STOPPED = "(stopped: Enter gives another reply)"
 
 
 class ChatLoop:
-    """One chat. In a pipe the answers alone are on stdout; a terminal shows all of it there."""
+    """One chat. In a pipe the answers alone are on stdout; a terminal shows all of it there.
+
+    `memory`: where the conversation is kept, so that it can be forgotten; then `system_prompt` is what a new one gets.
+    """
 
     def __init__(
         self,
@@ -55,6 +59,7 @@ class ChatLoop:
         reasoning: Reasoning = Reasoning.DIM,
         stream: bool = True,
         memory: Memory | None = None,
+        system_prompt: str | None = None,
         history: LineHistory | None = None,
         keywords: dict[str, Any] | None = None,
     ) -> None:
@@ -70,7 +75,7 @@ class ChatLoop:
         self._history = history
         self._keywords = keywords or {}
         self._reply_start = ""
-        self._first_prompt = chat.conversation.system_prompt
+        self._system_prompt = system_prompt
 
     def greet(self, header: str | None = None) -> None:
         """What it is, how it is left, and where it goes on."""
@@ -78,8 +83,9 @@ class ChatLoop:
         self.note("!help lists the commands. Ctrl-C stops an answer; at the prompt it leaves.")
         if count := len(self.chat.conversation.path):
             last = self.chat.conversation.last_update.astimezone()
-            messages = "1 message" if count == 1 else f"{count} messages"
-            self.note(f"It goes on: {messages} are remembered of {self.whose}, the last of {last:%Y-%m-%d %H:%M}.")
+            messages = "1 message is" if count == 1 else f"{count} messages are"
+            of = f" of {self.whose}" if self.whose else ""
+            self.note(f"It goes on: {messages} remembered{of}, the last from {last:%Y-%m-%d %H:%M}.")
             self.console.print()
             self.show_last_exchange()
         self.console.print()
@@ -109,8 +115,6 @@ class ChatLoop:
 
     async def reroll(self) -> None:
         """Another reply to the last thing that was said."""
-        if not user_turns(self):
-            raise UsageError("there is nothing to answer again: nothing was said yet")
         keywords = {name: value for name, value in self._keywords.items() if name != "seed"}
         await self._answer(lambda: self.chat.stream_retry(**keywords, **self._take_start()))
 
@@ -119,33 +123,40 @@ class ChatLoop:
         await self._answer(lambda: self.chat.stream_retry(**self._keywords, **self._take_start()))
 
     @property
+    def is_remembered(self) -> bool:
+        """Whether there is a memory that can forget it."""
+        return self._memory is not None
+
+    @property
     def whose(self) -> str:
-        """Who would be forgotten."""
-        return printable_line(self.chat.conversation.user) if self._memory is not None else "this chat"
+        """Whose conversation it is."""
+        return printable_line(self.chat.conversation.user)
 
     async def forget(self) -> None:
-        """The user's conversations and typed lines. A new conversation takes the place of this one."""
-        old = self.chat.conversation
-        if self._memory is not None:
-            await self._memory.forget_user(old.user)
-            fresh = await self._memory.get(old.user, old.channel, system_prompt=self._first_prompt)
-        else:
-            fresh = None
-        self.chat = self._make_chat(fresh)
+        """What the memory knows of the user, and the lines that were typed. A new conversation takes the place of this.
+
+        Without a memory the conversation is begun anew.
+        """
         self.can_reroll = False
+        if self._memory is None:
+            await self.chat.conversation.clear()
+        else:
+            old = self.chat.conversation
+            await self._memory.forget_user(old.user)
+            fresh = await self._memory.get(old.user, old.channel, system_prompt=self._system_prompt)
+            self.chat = self._make_chat(fresh)
         if self._history is not None:
             try:
                 self._history.forget()
             except OSError as error:
                 raise UsageError(f"the lines that you typed are still kept: {error}") from error
 
-    def _make_chat(self, conversation: Conversation | None) -> Chat:
+    def _make_chat(self, conversation: Conversation) -> Chat:
         """Like the one before, with another conversation."""
         old = self.chat
         return type(old)(
             old.session,
             conversation,
-            system_prompt=self._first_prompt,
             history=old.history,
             tools=old.tools,
             sampling=old.sampling,
@@ -194,7 +205,7 @@ class ChatLoop:
 
     async def _begin_reply(self, text: str | None) -> None:
         if text is None:
-            text = await self.reader.ask("the reply begins with> ", given=self._reply_start)
+            text = await self.reader.ask("begin with> ", given=self._reply_start)
         self._reply_start = (text or "").strip()
         if not self._reply_start:
             self.note("(the next reply begins as it likes)")
@@ -204,13 +215,13 @@ class ChatLoop:
             self.note("(what you say next gets a reply that begins so)")
 
     async def _set_system_prompt(self, text: str | None) -> None:
-        before = self.chat.conversation.system_prompt or ""
+        before = self.chat.system_prompt or ""
         if text is None:
             text = await self.reader.ask("system> ", given=before)
         if text is None or text.strip() == before:
             self.note("(the system prompt is as it was)")
             return
-        await self.chat.conversation.set_system_prompt(text.strip() or None)
+        await self.chat.set_system_prompt(text.strip() or None)
         self.note("(the system prompt is set)" if text.strip() else "(there is no system prompt any more)")
 
     async def _run(self, asked: Run) -> None:
@@ -226,7 +237,7 @@ class ChatLoop:
         if stop.was_asked:
             self.note("(stopped)")
 
-    async def _answer(self, make_stream: Callable[[], Stream]) -> None:
+    async def _answer(self, make_stream: Callable[[], ChatStream]) -> None:
         shown = await show_reply(make_stream, self._make_view(), is_interactive=self._is_interactive)
         if shown.error is not None:
             if not self._is_interactive or isinstance(shown.error, ClosedError):
@@ -250,8 +261,8 @@ class ChatLoop:
             self.note(_STOPPED)
             return
         if dropped := sum(message.role is Role.USER for message in reply.dropped):
-            these = "the oldest exchange no longer fits" if dropped == 1 else f"{dropped} old exchanges no longer fit"
-            self.note(f"({these}, and the model does not see it any more)")
+            these = "exchange no longer fits" if dropped == 1 else f"{dropped} exchanges no longer fit"
+            self.note(f"(the oldest {these}, and the model does not see that part any more)")
         if (end := _describe_end(reply, is_interactive=self._is_interactive)) is not None:
             self.note(end)
 

@@ -95,12 +95,17 @@ async def _edit(loop: ChatLoop, argument: str) -> None:
 
 async def _forget(loop: ChatLoop, argument: str) -> None:
     del argument
-    question = f"Delete all that is remembered of {loop.whose}, for good? Type yes: "
-    if (await loop.reader.ask(question) or "").strip().lower() not in ("y", "yes"):
+    what = f"Delete all that is remembered of {loop.whose}, for good" if loop.is_remembered else "Begin anew"
+    if not await _agrees(loop, f"{what}, and delete the lines that you typed?"):
         loop.note("(nothing was deleted)")
         return
     await loop.forget()
-    loop.note("(forgotten)")
+    loop.note("(forgotten)" if loop.is_remembered else "(begun anew)")
+
+
+async def _agrees(loop: ChatLoop, question: str) -> bool:
+    loop.console.print(question, markup=False)
+    return (await loop.reader.ask("yes or no> ") or "").strip().lower() in ("y", "yes")
 
 
 async def _save(loop: ChatLoop, argument: str) -> None:
@@ -111,11 +116,9 @@ async def _save(loop: ChatLoop, argument: str) -> None:
     path = Path(argument).expanduser()
     if path.is_dir():
         raise UsageError(f"{path} is a folder: name a file in it")
-    if path.exists():
-        answer = await loop.reader.ask(f"{path} is there already. Overwrite it? Type yes: ")
-        if (answer or "").strip().lower() not in ("y", "yes"):
-            loop.note("(nothing was written)")
-            return
+    if path.exists() and not await _agrees(loop, f"{path} is there already. Overwrite it?"):
+        loop.note("(nothing was written)")
+        return
     messages = loop.chat.conversation.messages
     write_conversation(path, messages, model=loop.chat.session.model)
     loop.note(f"(saved {len(messages)} messages to {printable_line(str(path))})")
@@ -139,7 +142,10 @@ async def _inspect(loop: ChatLoop, argument: str) -> None:
     del argument
     from llmsession.terminal.facts import pieces_table
 
-    loop.console.print(pieces_table(await loop.chat.inspect()))
+    inspection = await loop.chat.inspect()
+    loop.console.print(pieces_table(inspection))
+    if inspection.missed is not None:
+        loop.note(f"The last turn missed the cache: {inspection.missed}")
 
 
 async def _exit(loop: ChatLoop, argument: str) -> None:

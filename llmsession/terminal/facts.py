@@ -4,49 +4,20 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 from rich.table import Table
 from rich.text import Text
 
+from llmsession.answering.inspection import InspectedPiece
 from llmsession.completion import Completion
 from llmsession.errors import LLMSessionError
-from llmsession.messages import Role
 from llmsession.session import Session
 from llmsession.terminal.printable import printable_line
 from llmsession.wire.metrics import Metrics
 
 # Of a piece of a prompt so many characters are shown.
 SHOWN = 200
-
-
-class Piece(Protocol):
-    """A piece of the prompt that would be sent."""
-
-    @property
-    def role(self) -> Role | str | None:
-        """Whose it is."""
-        ...
-
-    @property
-    def is_control(self) -> bool:
-        """Whether spellings of special tokens in it mean those."""
-        ...
-
-    @property
-    def text(self) -> str:
-        """What it says."""
-        ...
-
-    @property
-    def tokens(self) -> int:
-        """How many it takes."""
-        ...
-
-    @property
-    def is_cached(self) -> bool | None:
-        """Whether the engine holds it; None where nobody knows."""
-        ...
 
 
 def header_of(session: Session) -> str:
@@ -109,7 +80,7 @@ def describe_last(reply: Completion) -> str:
     return ", ".join(words)
 
 
-def pieces_table(pieces: Sequence[Piece]) -> Table:
+def pieces_table(pieces: Sequence[InspectedPiece]) -> Table:
     """The prompt that would be sent next."""
     table = Table(box=None, pad_edge=False)
     table.add_column("role", no_wrap=True)

@@ -32,13 +32,14 @@ async def interact(
     stream: bool = True,
     reasoning: Reasoning = Reasoning.DIM,
     memory: Memory | None = None,
-    cache_dir: Path | None = None,
+    system_prompt: str | None = None,
+    cache_dir: str | Path | None = None,
     keywords: dict[str, Any] | None = None,
 ) -> None:
     """Until the input ends. Raises LLMSessionError in a pipe; a person is told, and may go on.
 
-    `header` None shows the model's facts. `memory` is where the conversation is kept, if anywhere. `keywords` go with
-    each question.
+    `header` None shows the model's facts. `memory` is where the conversation is kept, if anywhere, and `system_prompt`
+    what a new one in its place gets. `keywords` go with each question.
     """
     _have_all_text_written()
     if not is_interactive():
@@ -50,7 +51,8 @@ async def interact(
 
     console = Console(highlight=False, emoji=False, no_color=None if color else True)
     user = chat.conversation.user if memory is not None else ""
-    history = LineHistory(history_file(history_folder(cache_folder(cache_dir)), user))
+    folder = history_folder(cache_folder(Path(cache_dir) if cache_dir is not None else None))
+    history = LineHistory(history_file(folder, user))
     loop = ChatLoop(
         chat,
         TerminalReader(history, commands=list(COMMANDS), color=color),
@@ -59,6 +61,7 @@ async def interact(
         reasoning=reasoning,
         stream=stream,
         memory=memory,
+        system_prompt=system_prompt,
         history=history,
         keywords=keywords,
     )

@@ -118,8 +118,7 @@ def _bind_enter() -> KeyBindings:
 
 async def _prompt(session: PromptSession[str], message: Any, **keywords: Any) -> str | None:
     """In the event loop where that is asyncio's, which prompt_toolkit uses; else in a thread with a loop of its own."""
-    continued = partial(_continue_under, message)
-    keywords = {"prompt_continuation": continued, **keywords}
+    keywords["prompt_continuation"] = _continue_under
     try:
         if _is_asyncio():
             typed = await session.prompt_async(message, **keywords)
@@ -130,9 +129,10 @@ async def _prompt(session: PromptSession[str], message: Any, **keywords: Any) ->
     return typed.encode(errors="replace").decode()  # a key may have sent half a character
 
 
-def _continue_under(message: Any, width: int, line_number: int, wrap_count: int) -> str:
-    del message, line_number, wrap_count
-    return " " * width
+def _continue_under(width: int, line_number: int, wrap_count: int) -> str:
+    """Below what is asked, where that is short."""
+    del line_number, wrap_count
+    return " " * width if width <= 2 * len("system> ") else ""
 
 
 def _is_asyncio() -> bool:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
-from typing import Any, Protocol, Self
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import anyio
 import msgspec
@@ -13,31 +13,10 @@ from llmsession.errors import LLMSessionError
 from llmsession.terminal.echo import without_echo
 from llmsession.terminal.reply_view import ReplyView
 from llmsession.terminal.stopping import Stop, stoppable
-from llmsession.wire.events import Event, ReasoningDelta, TextDelta
+from llmsession.wire.events import ReasoningDelta, TextDelta
 
-
-class Stream(Protocol):
-    """What a reply is read from."""
-
-    async def __aenter__(self) -> Self:
-        """It begins."""
-        ...
-
-    async def __aexit__(self, *exc: Any) -> None:
-        """It is over."""
-        ...
-
-    def events(self) -> AsyncIterator[Event]:
-        """What happens, to its end."""
-        ...
-
-    async def result(self) -> Completion:
-        """The whole."""
-        ...
-
-    def cancel(self) -> None:
-        """End it with what has come."""
-        ...
+if TYPE_CHECKING:
+    from llmsession.answering.stream import ChatStream
 
 
 class Shown(msgspec.Struct, frozen=True):
@@ -47,7 +26,7 @@ class Shown(msgspec.Struct, frozen=True):
     error: LLMSessionError | None = None
 
 
-async def show_reply(make_stream: Callable[[], Stream], view: ReplyView, *, is_interactive: bool) -> Shown:
+async def show_reply(make_stream: Callable[[], ChatStream], view: ReplyView, *, is_interactive: bool) -> Shown:
     """Until it is all on the screen. Ctrl-C ends it."""
     shown = Shown()
     try:
@@ -61,13 +40,12 @@ async def show_reply(make_stream: Callable[[], Stream], view: ReplyView, *, is_i
     return shown
 
 
-async def _follow(make_stream: Callable[[], Stream], view: ReplyView, stop: Stop) -> Shown:
+async def _follow(make_stream: Callable[[], ChatStream], view: ReplyView, stop: Stop) -> Shown:
     """An error is given back and not raised: it would leave the group of tasks wrapped into another."""
     try:
-        async with make_stream() as stream:
-            stop.by = stream.cancel
-            if stop.was_asked:
-                stream.cancel()
+        stream = make_stream()
+        stop.by = stream.cancel
+        async with stream:
             async for event in stream.events():
                 if isinstance(event, TextDelta):
                     view.say(event.text)
