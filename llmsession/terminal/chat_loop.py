@@ -111,7 +111,7 @@ class ChatLoop:
 
     def note(self, words: str) -> None:
         """Said about the chat."""
-        self.console.print(words, style="dim", markup=False)
+        self.console.print(words, style="dim", markup=False, soft_wrap=not self._is_interactive)
 
     async def reroll(self) -> None:
         """Another reply to the last thing that was said."""

@@ -12,9 +12,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import anyio
 import pexpect
 import pytest
 
+from llmsession.memory.memory import Memory
 from tests.fake_llama_server import wrapper
 
 COMMAND = [sys.executable, "-W", "error", "-m", "llmsession", "chat"]
@@ -200,13 +202,21 @@ def test_an_error_is_told_and_the_chat_goes_on(tmp_path: Path) -> None:
             program.expect(PROMPT)
 
 
-def test_lines_of_a_pipe_are_joined_and_never_commands() -> None:
+def test_lines_of_a_pipe_are_joined_and_never_commands(tmp_path: Path) -> None:
     """D9: a group of lines ends where no `\\` goes on; what comes through a pipe is words, whatever it begins with."""
-    done = pipe("My name is\\\n Rosalind.\n!exit\nWhat is my name?\n", "--temperature", "0")
-    first, second, third = done.stdout.decode().splitlines()
-    assert ("Hello Rosalind!", "Your name is Rosalind.") == (first, third)
-    assert second
+    database = tmp_path / "chat.db"
+    done = pipe("one\\\n two\n!exit\n< no\nMy name is Rosalind.", "--temperature", "0", "--memory", str(database))
+    answers = done.stdout.decode().splitlines()
+    assert 4 == len(answers)
+    assert all(answers)
     assert b"\x1b" not in done.stdout + done.stderr
+
+    async def read() -> list[str]:
+        async with Memory.open(database) as memory:
+            (conversation,) = await memory.conversations()
+            return [message.content for message in conversation.messages[::2]]
+
+    assert ["one\n two", "!exit", "< no", "My name is Rosalind."] == anyio.run(read)
 
 
 def test_commands_that_look_show_what_there_is() -> None:
@@ -267,7 +277,7 @@ def test_the_reply_can_be_begun_and_the_system_prompt_set() -> None:
         ask(program, "< Your nam", "begins so")
         ask(program, "What is my name?", r"Your name is Rosalind\.")
         program.sendline("<")
-        program.expect("begin with> ")
+        program.expect("begin with>")
         ask(program, "Ye", "begins so")
         ask(program, "hello", "Ye")
         ask(program, "!! You reply with short answers.", "system prompt is set")
@@ -306,25 +316,28 @@ def test_after_ctrl_c_enter_gives_another_reply(tmp_path: Path) -> None:
         program.sendintr()
         program.expect(PROMPT)
         saved = tmp_path / "talk.json"
-        ask(program, f"!save {saved}", "saved 2 messages")
+        ask(program, f"!save {saved}", r"saved\s+2\s+messages")
         leave(program)
     user, reply = json.loads(saved.read_text())["messages"]
     assert {"role": "user", "content": "go on"} == user
     assert reply["content"].startswith("word1 word2 word3")
 
 
-def test_stopped_before_a_word_it_can_be_asked_again(tmp_path: Path) -> None:
+def test_stopped_before_a_word_it_is_asked_again(tmp_path: Path) -> None:
     """D9: nothing was said, and the question is not lost."""
-    once = tmp_path / "once"
-    once.touch()
-    binary = wrapper(tmp_path, f"--hang-stream --once {once}")
+    binary = wrapper(tmp_path, "--hang-stream")
     with terminal("--backend", "llama-server", LLMSESSION_SERVER_PATH=str(binary)) as program:
         program.sendline("hello")
+        for _ in range(2):
+            program.expect("[⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏]")
+            program.sendintr()
+            program.expect("stopped: Enter")
+            program.expect(PROMPT)
+            program.send("\r")
         program.expect("[⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏]")
         program.sendintr()
-        program.expect("stopped: Enter")
         program.expect(PROMPT)
-        ask(program, "", "word1 word2 word3")
+        ask(program, f"!save {tmp_path}/talk", r"saved\s+0\s+messages")
         leave(program)
 
 
@@ -398,16 +411,16 @@ def test_a_conversation_is_saved_whole_and_nothing_overwritten_unasked(tmp_path:
         ask(program, "My name is Rosalind.", "Hello Rosalind!")
         markdown, text = tmp_path / "talk.md", tmp_path / "talk.txt"
         text.write_text("mine")
-        ask(program, f"!save {markdown}", "saved 2 messages")
+        ask(program, f"!save {markdown}", r"saved\s+2\s+messages")
         program.sendline(f"!save {text}")
-        program.expect("Overwrite it")
+        program.expect(r"Overwrite\s+it")
         ask(program, "", "nothing was written")
         assert "mine" == text.read_text()
         program.sendline(f"!save {text}")
-        program.expect("Overwrite it")
-        ask(program, "yes", "saved 2 messages")
-        ask(program, f"!save {tmp_path}", "is a folder")
-        ask(program, f"!save {tmp_path}/nowhere/x", "cannot write")
+        program.expect(r"Overwrite\s+it")
+        ask(program, "yes", r"saved\s+2\s+messages")
+        ask(program, f"!save {tmp_path}", r"is\s+a\s+folder")
+        ask(program, f"!save {tmp_path}/nowhere/x", r"cannot\s+write")
         leave(program)
     assert "**tiny-chat:**\n\nHello Rosalind!\n" in markdown.read_text()
     assert "You: My name is Rosalind.\n\ntiny-chat: Hello Rosalind!\n" == text.read_text()
@@ -430,6 +443,7 @@ def test_a_terminal_that_can_only_print_gets_plain_text() -> None:
         program.sendline("My name is Rosalind.")
         program.expect("Hello Rosalind!\r\n")
         seen = f"{program.before}{program.after}"
+        program.expect("> $")
         leave(program)
     assert "\x1b" not in seen
 
