@@ -12,18 +12,21 @@ from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 
-from llmsession.messages import Control, Text
+from llmsession.messages import Control, Message, Text, open_next
 
 if TYPE_CHECKING:
     from llmsession.backends.backend import Endpoint
     from llmsession.backends.safe_prompt import Prompt
     from llmsession.completion import Usage
+    from llmsession.models.encoding import Part, PromptEncoding
     from llmsession.remote_server import RemoteServer
     from llmsession.server import Server
     from llmsession.wire.continuing import Delivered
     from llmsession.wire.reply import EventDecoder
     from llmsession.wire.request import GenerationRequest
 
+# A text that stands for a place in another: a letter of the private-use area, which means nothing to anyone.
+_PLACE = "\uf8ff"
 # What only the chat endpoint can do: constrain and parse calls, and a form of the reply.
 ONLY_CHAT = frozenset({"tools", "tool_choice", "parallel_tool_calls", "functions", "function_call", "response_format"})
 # With these a reply has a form from its first letter on: what goes on in the middle would begin the form anew.
@@ -120,6 +123,23 @@ class AskEncoded:
         if written.space is not None:
             return None
         return count_on(complete(written.prompt, shorten(self._request, delivered.usage)), delivered.usage)
+
+
+def encode_next(encoding: PromptEncoding, turns: Sequence[Message], *, typing: bool = False) -> list[Part]:
+    """What the next prompt will begin with, in parts: see messages.open_next."""
+    place = _PLACE
+    while any(place in turn.content for turn in turns):
+        place += _PLACE
+    parts: list[Part] = []
+    for role, pieces in encoding.encode_parts(open_next(turns, place, typing=typing), reply=False):
+        kept: list[Control | Text] = []
+        parts.append((role, kept))
+        for piece in pieces:
+            before, found, _ = piece.text.partition(place)
+            kept.append(type(piece)(before))
+            if found:
+                return parts
+    return parts
 
 
 def may_go_on(request: GenerationRequest) -> bool:

@@ -109,6 +109,32 @@ class AskChat:
         return endpoint.features >= _AS_TOKENS and ONLY_CHAT.isdisjoint(self._request.extra)
 
 
+class AskChatPrefix:
+    """Nothing but what the next prompt will begin with."""
+
+    def __init__(
+        self, server: Server | RemoteServer, turns: Sequence[Message], request: GenerationRequest, *, typing: bool
+    ) -> None:
+        self._server = server
+        self._turns = turns
+        self._request = request
+        self._typing = typing
+
+    async def prepare(self, endpoint: Endpoint) -> Request:
+        """See Ask."""
+        from llmsession.backends.chat_prompt import ChatWriter
+
+        writer = await self._server.prompt_writer(endpoint)
+        chat = ChatWriter(writer, endpoint.client, model=self._server.model.name, extra=self._request.extra)
+        written = await chat.write_next(self._turns, typing=self._typing)
+        return complete(written.prompt, self._request, neutralized=written.neutralized)
+
+    async def go_on(self, endpoint: Endpoint, delivered: Delivered) -> Request | None:
+        """Not: it is said again."""
+        del endpoint, delivered
+        return None
+
+
 def check_start(request: GenerationRequest, endpoint: Endpoint) -> None:
     """Raise UnsupportedFeatureError where a chat cannot be begun."""
     if not endpoint.features >= _AS_TOKENS:

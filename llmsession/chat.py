@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Unpack
 
-from llmsession.answering.budget import Budget, Overflow, check_overflow
+from llmsession.answering.budget import Budget, GivenPrompt, Overflow, check_overflow
 from llmsession.answering.inspection import CacheWatch, ChatStats, InspectedPiece, Inspection
 from llmsession.answering.stream import ChatStream
 from llmsession.completion import Completion
@@ -37,11 +37,11 @@ class Chat:
         max_tokens: int | None = None,
         overflow: Overflow = "cut",
     ) -> None:
-        if history is not None and (isinstance(history, bool) or not isinstance(history, int) or history < 0):
+        if history is not None and not _is_number(history, least=0):
             raise UsageError(f"history is a number of exchanges, 0 or more, or None for all of them, not {history!r}")
         if tools:
             raise UnsupportedFeatureError("a chat cannot call tools yet", feature="tools", backend="chat")
-        if max_tokens is not None and (isinstance(max_tokens, bool) or max_tokens < 1):
+        if max_tokens is not None and not _is_number(max_tokens, least=1):
             raise UsageError(f"max_tokens is a number from 1 upwards, or None, not {max_tokens!r}")
         self.session = session
         self.conversation = conversation if conversation is not None else Conversation.in_ram()
@@ -49,14 +49,14 @@ class Chat:
         self.tools = tuple(tools)
         self.sampling = sampling
         self.max_tokens = max_tokens
-        self.overflow = check_overflow(overflow)
-        self._system_prompt = system_prompt
+        self.overflow: Overflow = check_overflow(overflow)
+        self._given = GivenPrompt(system_prompt)
         self._watch = CacheWatch()
 
     @property
     def system_prompt(self) -> str | None:
         """The conversation's, once something was said; the one that the chat was made with goes before it."""
-        return self._system_prompt if self._system_prompt is not None else self.conversation.system_prompt
+        return self._given.text if self._given.text is not None else self.conversation.system_prompt
 
     @property
     def last(self) -> Completion | None:
@@ -79,7 +79,7 @@ class Chat:
         self, text_or_message: MessageLike, *, key: str | None = None, **keywords: Unpack[GenerateKeywords]
     ) -> ChatStream:
         """The same as a stream: `async with` it. Raises UsageError at once where the call is wrong."""
-        if key is not None and (not isinstance(key, str) or not key or not is_unicode(key)):
+        if key is not None and not _is_key(key):
             raise UsageError(f"a key is a text that is not empty, such as the id of an event, not {key!r}")
         return self._stream(_read_message(text_or_message), key, keywords)
 
@@ -114,7 +114,7 @@ class Chat:
         return Budget(
             self.session,
             self.conversation,
-            system_prompt=self._system_prompt,
+            given=self._given,
             history=self.history,
             overflow=self.overflow,
             max_tokens=max_tokens,
@@ -195,6 +195,14 @@ class Chat:
         """What the next turn would be put after."""
         await self.conversation.refresh()
         return await self._budget(self.max_tokens).so_far()
+
+
+def _is_number(value: object, *, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+def _is_key(value: object) -> bool:
+    return isinstance(value, str) and bool(value) and is_unicode(value)
 
 
 def _read_message(value: MessageLike) -> Message:

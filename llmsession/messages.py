@@ -106,6 +106,19 @@ class Message(_Spoken, frozen=True, kw_only=True):
         return cls(Role.TOOL, text, tool_call_id=tool_call_id)
 
 
+class PromptPiece(msgspec.Struct, frozen=True, kw_only=True):
+    """A part of a prompt as it is sent: whose it is, whether special tokens in it mean those, its text and its tokens.
+
+    `role` is None for what stands before the first turn. Of a template of the model's own, what stands between two
+    contents is of the turn that it opens.
+    """
+
+    role: Role | None
+    is_control: bool
+    text: str
+    token_ids: tuple[int, ...]
+
+
 MessageLike: TypeAlias = str | Message | Mapping[str, Any]
 MessagesLike: TypeAlias = MessageLike | Sequence[MessageLike]
 
@@ -134,6 +147,16 @@ def as_messages(value: MessagesLike, *, reply: bool = True) -> list[Message]:
     messages = [as_message(item, index) for index, item in enumerate(value)]
     check_order(messages, reply=reply)
     return messages
+
+
+def open_next(messages: Sequence[Message], place: str, *, typing: bool = False) -> list[Message]:
+    """With `place` where the next that is said will go on: in a turn after the last one, or, `typing`, at its end."""
+    last = messages[-1]
+    if typing and last.role is Role.USER:
+        return [*messages[:-1], msgspec.structs.replace(last, content=last.content + place)]
+    if last.tool_calls:
+        return [*messages, Message.tool(place, tool_call_id=last.tool_calls[0].id)]
+    return [*messages, Message.user(place)]
 
 
 def with_data_urls(messages: Sequence[Message]) -> list[Message]:

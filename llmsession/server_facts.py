@@ -26,6 +26,7 @@ SLOTS_PAUSE = 1.0
 _FEATURE_NAMES: dict[Feature, str] = {
     "completion": "raw completion",
     "tokens": "way to turn text into tokens",
+    "pieces": "way to tell the bytes of tokens",
     "chat_count": "count of a chat's tokens",
     "slots": "list of slots",
     "metrics": "metrics",

@@ -14,29 +14,24 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol, Self, TypedDict, Unpack
 
-import msgspec
-
 from llmsession.admission import Admission
 from llmsession.completion import Completion, StopReason
 from llmsession.engine_options import choose_scales
 from llmsession.errors import (
     ClosedError,
     LLMSessionError,
-    UnsupportedFeatureError,
     UsageError,
 )
 from llmsession.lora import Lora
-from llmsession.messages import Message, MessagesLike, Role, as_messages, is_unicode, with_data_urls
+from llmsession.messages import MessagesLike, Role
 from llmsession.options import Options, make_options
 from llmsession.reply_source import ReplySource
 from llmsession.sampling import Sampling
 from llmsession.server import Server
-from llmsession.server_facts import ServerFacts
-from llmsession.system_prompt import render_system_prompt
+from llmsession.token_facts import TokenFacts, check_text, is_token_id
 
 if TYPE_CHECKING:
     from llmsession.asking import Ask
-    from llmsession.backends.backend import Endpoint
     from llmsession.remote_server import RemoteServer
     from llmsession.wire.reply import ReplyStream
     from llmsession.wire.request import GenerationRequest
@@ -76,7 +71,7 @@ class Endable(Protocol):
         """End it with that; the first verdict counts. Thread-safe, never blocks."""
 
 
-class Session(ServerFacts):
+class Session(TokenFacts):
     """A server for one model, from `async with` (or `open`) to its end (or `aclose`).
 
     Whatever happens to this program, the server does not outlive it.
@@ -184,23 +179,47 @@ class Session(ServerFacts):
 
             check_start(request, self._endpoint)
 
-    def _check_sight(self) -> None:
-        """Of an engine of ours it is known; a remote one says so itself."""
-        if self._options.remote is None and self._options.mmproj is None:
-            raise UnsupportedFeatureError(
-                f"{self.model} was opened without a projector, so it cannot see: give its file with mmproj=",
-                feature="images",
-                backend=self.backend,
-            )
+    async def ingest(self, messages_or_text: MessagesLike, *, typing: bool = False) -> int:
+        """Evaluate it into the cache, for a prompt that will begin so; the tokens that this took, the cached ones not.
 
-    def _read_messages(self, messages: MessagesLike) -> list[Message]:
-        """As they are sent: with images read, and the system prompt's `{now}` and `{model}` filled in."""
-        turns = with_data_urls(as_messages(messages))
-        if turns[0].role is Role.SYSTEM:
-            turns[0] = msgspec.structs.replace(
-                turns[0], content=render_system_prompt(turns[0].content, model=self.model)
-            )
-        return turns
+        A `str` is raw text, as in `generate`; a list is what `prompt` would send. One that ends with the assistant is
+        read up to where the next turn will stand; with `typing`, up to the end of a user's text that may go on. It
+        waits for a slot as a reply does. Ended by `interrupt()`, it is 0.
+        """
+        self._check_open()
+        self._require("completion")
+        keywords: GenerateKeywords = {"max_tokens": 1, "temperature": 0.0}
+        request = self._make_request(keywords)
+        async with self._stream(self._ask_to_read(messages_or_text, request, typing), request, keywords) as stream:
+            return (await stream.result()).timings.prompt.count
+
+    def _ask_to_read(self, messages_or_text: MessagesLike, request: GenerationRequest, typing: bool) -> Ask:  # noqa: FBT001
+        from llmsession.asking import AskEncoded, AskRaw, encode_next
+        from llmsession.asking_chat import AskChat, AskChatPrefix
+
+        if isinstance(messages_or_text, str):
+            if typing:
+                raise UsageError("typing=True is for a list that ends with a user's text, not for raw text")
+            return AskRaw(self._server, _check_prompt(messages_or_text), request)
+        turns = self._read_messages(messages_or_text, reply=False)
+        if typing and turns[-1].role is not Role.USER:
+            raise UsageError("typing=True is for a list that ends with a user's text")
+        encoding = self._server.model.encoding
+        has_images = any(turn.images for turn in turns)
+        if turns[-1].role in (Role.USER, Role.TOOL) and not typing:
+            if has_images:
+                self._check_sight()
+            elif encoding is not None:
+                return AskEncoded(self._server, encoding.encode(turns), request)
+            return AskChat(self._server, turns, request, self._features)
+        if has_images:
+            self._refuse("way to read a part of a conversation with images")
+        if encoding is not None:
+            parts = encode_next(encoding, turns, typing=typing)
+            return AskEncoded(self._server, [piece for _, pieces in parts for piece in pieces], request)
+        self._require("template")
+        self._require("pieces")
+        return AskChatPrefix(self._server, turns, request, typing=typing)
 
     async def generate(
         self, text_or_token_ids: str | Sequence[int], **keywords: Unpack[GenerateKeywords]
@@ -280,81 +299,6 @@ class Session(ServerFacts):
         with self._lock:
             self._replies.discard(reply)
 
-    # Tokens.
-
-    async def tokenize(self, text: str, *, bos: bool = False, eos: bool = False, special: bool = False) -> list[int]:
-        """The ids of a text. `special`: spellings of special tokens in it mean those; `bos`, `eos`: around it."""
-        endpoint = await self._ready()
-        self._require("tokens")
-        ids = await _tokenize(endpoint, _check_text(text), add_special=False, special=special)
-        if not special and "plain_tokens" not in endpoint.features:
-            vocabulary = await (await self._server.prompt_writer(endpoint)).learn([text])
-            if vocabulary.find(text) and not vocabulary.special.keys().isdisjoint(ids):
-                self._refuse("way to tokenize the spelling of a special token as text (special=True gives that token)")
-        return [
-            *([self._special_token("bos")] if bos else []),
-            *ids,
-            *([self._special_token("eos")] if eos else []),
-        ]
-
-    async def detokenize(self, ids: Sequence[int]) -> str:
-        """The text of token ids; special tokens by their spelling. Parts of characters become U+FFFD."""
-        from llmsession.wire import completion_api
-
-        endpoint = await self._ready()
-        self._require("tokens")
-        size = self._server.info.vocab_size if self._server.info is not None else None
-        for id_ in ids:
-            if not _is_token_id(id_) or (size is not None and id_ >= size):
-                raise UsageError(
-                    f"{id_!r} is no token id: they go from 0" + (f" to {size - 1}" if size else " upwards")
-                )
-        answer = await endpoint.client.post("/detokenize", msgspec.json.encode({"tokens": list(ids)}))
-        return completion_api.decode_text(answer)
-
-    async def count_tokens(self, messages_or_text: MessagesLike) -> int:
-        """How many tokens of context it takes, exactly. A `str` is raw text, a list what `prompt` would send."""
-        from llmsession.wire import openai_api
-
-        endpoint = await self._ready()
-        if isinstance(messages_or_text, str):
-            self._require("tokens")
-            return len(await _tokenize(endpoint, _check_text(messages_or_text), add_special=True, special=True))
-        turns = self._read_messages(messages_or_text)
-        encoding = self._server.model.encoding
-        if any(turn.images for turn in turns):
-            self._check_sight()
-        elif encoding is not None:
-            self._require("tokens")
-            written = await (await self._server.prompt_writer(endpoint)).write(encoding.encode(turns))
-            if isinstance(written.prompt, list):
-                return len(written.prompt)
-            return len(await _tokenize(endpoint, written.prompt, add_special=True, special=True))
-        self._require("chat_count")
-        if not any(turn.images for turn in turns):
-            from llmsession.backends.chat_prompt import ChatWriter
-
-            writer = ChatWriter(await self._server.prompt_writer(endpoint), endpoint.client, model=self.model, extra={})
-            if (found := await writer.write(turns)) is not None:
-                return len(found.prompt)
-        body = openai_api.encode_count(turns, model=self._server.model.name)
-        return openai_api.decode_count(await endpoint.client.post(openai_api.COUNT_PATH, body))
-
-    async def render_template(self, messages: MessagesLike) -> str:
-        """What the model's own template makes of messages: to be looked at, since spellings in it are as they were."""
-        from llmsession.wire import openai_api
-
-        endpoint = await self._ready()
-        self._require("template")
-        body = openai_api.encode_template(self._read_messages(messages), model=self.model)
-        return openai_api.decode_template(await endpoint.client.post(openai_api.TEMPLATE_PATH, body))
-
-    def _special_token(self, name: str) -> int:
-        token = self.special_tokens[name]
-        if token is None:
-            raise UsageError(f"this model has no {name} token")
-        return token
-
 
 def _make_server(options: Options) -> Server | RemoteServer:
     if options.remote is None:
@@ -364,31 +308,12 @@ def _make_server(options: Options) -> Server | RemoteServer:
     return RemoteServer(options)
 
 
-async def _tokenize(endpoint: Endpoint, text: str, *, add_special: bool, special: bool) -> list[int]:
-    from llmsession.wire import completion_api
-
-    body = completion_api.encode_tokenize(text, add_special=add_special, parse_special=special)
-    return completion_api.decode_tokens(await endpoint.client.post("/tokenize", body))
-
-
-def _check_text(text: object) -> str:
-    if not isinstance(text, str):
-        raise UsageError(f"a text is a str, not {type(text).__name__}")
-    if not is_unicode(text):
-        raise UsageError('the text holds a lone surrogate, which UTF-8 cannot: decode the input with errors="replace"')
-    return text
-
-
 def _check_prompt(prompt: str | Sequence[int]) -> str | list[int]:
     if isinstance(prompt, str):
         if not prompt:
             raise UsageError("there is nothing to go on from: give some text, or token ids")
-        return _check_text(prompt)
+        return check_text(prompt)
     ids = list(prompt)
-    if not ids or not all(_is_token_id(id_) for id_ in ids):
+    if not ids or not all(is_token_id(id_) for id_ in ids):
         raise UsageError("a prompt is text, or a list of token ids that is not empty")
     return ids
-
-
-def _is_token_id(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0

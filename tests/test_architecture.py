@@ -41,6 +41,7 @@ FLOORS: dict[str, int] = {
     "server": 3,
     "remote_server": 3,
     "server_facts": 3,
+    "token_facts": 3,
     "reply_source": 3,
     "session": 3,
     "answering": 4,
@@ -62,7 +63,8 @@ ALLOWED_SIDEWAYS |= {("session", "asking_chat")}
 ALLOWED_SIDEWAYS |= {("session", "asking"), ("preparation", "chosen_model"), ("remote_server", "chosen_model")}
 ALLOWED_SIDEWAYS |= {("reply_source", "server"), ("reply_source", "remote_server"), ("reply_source", "asking")}
 ALLOWED_SIDEWAYS |= {("server", "hang_watch")}
-ALLOWED_SIDEWAYS |= {("server_facts", "server"), ("server_facts", "remote_server"), ("session", "server_facts")}
+ALLOWED_SIDEWAYS |= {("server_facts", "server"), ("server_facts", "remote_server"), ("session", "token_facts")}
+ALLOWED_SIDEWAYS |= {("token_facts", "server_facts"), ("token_facts", "asking")}
 ALLOWED_SIDEWAYS |= {("session", "server"), ("session", "remote_server"), ("session", "reply_source")}
 
 ALLOWED_SIDEWAYS |= {("chat", "answering"), ("chat", "terminal")}  # Chat.interact: the one arrow up
@@ -86,7 +88,9 @@ HOMES = {
         "preparation",
         "processes",
         "memory.memory",
+        "memory.store",
         "memory.turn_lock",
+        "memory.writer",
         "wire",
         "backends",
         "engine_files",
@@ -114,6 +118,7 @@ NO_IO = (
     "memory.rows",
     "wire.rewriting",
     "backends.defusing",
+    "backends.inspection",
 )
 
 

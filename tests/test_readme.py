@@ -14,6 +14,10 @@ BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 EXPECTED = [
     r"ok chief\n",
     r"Rosalind\.\nend: \d+ tokens, \d+ a second\n",
+    (
+        r"Rosalind\. \d+ of \d+ tokens were cached\n"
+        r"\d+ / 2048 tokens\n\d+ % of context\n5 messages\nevent-1 complete\n"
+    ),
     r"hf:Qwen/\S+ is not in the cache, and this is offline .*: fetch it once online\n",
     r"llama-server river\n",
     r"options\.yaml, line 3: 'context_lenght' is no option: did you mean 'context_length'\?\n",

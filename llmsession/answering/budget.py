@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Awaitable, Callable, Sequence
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast
 
 import msgspec
 
@@ -71,6 +71,19 @@ def split_exchanges(turns: Sequence[Turn]) -> list[Exchange]:
     return [Exchange(tuple(exchange)) for exchange in exchanges]
 
 
+class GivenPrompt:
+    """The system prompt that a chat was made with: it becomes the conversation's with the first turn, and only then."""
+
+    def __init__(self, text: str | None) -> None:
+        self.text = text
+
+    async def give_to(self, conversation: Conversation) -> None:
+        """Where that has not happened yet."""
+        if self.text is not None:
+            await conversation.set_system_prompt(self.text)
+            self.text = None
+
+
 class Budget:
     """Of one chat. `history`: how many exchanges before the newest are sent at most."""
 
@@ -79,14 +92,14 @@ class Budget:
         session: Session,
         conversation: Conversation,
         *,
-        system_prompt: str | None,
+        given: GivenPrompt,
         history: int | None,
         overflow: Overflow,
         max_tokens: int | None,
     ) -> None:
         self._session = session
         self._conversation = conversation
-        self._system_prompt = system_prompt
+        self._given = given
         self._history = history
         self._overflow = overflow
         self._max_tokens = max_tokens
@@ -117,7 +130,7 @@ class Budget:
         return await self._cut(exchanges, limit, context_length)
 
     async def plan_less(self, path: Sequence[Turn], error: ContextOverflowError) -> Plan:
-        """After a server that cannot count has said that it is too much: without the older half. Else raises `error`."""
+        """Without the older half, where a server that cannot count has said: too much. Raises `error` else."""
         exchanges = self._choose(path)
         droppable = _droppable(exchanges)
         if not droppable or self._overflow == "refuse" or callable(self._overflow):
@@ -132,8 +145,7 @@ class Budget:
     async def render_system(self) -> None:
         """Fill in `{now}` and `{model}` once for this conversation, and keep it: so the prefix of its prompts stays."""
         conversation, model = self._conversation, self._session.model
-        if self._system_prompt is not None and self._system_prompt != conversation.system_prompt:
-            await conversation.set_system_prompt(self._system_prompt)
+        await self._given.give_to(conversation)
         text = conversation.system_prompt
         if text and (conversation.rendered_system is None or conversation.rendered_for != model):
             from llmsession.system_prompt import render_system_prompt
@@ -274,7 +286,7 @@ class Budget:
 def check_overflow(overflow: object) -> Overflow:
     """Raises UsageError for what is no policy."""
     if overflow in POLICIES or callable(overflow):
-        return overflow  # type: ignore[return-value]
+        return cast("Overflow", overflow)
     raise UsageError(f'overflow is "cut", "refuse", "summarize" or a function, not {overflow!r}')
 
 

@@ -98,7 +98,7 @@ class ChatStream:
         self._broadcast: Broadcast | None = None
         self._sent: list[Message] = []
         self._dropped: tuple[Message, ...] = ()
-        self._is_stored = False
+        self._stored: Completion | None = None  # what was said to the key before
         self._written_at = 0.0
         # Letters that the source has said, and that the reader has.
         self._said = 0
@@ -229,7 +229,7 @@ class ChatStream:
         if reply.state in (TurnState.PENDING, TurnState.FAILED):
             self._reply = reply
             return False
-        self._is_stored = True
+        self._stored = reply.completion
         self._remain(reply.completion)
         return True
 
@@ -280,7 +280,7 @@ class ChatStream:
         plan = await self._budget.plan(path)
         while True:
             self._sent, self._dropped = plan.messages, self._dropped + plan.dropped
-            inner = self._session.prompt_streaming(plan.messages, **{**keywords, **self._time_left()})
+            inner = self._session.prompt_streaming(plan.messages, **self._with_time_left(keywords))
             with self._lock:
                 self._inner = inner
                 verdict = self._verdict
@@ -295,8 +295,10 @@ class ChatStream:
             self._written_at = time.monotonic()
             return
 
-    def _time_left(self) -> dict[str, float]:
-        return {"timeout": max(self._deadline - time.monotonic(), 0.001)} if self._deadline < math.inf else {}
+    def _with_time_left(self, keywords: dict[str, Any]) -> dict[str, Any]:
+        if self._deadline == math.inf:
+            return keywords
+        return {**keywords, "timeout": max(self._deadline - time.monotonic(), 0.001)}
 
     # What is read.
 
@@ -386,6 +388,8 @@ class ChatStream:
         """Cut here."""
         if self._inner is not None:
             return self._inner.partial
+        if self._stored is not None:
+            return self._stored
         return Completion(
             id=self.id, text=self._heard_text, stop_reason=StopReason.INTERRUPTED, seed=0, model=self._session.model
         )
@@ -429,7 +433,7 @@ class ChatStream:
         """It is whole, or was interrupted: on disk, then said."""
         if self._inner is not None:
             await self._inner.__aexit__(None, None, None)  # its slot is free
-        if self._asked is not None and not self._is_stored:
+        if self._asked is not None and self._stored is None:
             completion = msgspec.structs.replace(completion, dropped=self._dropped)
             interrupted = completion.stop_reason is StopReason.INTERRUPTED
             try:
@@ -458,7 +462,7 @@ class ChatStream:
     async def _cut(self, partial: Completion, state: TurnState, *, for_good: bool) -> None:
         """It ended before its end. A store that fails as well has nothing to add to that."""
         try:
-            if self._asked is not None and not self._is_stored:
+            if self._asked is not None and self._stored is None:
                 if partial.text:
                     await self._save(partial, TurnState.PENDING if self._key is not None and not for_good else state)
                 elif self._key is None or for_good:

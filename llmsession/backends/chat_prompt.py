@@ -10,11 +10,15 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from llmsession.backends.defusing import Marks, Piece, Span, replace_spans
+from llmsession.backends.inspection import find_contents
 from llmsession.backends.message_texts import map_texts, texts_of
 from llmsession.backends.safe_prompt import Prompt, PromptWriter, says_token
 from llmsession.errors import ServerError
-from llmsession.messages import Control, Message, Text
+from llmsession.messages import Control, Message, Role, Text, open_next
+from llmsession.models.encoding import Part
 from llmsession.wire import openai_api
 from llmsession.wire.http import HttpClient
 from llmsession.wire.rewriting import THINK, THINK_END
@@ -99,6 +103,31 @@ class ChatWriter:
             think_token=think_token,
         )
 
+    async def write_next(self, messages: Sequence[Message], *, typing: bool = False) -> Prompt:
+        """What the next prompt will begin with: see messages.open_next."""
+        rendering, place = await self._open_next(messages, typing=typing)
+        rendered = await rendering.apply(_WITHOUT_REPLY)
+        return await self._writer.write_marked(rendering.cut(rendered.partition(place)[0]))
+
+    async def read_parts(self, messages: Sequence[Message], *, reply: bool) -> list[Part]:
+        """The prompt for a reply, or what the next prompt will begin with, in parts."""
+        if reply:
+            rendering = _Rendering(self, messages, await self._find(messages))
+            rendered, skeleton = await rendering.apply(), await rendering.apply_marked()
+        else:
+            rendering, place = await self._open_next(messages)
+            rendered = (await rendering.apply(_WITHOUT_REPLY)).partition(place)[0]
+            skeleton = (await rendering.apply_marked(_WITHOUT_REPLY, place)).partition(place)[0]
+        pieces = rendering.cut(rendered)
+        last = Role.ASSISTANT if reply else Role.TOOL if messages[-1].tool_calls else Role.USER
+        found = find_contents("".join(piece.text for piece in pieces), skeleton, rendering.contents, last)
+        return found if found is not None else [(None, pieces)]
+
+    async def _open_next(self, messages: Sequence[Message], *, typing: bool = False) -> tuple[_Rendering, str]:
+        place = Marks(*texts_of(messages)).mark(_PLACE)
+        said = open_next(messages, place, typing=typing)
+        return _Rendering(self, said, await self._find(said)), place
+
     async def _apply(
         self, messages: Sequence[Message], begun: Delivered | None = None, extra: Mapping[str, Any] | None = None
     ) -> str:
@@ -118,6 +147,8 @@ class _Rendering:
     """What the template makes of one conversation, with stand-ins in the texts."""
 
     def __init__(self, chat: ChatWriter, messages: Sequence[Message], spans: Mapping[str, Sequence[Span]]) -> None:
+        self.contents: dict[str, tuple[Role, str]] = {}
+        self._said = messages
         self._chat = chat
         self._spans = spans
         self._marks = Marks(*spans)
@@ -129,9 +160,20 @@ class _Rendering:
         self._meant.update(replaced.meant)
         return replaced.text
 
-    async def apply(self) -> str:
-        """All of it, with what a reply begins with."""
-        return await self._chat._apply(self._messages)  # noqa: SLF001 - its other half
+    async def apply(self, extra: Mapping[str, Any] | None = None) -> str:
+        """All of it, with what a reply begins with unless `extra` says otherwise."""
+        return await self._chat._apply(self._messages, extra=extra)  # noqa: SLF001 - its other half
+
+    async def apply_marked(self, extra: Mapping[str, Any] | None = None, place: str = "") -> str:
+        """The same with a mark for each content, which is then in `contents`, except for the `place`."""
+        marked: list[Message] = []
+        for number, message in enumerate(self._messages):
+            if message.content not in ("", place):
+                mark = self._marks.mark(f"\0{number}")
+                self.contents[mark] = (message.role, self._said[number].content)
+                message = msgspec.structs.replace(message, content=mark)  # noqa: PLW2901 - the same, marked
+            marked.append(message)
+        return await self._chat._apply(marked, extra=extra)  # noqa: SLF001
 
     def cut(self, rendered: str) -> list[Piece]:
         """At the stand-ins: only what the template's own words did not make harmless again stays replaced."""

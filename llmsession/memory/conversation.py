@@ -34,8 +34,8 @@ class Keeper(Protocol):
     def load(self, conversation: int, *, since: int) -> tuple[ConversationRow, list[Turn]] | None:
         """What was changed after that version."""
 
-    async def apply(self, conversation: int, version: int, change: Change, moment: datetime) -> Applied | None:
-        """Keep it. None where the conversation is no longer at that version."""
+    async def apply(self, row: ConversationRow, change: Change, last_update: datetime) -> Applied | None:
+        """Keep it. None where the conversation is no longer as that row says."""
 
     def answering(self, conversation: int) -> contextlib.AbstractAsyncContextManager[None]:
         """One at a time."""
@@ -329,25 +329,40 @@ class Conversation:
             return self._loaded().turn(new_id)
 
     async def _change(self, plan: Callable[[Tree], Change]) -> int | None:
-        """Plan on what is there now, until nobody else was faster. Returns the id of the new turn, if any."""
+        """Plan on what is known, and anew where somebody else was faster. Returns the id of the new turn, if any."""
         while True:
             with self._keeper.guard:
-                tree = self._refresh()
-                version = self._row.version
-                change = plan(tree)
-            if change.is_empty:
-                return None
-            applied = await self._keeper.apply(self._row.id, version, change, _now())
-            if applied is None:
-                continue
+                tree = self._loaded()
+                row = copy(self._row)
+                try:
+                    change = plan(tree)
+                except UsageError:
+                    if self._is_news(row):
+                        continue
+                    raise
+                if change.is_empty:
+                    if self._is_news(row):
+                        continue
+                    return None
+            # A clock that was set back does not make a conversation older than it was.
+            last_update = max(row.last_update, _now()) if change.is_use else row.last_update
+            applied = await self._keeper.apply(row, change, last_update)
             with self._keeper.guard:
-                if self._row.version == version:  # else it was seen already, or is with the next look
+                if applied is None:
+                    self._refresh()
+                    continue
+                if self._row.version == row.version:
                     tree.take(change, applied.new_id)
                     self._row.version = applied.version
                     self._row.last_update = applied.last_update
-                elif self._row.version < applied.version:
+                elif self._row.version < applied.version:  # no: somebody looked meanwhile, but not far enough
                     self._refresh()
             return applied.new_id
+
+    def _is_news(self, row: ConversationRow) -> bool:
+        """Whether more is known now than that."""
+        self._refresh()
+        return self._row.version != row.version
 
     def _loaded(self) -> Tree:
         """What is known of it, read if it was not yet."""

@@ -1,7 +1,4 @@
-"""Forgetting a user for good: not a byte of what was said is left in the file, its log, or beside them.
-
-`secure_delete` overwrites what is deleted, the log is emptied.
-"""
+"""Forgetting a user for good: not a byte of what was said is left in the file, its log, or beside them."""
 
 from __future__ import annotations
 
@@ -9,7 +6,8 @@ import sqlite3
 import time
 from pathlib import Path
 
-from llmsession.errors import StoreLockedError
+from llmsession.errors import StoreError, StoreLockedError
+from llmsession.memory.sqlite import LOCK_TIMEOUT, execute_patiently, is_busy
 
 # What reads in the database holds its log; a read takes milliseconds.
 _READER_TIMEOUT = 5.0
@@ -21,14 +19,30 @@ def delete_user(connection: sqlite3.Connection, user: str) -> int:
     return connection.execute("DELETE FROM conversation WHERE user = ?", (user.encode(),)).rowcount
 
 
-def empty_log(connection: sqlite3.Connection, path: Path) -> None:
-    """Bring all into the file, and cut the log to nothing. Raises StoreLockedError when somebody reads for too long."""
+def erase_traces(connection: sqlite3.Connection, path: Path) -> None:
+    """Write the file anew without what was deleted. Raises StoreError and StoreLockedError; then call it again.
+
+    `secure_delete` overwrites what is deleted where it stands. It does not overwrite the copies that SQLite leaves in
+    the free space of a page when it moves rows to another one (seen with 3.40: of every twentieth user).
+    """
+    deleted = f"all of it was deleted from {path}, but traces of it are left in the file"
+    try:
+        execute_patiently(connection, "VACUUM")
+    except sqlite3.OperationalError as error:
+        if is_busy(error):
+            raise StoreLockedError(
+                f"{deleted}: another program has been writing there for more than {LOCK_TIMEOUT:.0f} s; close it "
+                "(`fuser` or `lsof` name it), then call forget_user again"
+            ) from error
+        raise StoreError(
+            f"{deleted} ({error}): make room on the disk and in the folder for temporary files for once more the "
+            "file's size, then call forget_user again"
+        ) from error
     deadline = time.monotonic() + _READER_TIMEOUT
     while connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]:
         if time.monotonic() > deadline:
             raise StoreLockedError(
-                f"all of it was deleted from {path}, but another program has been reading there for more than "
-                f"{_READER_TIMEOUT:.0f} s, and until it ends, the log {path.name}-wal keeps the old text: close it "
-                "(`fuser` or `lsof` name it), then call forget_user again"
+                f"{deleted} and its log {path.name}-wal: another program has been reading there for more than "
+                f"{_READER_TIMEOUT:.0f} s; close it (`fuser` or `lsof` name it), then call forget_user again"
             )
         time.sleep(_LOOK_EVERY)

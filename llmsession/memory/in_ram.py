@@ -34,20 +34,18 @@ class InRam:
         with self.guard:
             return copy(self._row), list(self._tree.turns.values())
 
-    async def apply(self, conversation: int, version: int, change: Change, moment: datetime) -> Applied | None:
+    async def apply(self, row: ConversationRow, change: Change, last_update: datetime) -> Applied | None:
         """Number the new turn."""
-        del conversation
         with self.guard:
-            row, tree = self._row, self._tree
-            if version != row.version:
+            mine, tree = self._row, self._tree
+            if row.version != mine.version:
                 return None
             new_id = None if change.new is None else len(tree.turns) + 1
             tree.take(change, new_id)
-            row.version += 1
-            row.head, row.system_prompt, row.rendered = tree.head, tree.system_prompt, tree.rendered
-            if change.is_use:
-                row.last_update = max(row.last_update, moment)
-            return Applied(row.version, row.last_update, new_id)
+            mine.version += 1
+            mine.last_update = last_update
+            mine.head, mine.system_prompt, mine.rendered = tree.head, tree.system_prompt, tree.rendered
+            return Applied(mine.version, last_update, new_id)
 
     def answering(self, conversation: int) -> contextlib.AbstractAsyncContextManager[None]:
         """One at a time."""

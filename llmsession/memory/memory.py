@@ -12,18 +12,29 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+import anyio.lowlevel
 import anyio.to_thread
 import msgspec
 
 from llmsession.errors import ConfigError, UsageError
 from llmsession.memory.conversation import Conversation, check_system_prompt
-from llmsession.memory.erasing import delete_user, empty_log
+from llmsession.memory.erasing import delete_user, erase_traces
 from llmsession.memory.interchange import Told, read_json, write_json
-from llmsession.memory.rows import CONVERSATION_COLUMNS, ConversationRow, as_blob, as_microseconds, read_conversation
+from llmsession.memory.rows import (
+    CONVERSATION_COLUMNS,
+    ConversationRow,
+    as_blob,
+    as_hour,
+    as_microseconds,
+    read_conversation,
+)
 from llmsession.memory.store import Store, check_not_there, insert_told
 from llmsession.memory.tree import Tree
 from llmsession.memory.turn import Turn
 from llmsession.messages import is_unicode
+
+# Of a million conversations, so many are made before others may run.
+_AT_ONCE = 1000
 
 
 class Unfinished(msgspec.Struct, frozen=True, kw_only=True):
@@ -104,32 +115,36 @@ class Memory:
 
     async def conversations(self, user: str | None = None) -> list[Conversation]:
         """All, or those of one user, last used first. Their turns are read when they are looked at."""
-        where, values = "", list[bytes]()
+        select, order = f"SELECT {CONVERSATION_COLUMNS} FROM conversation", "ORDER BY last_update DESC, id DESC"  # noqa: S608
         if user is not None:
             _check_name(user, "user")
-            where, values = "WHERE user = ?", [user.encode()]
-        rows = self._store.read(
-            f"SELECT {CONVERSATION_COLUMNS} FROM conversation {where} ORDER BY last_update DESC, id DESC",  # noqa: S608
-            values,
-        )
-        return [self._adopt(read_conversation(row)) for row in rows]
+            rows = self._store.read(f"{select} WHERE user = ? {order}", (user.encode(),))
+            return [self._adopt(read_conversation(row)) for row in rows]
+        found = []
+        for index, row in enumerate(await self._store.read_apart(f"{select} {order}")):
+            found.append(self._adopt(read_conversation(row)))
+            if index % _AT_ONCE == 0:
+                await anyio.lowlevel.checkpoint()
+        return found
 
     async def forget(self) -> int:
         """Drop what is older than `max_age`, and say how many that were. Nothing where there is no `max_age`."""
         oldest = self._oldest(datetime.now(UTC))
         if oldest is None:
             return 0
-        if not self._store.read("SELECT 1 FROM conversation WHERE last_update < ? LIMIT 1", (oldest,)):
+        old, values = "last_hour <= ? AND last_update < ?", (as_hour(oldest), oldest)
+        if not self._store.read(f"SELECT 1 FROM conversation WHERE {old} LIMIT 1", values):  # noqa: S608
             return 0
         return await self._store.write(
-            lambda connection: connection.execute("DELETE FROM conversation WHERE last_update < ?", (oldest,)).rowcount
+            lambda connection: connection.execute(f"DELETE FROM conversation WHERE {old}", values).rowcount  # noqa: S608
         )
 
     async def forget_user(self, user: str) -> int:
         """Delete all that this user said and was told, and say how many conversations that were.
 
-        When it returns, no byte of it is left in the file or beside it. Raises StoreLockedError where another program
-        reads for so long that this cannot be had now: then it is deleted, and its traces with the next call.
+        When it returns, no byte of it is left in the file or beside it. For that the file is written anew: it takes as
+        long, and others wait to write meanwhile. Raises StoreLockedError where another program reads for so long that
+        this cannot be had now, StoreError on a full disk: then it is deleted, and its traces go with the next call.
         """
         _check_name(user, "user")
         count = await self._store.write(lambda connection: delete_user(connection, user))
@@ -138,7 +153,7 @@ class Memory:
                 if conversation.user == user:
                     conversation.drop()
         if (path := self.path) is not None:
-            await self._store.write(lambda connection: empty_log(connection, path), alone=True)
+            await self._store.write(lambda connection: erase_traces(connection, path), alone=True)
         return count
 
     async def export(self, user: str) -> dict[str, Any]:
@@ -186,7 +201,7 @@ class Memory:
         Turns of users that nobody answered (PENDING, or FAILED with a key), and those with a key whose reply was not
         marked with `mark_delivered`.
         """
-        rows = self._store.read(
+        rows = await self._store.read_apart(
             f"SELECT turn.id, {', '.join('conversation.' + name for name in CONVERSATION_COLUMNS.split(', '))} "  # noqa: S608
             "FROM turn INDEXED BY turn_unfinished JOIN conversation ON conversation.id = turn.conversation "
             "WHERE role = 'user' AND (state = 'pending' OR (key IS NOT NULL AND state <> 'delivered')) ORDER BY turn.id"
@@ -272,9 +287,9 @@ def _find_or_create(
             "DELETE FROM conversation WHERE user = ? AND channel = ? AND last_update < ?", (*names, oldest)
         )
     connection.execute(
-        "INSERT OR IGNORE INTO conversation (user, channel, started, last_update, version, system_prompt) "
-        "VALUES (?, ?, ?, ?, 0, ?)",
-        (*names, moment, moment, as_blob(prompt)),
+        "INSERT OR IGNORE INTO conversation (user, channel, started, last_update, last_hour, version, system_prompt) "
+        "VALUES (?, ?, ?, ?, ?, 0, ?)",
+        (*names, moment, moment, as_hour(moment), as_blob(prompt)),
     )
     sql = f"SELECT {CONVERSATION_COLUMNS} FROM conversation WHERE user = ? AND channel = ?"  # noqa: S608
     return read_conversation(connection.execute(sql, names).fetchone())

@@ -55,6 +55,11 @@ def as_microseconds(moment: datetime) -> int:
     return (moment - _EPOCH) // _MICROSECOND
 
 
+def as_hour(microseconds: int) -> int:
+    """Since 1970."""
+    return microseconds // 3_600_000_000
+
+
 def as_moment(microseconds: int) -> datetime:
     """Aware, in UTC."""
     return _EPOCH + timedelta(microseconds=microseconds)

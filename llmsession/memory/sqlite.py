@@ -11,7 +11,7 @@ import os
 import sqlite3
 import time
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from llmsession.errors import LLMSessionError, StoreError, StoreLockedError, StoreVersionError
 
@@ -33,6 +33,7 @@ _MIGRATIONS: Final = (
         channel BLOB NOT NULL,
         started INTEGER NOT NULL,      -- microseconds since 1970, as all moments
         last_update INTEGER NOT NULL,
+        last_hour INTEGER NOT NULL,    -- of last_update: an index on it seldom has to follow
         version INTEGER NOT NULL,      -- one more with each change
         head INTEGER,                  -- the turn in which the active path ends
         system_prompt BLOB,
@@ -40,7 +41,7 @@ _MIGRATIONS: Final = (
         rendered_for BLOB,
         UNIQUE (user, channel)
     );
-    CREATE INDEX conversation_by_use ON conversation (last_update);
+    CREATE INDEX conversation_by_use ON conversation (last_hour);
     CREATE TABLE turn (
         id INTEGER PRIMARY KEY AUTOINCREMENT,
         parent INTEGER,
@@ -61,7 +62,6 @@ _MIGRATIONS: Final = (
     CREATE UNIQUE INDEX turn_by_key ON turn (conversation, key) WHERE key IS NOT NULL;
     CREATE INDEX turn_unfinished ON turn (id)
         WHERE role = 'user' AND (state = 'pending' OR (key IS NOT NULL AND state <> 'delivered'));
-    CREATE TABLE chore (name TEXT PRIMARY KEY);
     """,
 )
 VERSION: Final = len(_MIGRATIONS)
@@ -71,7 +71,7 @@ def connect(path: Path | None) -> sqlite3.Connection:
     """To that file, which is made where there is none, or to one in RAM. Raises StoreError and its kinds."""
     if path is None:
         connection = _connect(":memory:")
-        _migrate(connection, "this memory")
+        _migrate(connection)
         return connection
     _check_place(path)
     try:
@@ -96,18 +96,18 @@ def connect_reader(path: Path) -> sqlite3.Connection:
     return connection
 
 
-def begin(connection: sqlite3.Connection, path: Path | None, *, timeout: float = LOCK_TIMEOUT) -> None:
-    """Start to write. Raises StoreLockedError when another program writes for longer than that."""
-    deadline = time.monotonic() + timeout
+def execute_patiently(connection: sqlite3.Connection, sql: str) -> Any:
+    """What needs the lock of those who write. The first column of the first row, if there is one."""
+    deadline = time.monotonic() + LOCK_TIMEOUT
     while True:
         try:
-            connection.execute("BEGIN IMMEDIATE")
+            row = connection.execute(sql).fetchone()
         except sqlite3.OperationalError as error:
-            if path is None or not is_busy(error) or time.monotonic() > deadline:
+            if not is_busy(error) or time.monotonic() > deadline:
                 raise
             time.sleep(_LOOK_EVERY)
         else:
-            return
+            return row[0] if row else None
 
 
 def is_busy(error: BaseException) -> bool:
@@ -164,23 +164,18 @@ def _check_place(path: Path) -> None:
 
 def _prepare(connection: sqlite3.Connection, path: Path) -> None:
     """Ours, of this version, and written so that what is acknowledged is on the disk."""
-    deadline = time.monotonic() + LOCK_TIMEOUT
-    while True:
-        try:
-            _check_owner(connection, path)
-            mode = connection.execute("PRAGMA journal_mode = WAL").fetchone()[0]
-            break
-        except sqlite3.OperationalError as error:  # another process is just making it, or closing it as the last one
-            if not is_busy(error) or time.monotonic() > deadline:
-                raise
-            time.sleep(_LOOK_EVERY)
+    execute_patiently(
+        connection, "PRAGMA application_id"
+    )  # one who makes it, or closes it as the last, keeps others out
+    _check_owner(connection, path)
+    mode = execute_patiently(connection, "PRAGMA journal_mode = WAL")
     if mode != "wal":
         raise StoreError(f"{path} lies where SQLite cannot share it between connections: put it on a local disk")
     connection.execute("PRAGMA synchronous = FULL")
     connection.execute(f"PRAGMA journal_size_limit = {_WAL_LIMIT}")
-    begin(connection, path)  # a file that cannot be written says so here
+    execute_patiently(connection, "BEGIN IMMEDIATE")  # a file that cannot be written says so here
     connection.execute("ROLLBACK")
-    _migrate(connection, path)
+    _migrate(connection)
 
 
 def _check_owner(connection: sqlite3.Connection, path: Path) -> None:
@@ -196,11 +191,10 @@ def _check_owner(connection: sqlite3.Connection, path: Path) -> None:
         )
 
 
-def _migrate(connection: sqlite3.Connection, path: Path | str) -> None:
+def _migrate(connection: sqlite3.Connection) -> None:
     if connection.execute("PRAGMA user_version").fetchone()[0] == VERSION:
         return
-    file = path if isinstance(path, Path) else None
-    begin(connection, file)
+    execute_patiently(connection, "BEGIN IMMEDIATE")
     try:
         version = connection.execute("PRAGMA user_version").fetchone()[0]  # another process may have been faster
         for script in _MIGRATIONS[version:]:

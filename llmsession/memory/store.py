@@ -12,6 +12,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
+import anyio.to_thread
 import msgspec
 from msgspec import UNSET
 from msgspec.structs import replace
@@ -23,8 +24,8 @@ from llmsession.memory.rows import (
     TURN_COLUMNS,
     ConversationRow,
     as_blob,
+    as_hour,
     as_microseconds,
-    as_moment,
     read_conversation,
     read_turn,
     write_turn,
@@ -46,6 +47,10 @@ _UPDATE_TURN = (
     "UPDATE turn SET parent = ?, role = ?, message = ?, state = ?, created = ?, key = ?, pinned = ?, left_out = ?, "
     "summary = ?, tokens = ?, completion = ?, conversation = ?, version = ? WHERE id = ?"
 )
+
+
+# What the next row will be numbered (https://www.sqlite.org/autoinc.html).
+_NEXT_TURN = "SELECT coalesce(max(seq), 0) + 1 FROM sqlite_sequence WHERE name = 'turn'"
 
 
 class Applied(msgspec.Struct, frozen=True):
@@ -83,7 +88,7 @@ class Store:
             try:
                 self._reader = connect_reader(path)
                 undo.callback(self._reader.close)
-                self._reader.execute("SELECT count(*) FROM chore").fetchall()  # from now on its log is there
+                self._reader.execute("SELECT count(*) FROM sqlite_master").fetchall()  # from now on its log is there
             except sqlite3.Error as error:
                 raise explain(error, path) from error
             self._writer = Writer(writing, Watched(path))
@@ -125,11 +130,18 @@ class Store:
             except sqlite3.Error as error:
                 raise explain(error, self.path) from error
 
+    async def read_apart(self, sql: str) -> list[Any]:
+        """The same for what may be long: in a thread, on a connection of its own."""
+        if self.path is None:
+            return self.read(sql)
+        self._check_open()
+        return await anyio.to_thread.run_sync(_read_apart, self.path, sql)
+
     # Writes.
 
-    async def apply(self, conversation: int, version: int, change: Change, moment: datetime) -> Applied | None:
-        """The change is on the disk. None where the conversation is no longer at that version: plan it anew."""
-        return await self.write(lambda connection: _apply(connection, conversation, version, change, moment))
+    async def apply(self, row: ConversationRow, change: Change, last_update: datetime) -> Applied | None:
+        """The change is on the disk. None where the conversation is no longer as that row says: plan it anew."""
+        return await self.write(lambda connection: _apply(connection, row, change, last_update))
 
     async def write(self, work: Work[T], *, alone: bool = False) -> T:
         """Run it in a transaction, and return when that is on the disk; `alone`: outside of any."""
@@ -188,33 +200,46 @@ class Store:
             )
 
 
+def _read_apart(path: Path, sql: str) -> list[Any]:
+    try:
+        with contextlib.closing(connect_reader(path)) as connection:
+            return connection.execute(sql).fetchall()
+    except sqlite3.Error as error:
+        raise explain(error, path) from error
+
+
 def _apply(
-    connection: sqlite3.Connection, conversation: int, version: int, change: Change, moment: datetime
+    connection: sqlite3.Connection, row: ConversationRow, change: Change, last_update: datetime
 ) -> Applied | None:
-    found = connection.execute("SELECT version, last_update FROM conversation WHERE id = ?", (conversation,)).fetchone()
-    if found is None or found[0] != version:
-        return None
-    after = version + 1
-    new_id = None
-    if change.new is not None:
-        new_id = connection.execute(_INSERT_TURN, (*write_turn(change.new), conversation, after)).lastrowid
-    for turn in change.changed:
-        connection.execute(_UPDATE_TURN, (*write_turn(turn), conversation, after, turn.id))
-    values: dict[str, Any] = {"version": after}
-    # A clock that was set back does not make a conversation older than it was.
-    last_update = max(found[1], as_microseconds(moment)) if change.is_use else found[1]
-    if last_update != found[1]:
-        values["last_update"] = last_update
-    if change.head is not UNSET:
-        values["head"] = new_id if change.head == NEW else change.head
+    """The first statement decides, and the rest follows."""
+    version = row.version + 1
+    values: dict[str, Any] = {"version": version}
+    if last_update != row.last_update:
+        moment = as_microseconds(last_update)
+        values |= {"last_update": moment, "last_hour": as_hour(moment)}
     if change.system_prompt is not UNSET:
         values["system_prompt"] = as_blob(change.system_prompt)
     if change.rendered is not UNSET:
         text, model = change.rendered or (None, None)
         values |= {"rendered_system": as_blob(text), "rendered_for": as_blob(model)}
     columns = ", ".join(f"{name} = ?" for name in values)
-    connection.execute(f"UPDATE conversation SET {columns} WHERE id = ?", (*values.values(), conversation))  # noqa: S608
-    return Applied(after, as_moment(last_update), new_id)
+    if change.head == NEW:
+        columns += f", head = ({_NEXT_TURN})"
+    elif change.head is not UNSET:
+        columns += ", head = ?"
+        values["head"] = change.head
+    done = connection.execute(
+        f"UPDATE conversation SET {columns} WHERE id = ? AND version = ?",  # noqa: S608 - names of our own
+        (*values.values(), row.id, row.version),
+    )
+    if done.rowcount == 0:
+        return None
+    new_id = None
+    if change.new is not None:
+        new_id = connection.execute(_INSERT_TURN, (*write_turn(change.new), row.id, version)).lastrowid
+    for turn in change.changed:
+        connection.execute(_UPDATE_TURN, (*write_turn(turn), row.id, version, turn.id))
+    return Applied(version, last_update, new_id)
 
 
 def check_not_there(connection: sqlite3.Connection, told: Told) -> None:
@@ -234,10 +259,11 @@ def insert_told(connection: sqlite3.Connection, told: Told) -> None:
     """A whole conversation; in place of an empty one."""
     names = (told.user.encode(), told.channel.encode())
     connection.execute("DELETE FROM conversation WHERE user = ? AND channel = ?", names)
-    moments = (as_microseconds(told.started), as_microseconds(told.last_update))
+    last_update = as_microseconds(told.last_update)
+    moments = (as_microseconds(told.started), last_update, as_hour(last_update))
     number = connection.execute(
-        "INSERT INTO conversation (user, channel, started, last_update, version, system_prompt) "
-        "VALUES (?, ?, ?, ?, 1, ?)",
+        "INSERT INTO conversation (user, channel, started, last_update, last_hour, version, system_prompt) "
+        "VALUES (?, ?, ?, ?, ?, 1, ?)",
         (*names, *moments, as_blob(told.system_prompt)),
     ).lastrowid
     ids: dict[int | None, int | None] = {None: None}

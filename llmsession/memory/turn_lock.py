@@ -12,7 +12,7 @@ import os
 import sys
 import threading
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import anyio
@@ -120,14 +120,25 @@ class TurnLocks:
     @contextlib.asynccontextmanager
     async def turn(self, conversation: int) -> AsyncIterator[None]:
         """Nobody else answers there, in any process. May be cancelled while it waits."""
-        async with self._queues.turn(conversation):
-            while not self._try(conversation):  # noqa: ASYNC110 - another process tells nobody
-                await anyio.sleep(_LOOK_EVERY)
-            try:
-                yield
-            finally:
-                with self._guard:
-                    _unlock(self._descriptor, conversation)
+        with self._in_use():
+            async with self._queues.turn(conversation):
+                while not self._try(conversation):  # noqa: ASYNC110 - another process tells nobody
+                    await anyio.sleep(_LOOK_EVERY)
+                try:
+                    yield
+                finally:
+                    with self._guard:
+                        _unlock(self._descriptor, conversation)
+
+    @contextlib.contextmanager
+    def _in_use(self) -> Iterator[None]:
+        """The file stays open, whoever closes the memory meanwhile."""
+        with _TABLE_GUARD:
+            self.users += 1
+        try:
+            yield
+        finally:
+            self.close()
 
     def _try(self, conversation: int) -> bool:
         found = os.fstat(self._descriptor)

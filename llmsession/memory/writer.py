@@ -7,16 +7,21 @@ be run a second time, alone, where the transaction that it shared with others co
 from __future__ import annotations
 
 import atexit
+import functools
+import os
 import sqlite3
 import threading
+import time
 import weakref
 from collections import deque
 from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
+import anyio
+
 from llmsession.errors import ClosedError, LLMSessionError
-from llmsession.latch import Latch
-from llmsession.memory.sqlite import begin, explain, is_busy
+from llmsession.latch import Latch, call_soon, current_loop
+from llmsession.memory.sqlite import execute_patiently, explain, is_busy
 from llmsession.memory.watched import Watched
 
 T = TypeVar("T")
@@ -24,6 +29,8 @@ Work = Callable[[sqlite3.Connection], T]
 
 # So many at most in one transaction: the first of them should not wait for ever.
 _BATCH = 1024
+# So long at most are those waited for who were just served, in seconds: less than the fsync that it saves.
+_GATHER = 0.002
 # A program that ends waits so long for what it has not written yet.
 _EXIT_SECONDS = 5.0
 
@@ -31,12 +38,13 @@ _EXIT_SECONDS = 5.0
 class _Operation(Generic[T]):
     """Something to be written, and what came of it. `alone`: it makes its own transactions, or none."""
 
-    __slots__ = ("alone", "done", "error", "result", "work")
+    __slots__ = ("alone", "done", "error", "loop", "result", "work")
 
     def __init__(self, work: Work[T], *, alone: bool) -> None:
         self.work = work
         self.alone = alone
-        self.done = Latch()
+        self.done = anyio.Event()
+        self.loop = current_loop()
         self.result: Any = None
         self.error: BaseException | None = None
 
@@ -51,6 +59,9 @@ class Writer:
         self._changed = threading.Condition()
         self._is_closing = False
         self._ended = Latch()
+        # How many will wait when those are back who were just served, and until when that is worth waiting for.
+        self._expected = 1
+        self._gather_until = 0.0
         self._thread = threading.Thread(target=self._run, name="llmsession-memory", daemon=True)
         self._thread.start()
         _WRITERS.add(self)
@@ -65,7 +76,7 @@ class Writer:
             if self._is_closing:
                 raise ClosedError("the memory was closed: open it again")
             self._waiting.append(operation)
-            if len(self._waiting) == 1:
+            if len(self._waiting) in (1, self._expected):
                 self._changed.notify()
         try:
             await operation.done.wait()
@@ -98,7 +109,9 @@ class Writer:
     def _run(self) -> None:
         try:
             while batch := self._next():
+                begun = time.monotonic()
                 self._write(batch)
+                self._release(batch, time.monotonic() - begun)
         finally:
             self._connection.close()
             self._ended.set()
@@ -110,9 +123,24 @@ class Writer:
                 if self._is_closing:
                     return []
                 self._changed.wait()
+            while len(self._waiting) < self._expected and not self._is_closing:
+                if (left := self._gather_until - time.monotonic()) <= 0:
+                    break
+                self._changed.wait(left)
             first_alone = next((at for at, operation in enumerate(self._waiting) if operation.alone), _BATCH)
             count = min(max(1, first_alone), len(self._waiting), _BATCH)
             return [self._waiting.popleft() for _ in range(count)]
+
+    def _release(self, batch: list[_Operation[Any]], seconds: float) -> None:
+        """Tell them, with one call for each event loop."""
+        with self._changed:
+            self._expected = len(self._waiting) + len(batch)
+            self._gather_until = time.monotonic() + min(seconds / 2, _GATHER)
+        waiters: dict[Any, list[anyio.Event]] = {}
+        for operation in batch:
+            waiters.setdefault(operation.loop, []).append(operation.done)
+        for loop, events in waiters.items():
+            call_soon(loop, functools.partial(_set_all, events))
 
     def _write(self, batch: list[_Operation[Any]]) -> None:
         """All in one transaction; where that fails, each in its own, so that one's failure is its own."""
@@ -138,13 +166,11 @@ class Writer:
                 error.__cause__ = cause
             for operation in batch:
                 operation.error = error
-        for operation in batch:
-            operation.done.set()
 
     def _commit(self, batch: list[_Operation[Any]]) -> None:
         connection = self._connection
         self._file.check()
-        begin(connection, self._file.path)
+        execute_patiently(connection, "BEGIN IMMEDIATE")
         for operation in batch:
             try:
                 operation.result = operation.work(connection)
@@ -152,6 +178,11 @@ class Writer:
                 operation.error = error
         connection.execute("COMMIT")
         self._file.check()
+
+
+def _set_all(events: list[anyio.Event]) -> None:
+    for event in events:
+        event.set()
 
 
 _WRITERS: weakref.WeakSet[Writer] = weakref.WeakSet()
@@ -162,3 +193,8 @@ def _finish_all() -> None:
     # Nobody closed them: what waits is written nevertheless.
     for writer in list(_WRITERS):
         writer.stop_blocking(_EXIT_SECONDS)
+
+
+if hasattr(os, "register_at_fork"):
+    # A forked copy of the process has none of these threads, and nothing to write for them.
+    os.register_at_fork(after_in_child=_WRITERS.clear)

@@ -6,7 +6,7 @@ The pieces stay apart until they are tokens: what a user wrote is Text, and noth
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import msgspec
@@ -15,6 +15,7 @@ from llmsession.errors import UnsupportedFeatureError
 from llmsession.messages import Control, Message, MessagesLike, Role, Text, as_messages
 
 Piece = Control | Text
+Part = tuple[Role | None, list[Piece]]
 
 
 class PromptEncoding(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -55,13 +56,19 @@ class PromptEncoding(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         `tools` are functions in OpenAI's form. Raises InvalidMessagesError where no reply could follow, and
         UnsupportedFeatureError where tools are spoken of that this encoding has no words for.
         """
+        return join_pieces(piece for _, part in self.encode_parts(messages, tools=tools, reply=reply) for piece in part)
+
+    def encode_parts(
+        self, messages: MessagesLike, *, tools: Sequence[Mapping[str, Any]] = (), reply: bool = True
+    ) -> list[Part]:
+        """The same in parts, each with the role that it is of."""
         turns = as_messages(messages, reply=reply)
         if self.default_system_prompt is not None and turns[0].role is not Role.SYSTEM:
             turns.insert(0, Message.system(self.default_system_prompt))
         system = turns.pop(0) if turns and turns[0].role is Role.SYSTEM else None
-        pieces: list[Piece] = [Control(self.begin_of_text)]
+        parts: list[Part] = [(None, [Control(self.begin_of_text)])]
         if self.system_position == "turn":
-            pieces += self._encode_system(system, tools)
+            parts.append((Role.SYSTEM, self._encode_system(system, tools)))
         elif tools:
             raise _no_words("tools on offer")
         users = [number for number, turn in enumerate(turns) if turn.role is Role.USER]
@@ -73,11 +80,11 @@ class PromptEncoding(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         for number, turn in enumerate(turns):
             before = turns[number - 1].role if number else None
             after = turns[number + 1].role if number + 1 < len(turns) else None
-            pieces += self._encode_turn(turn, before, after, system if number == host else None)
+            parts += self._encode_turn(turn, before, after, system if number == host else None)
         if reply:
             starts = self.assistant_token_start if self.generation_prompt is None else self.generation_prompt
-            pieces.append(Control(starts))
-        return _join(pieces)
+            parts.append((Role.ASSISTANT, [Control(starts)]))
+        return parts
 
     def render(self, messages: MessagesLike, *, tools: Sequence[Mapping[str, Any]] = (), reply: bool = True) -> str:
         """The pieces as one string: what the model reads, to be looked at. Not safe to send: see `encode`."""
@@ -101,17 +108,18 @@ class PromptEncoding(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
 
     def _encode_turn(
         self, turn: Message, before: Role | None, after: Role | None, system: Message | None
-    ) -> list[Piece]:
+    ) -> list[Part]:
         """`system` where its text stands in this user turn."""
         match turn.role:
             case Role.ASSISTANT:
-                return self._encode_assistant(turn)
+                return [(Role.ASSISTANT, self._encode_assistant(turn))]
             case Role.TOOL:
-                return self._encode_result(turn, before, after)
-        pieces: list[Piece] = [Control(self.user_token_start)]
+                return [(Role.TOOL, self._encode_result(turn, before, after))]
+        parts: list[Part] = [(Role.USER, [Control(self.user_token_start)])]
         if system is not None:
-            pieces += [Control(self.system_token_start), self._text(system), Control(self.system_token_end)]
-        return [*pieces, self._text(turn), Control(self.user_token_end)]
+            hosted: list[Piece] = [Control(self.system_token_start), self._text(system), Control(self.system_token_end)]
+            parts.append((Role.SYSTEM, hosted))
+        return [*parts, (Role.USER, [self._text(turn), Control(self.user_token_end)])]
 
     def _encode_result(self, turn: Message, before: Role | None, after: Role | None) -> list[Piece]:
         start, end = self.tool_call_result_token_start, self.tool_call_result_token_end
@@ -155,7 +163,7 @@ def _no_words(what: str) -> UnsupportedFeatureError:
     )
 
 
-def _join(pieces: Sequence[Piece]) -> list[Piece]:
+def join_pieces(pieces: Iterable[Piece]) -> list[Piece]:
     """Without empty pieces, and with neighbours of one kind made one: they are tokenized together."""
     joined: list[Piece] = []
     for piece in pieces:

@@ -11,6 +11,7 @@ import pytest
 import llmsession.system_prompt
 from llmsession import (
     Chat,
+    ClosedError,
     Completion,
     ContextOverflowError,
     Conversation,
@@ -117,7 +118,7 @@ async def test_the_time_in_the_system_prompt_is_told_once(
 
 
 async def test_a_key_is_answered_once(session: Session, conversation: Conversation) -> None:
-    """CAPABILITIES D4: the same key again gives the same reply; with another text it is refused, and nothing is lost."""
+    """CAPABILITIES D4: the same key again gives the same reply; with another text it is refused."""
     chat = Chat(session, conversation)
     first = await chat.send(OK, key="event-1")
     assert first == await chat.send(OK, key="event-1")
@@ -145,14 +146,15 @@ async def test_a_running_reply_is_joined(session: Session, conversation: Convers
             assert "".join(pieces) == replies[-1].text
 
     with anyio.fail_after(BOUND):
-        async with Chat(session, conversation).stream(COUNT, key="e", max_tokens=60) as stream:
-            async with anyio.create_task_group() as tasks:
-                tasks.start_soon(join)
-                tasks.start_soon(join)
-                pieces = [await anext(stream)]
-                await heard.wait()  # it is read as it comes, by those who joined as well
-                pieces += [piece async for piece in stream]
-                replies.append(await stream.result())
+        async with (
+            Chat(session, conversation).stream(COUNT, key="e", max_tokens=60) as stream,
+            anyio.create_task_group() as tasks,
+        ):
+            tasks.start_soon(join)
+            tasks.start_soon(join)
+            await anext(stream)
+            await heard.wait()  # it is read as it comes, by those who joined as well
+            replies.append(await stream.result())
     assert 3 == len(replies)
     assert 1 == len({reply.id for reply in replies})
     assert 2 == len(conversation.turns)
@@ -174,13 +176,15 @@ async def test_who_joined_goes_on_where_the_first_left(session: Session, convers
             assert replies[-1] == (await stream.result()).text
 
     with anyio.fail_after(BOUND):
-        async with anyio.create_task_group() as tasks:
-            async with Chat(session, conversation).stream(COUNT, key="e", max_tokens=60, temperature=0) as stream:
+        async with (
+            anyio.create_task_group() as tasks,
+            Chat(session, conversation).stream(COUNT, key="e", max_tokens=60, temperature=0) as stream,
+        ):
+            await anext(stream)
+            tasks.start_soon(join)
+            for _ in range(3):
                 await anext(stream)
-                tasks.start_soon(join)
-                for _ in range(3):
-                    await anext(stream)
-                await heard.wait()
+            await heard.wait()
     assert [whole.text] == replies
     assert [TurnState.COMPLETE] * 2 == states(conversation)
 
@@ -253,15 +257,16 @@ async def test_turns_of_one_conversation_wait_and_others_do_not(session: Session
         answered.append(text)
 
     with anyio.fail_after(BOUND):
-        async with anyio.create_task_group() as tasks:
-            async with Chat(session, conversation, sampling=GREEDY).stream(OK) as stream:
-                for text in ("one", "two", "three"):
-                    tasks.start_soon(say, text)
-                    await anyio.wait_all_tasks_blocked()
-                if session.parallel > 1:
-                    await Chat(session).send(OK)
-                assert [] == answered
-                await stream.result()
+        async with (
+            anyio.create_task_group() as tasks,
+            Chat(session, conversation, sampling=GREEDY).stream(OK) as stream,
+        ):
+            for text in ("one", "two", "three"):
+                tasks.start_soon(say, text)
+                await anyio.wait_all_tasks_blocked()
+            await Chat(session).send(OK)
+            assert [] == answered
+            await stream.result()
     assert ["one", "two", "three"] == answered
     said = [message.content for message in conversation.messages if message.role is Role.USER]
     assert [OK, "one", "two", "three"] == said
@@ -287,6 +292,28 @@ async def test_a_conversation_outgrows_its_context(session: Session, conversatio
     assert 2 * 9 + 1 == len(conversation.messages)  # it is all there, though not all is sent
     with pytest.raises(ContextOverflowError, match="begin a new one"):
         await Chat(session, conversation, overflow="refuse", max_tokens=1000).send(text * 2)
+
+
+async def test_a_summary_stands_for_what_was_left_out(session: Session, conversation: Conversation) -> None:
+    """CAPABILITIES D6: the model's own words, stored and marked; what was summed up is still there."""
+    chat = Chat(session, conversation, sampling=GREEDY, max_tokens=16, overflow="summarize")
+    text = f"say yes {'and so on ' * 40}"
+    for _ in range(8):
+        reply = await chat.send(text)
+        if reply.dropped:
+            break
+    summary = conversation.summary
+    assert summary is not None
+    assert summary.completion is not None
+    assert summary.is_summary
+    rendered = await chat.render()
+    assert summary.message.content in rendered
+    assert rendered.count(text) == len([turn for turn in conversation.path if turn.message.content == text]) - (
+        len(reply.dropped) // 2
+    )
+    again = await chat.send("say no")
+    assert () == again.dropped
+    assert again.usage.cached_tokens >= reply.usage.prompt_tokens - SLACK
 
 
 async def test_stats_and_inspection(session: Session, conversation: Conversation) -> None:
@@ -322,9 +349,15 @@ async def test_a_memory_that_is_closed_ends_the_reply(session: Session) -> None:
     """The issue: a conversation closed while it answers is one error, with what had come."""
     memory = await Memory.open()
     chat = Chat(session, await memory.get("42"), sampling=ENDLESS)
-    with anyio.fail_after(BOUND), pytest.raises(Exception, match="closed") as caught:
+    pieces: list[str] = []
+
+    async def read() -> None:
         async with chat.stream(COUNT) as stream:
-            first = await anext(stream)
-            await memory.aclose()
-            await stream.result()
-    assert getattr(caught.value, "partial").text.startswith(first)  # noqa: B009 - any error of ours
+            async for piece in stream:
+                pieces.append(piece)
+                await memory.aclose()
+
+    with anyio.fail_after(BOUND), pytest.raises(ClosedError) as caught:
+        await read()
+    assert caught.value.partial is not None
+    assert caught.value.partial.text.startswith("".join(pieces))

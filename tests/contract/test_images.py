@@ -103,7 +103,7 @@ async def test_a_reply_to_an_image_can_be_begun(seeing: Session) -> None:
         reply = await seeing.prompt([turn], reply_start=start, temperature=0, max_tokens=9)
         assert reply.text.startswith(start)
         assert start not in reply.text[len(start) :]
-        assert 9 == reply.usage.completion_tokens
+        assert 0 < reply.usage.completion_tokens <= 9
         assert start.count("<|im_end|>") == reply.neutralized
 
 

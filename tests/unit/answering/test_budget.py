@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from llmsession import Completion, ContextOverflowError, Message, StopReason, UnsupportedFeatureError, UsageError
-from llmsession.answering.budget import Budget, Overflow, check_overflow, split_exchanges
+from llmsession.answering.budget import Budget, GivenPrompt, Overflow, check_overflow, split_exchanges
 from llmsession.memory.conversation import Conversation
 from llmsession.memory.turn import TurnState
 
@@ -47,7 +47,7 @@ def completion(text: str) -> Completion:
 
 def budget(session: Session, conversation: Conversation, *, overflow: Overflow = "cut", **fields: Any) -> Budget:
     """With room for a reply of ROOM words."""
-    settings = {"system_prompt": None, "history": None, "max_tokens": ROOM, **fields}
+    settings = {"given": GivenPrompt(None), "history": None, "max_tokens": ROOM, **fields}
     return Budget(session, conversation, overflow=overflow, **settings)  # type: ignore[arg-type]
 
 
