@@ -312,7 +312,7 @@ class ChatStream:
         while True:
             try:
                 event = await self._read()
-                if self._inner is not None and time.monotonic() - self._written_at >= CHECKPOINT_EVERY:
+                if self._is_due(event):
                     await self._write_down()
             except LLMSessionError as error:
                 await self._fail(error)
@@ -395,6 +395,12 @@ class ChatStream:
         )
 
     # What is written.
+
+    def _is_due(self, event: Event) -> bool:
+        """Whether what was said is to be written down now: not where this is the end, nor while it only thinks."""
+        if self._inner is None or isinstance(event, Finished):
+            return False
+        return time.monotonic() - self._written_at >= CHECKPOINT_EVERY and bool(self._inner.partial.text)
 
     async def _write_down(self) -> None:
         """What came so far: a kill does not cost it."""
