@@ -123,7 +123,7 @@ class Chat:
     async def set_system_prompt(self, text: str | None) -> None:
         """The conversation's, from the next turn on. It takes the place of the one that the chat was made with."""
         await self.conversation.set_system_prompt(text)
-        self._system_prompt = None
+        self._given.text = None
 
     async def interact(self, *, color: bool = True, header: str | None = None, stream: bool = True) -> None:
         """Talk with a person in the terminal, until they leave; or answer the lines of a pipe, until it ends.

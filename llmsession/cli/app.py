@@ -115,7 +115,8 @@ def chat(
         str | None, typer.Option(metavar="NAME", help="Whose conversation it is. [default: your login]")
     ] = None,
     channel: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Which of the user's conversations. [default: one without a name]")
+        str | None,
+        typer.Option(metavar="NAME", help="Which of the user's conversations. [default: one without a name]"),
     ] = None,
     color: Annotated[bool, typer.Option("--color/--no-color", help="Colours, where NO_COLOR is not set.")] = True,
     reasoning: Annotated[Reasoning, typer.Option(help="What a model thinks before it answers.")] = Reasoning.DIM,

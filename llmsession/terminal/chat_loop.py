@@ -199,7 +199,7 @@ class ChatLoop:
     async def _say(self, text: str) -> None:
         await self._answer(lambda: self.chat.stream(text, **self._keywords, **self._take_start()))
 
-    def _take_start(self) -> dict[str, str]:
+    def _take_start(self) -> dict[str, Any]:
         start, self._reply_start = self._reply_start, ""
         return {"reply_start": start} if start else {}
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from llmsession.chat import Chat
     from llmsession.memory.memory import Memory
 
+
 def is_interactive() -> bool:
     """Whether a person sits at both ends."""
     return all(stream is not None and stream.isatty() for stream in (sys.stdin, sys.stdout))

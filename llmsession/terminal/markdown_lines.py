@@ -75,9 +75,7 @@ class _CodeBlock(CodeBlock):
 class _ListItem(ListItem):
     """Numbered as it was written: `1.`"""
 
-    def render_number(
-        self, console: Console, options: ConsoleOptions, number: int, last_number: int
-    ) -> RenderResult:
+    def render_number(self, console: Console, options: ConsoleOptions, number: int, last_number: int) -> RenderResult:
         width = len(f"{last_number}. ") + 1
         style = console.get_style("markdown.item.number", default="none")
         lines = console.render_lines(self.elements, options.update(width=options.max_width - width), style=self.style)

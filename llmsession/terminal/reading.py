@@ -23,7 +23,7 @@ class Reader(Protocol):
     """`None` is the end."""
 
     async def read(self) -> str | None:
-        """What is said next, with the lines that a `\\` at the end of a line joins."""
+        r"""What is said next, with the lines that a `\` at the end of a line joins."""
         ...
 
     async def ask(self, question: str, *, given: str = "") -> str | None:
@@ -75,9 +75,7 @@ class TerminalReader:
             "key_bindings": _bind_enter(),
             "enable_history_search": False,
         }
-        self._lines: PromptSession[str] = PromptSession(
-            history=history, completer=CommandCompleter(commands), **shared
-        )
+        self._lines: PromptSession[str] = PromptSession(history=history, completer=CommandCompleter(commands), **shared)
         self._answers: PromptSession[str] = PromptSession(history=DummyHistory(), **shared)
 
     async def read(self) -> str | None:
@@ -94,7 +92,7 @@ class TerminalReader:
 
 
 def _bind_enter() -> KeyBindings:
-    """Enter ends it, unless the line ends with a `\\`, or Alt is held."""
+    r"""Enter ends it, unless the line ends with a `\`, or Alt is held."""
     from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 
     bindings = KeyBindings()

@@ -203,7 +203,7 @@ def test_an_error_is_told_and_the_chat_goes_on(tmp_path: Path) -> None:
 
 
 def test_lines_of_a_pipe_are_joined_and_never_commands(tmp_path: Path) -> None:
-    """D9: a group of lines ends where no `\\` goes on; what comes through a pipe is words, whatever it begins with."""
+    r"""D9: a group of lines ends where no `\` goes on; what comes through a pipe is words, whatever it begins with."""
     database = tmp_path / "chat.db"
     done = pipe("one\\\n two\n!exit\n< no\nMy name is Rosalind.", "--temperature", "0", "--memory", str(database))
     answers = done.stdout.decode().splitlines()
@@ -294,10 +294,9 @@ def test_the_reply_can_be_begun_and_the_system_prompt_set() -> None:
 def test_a_backslash_goes_on_in_another_line() -> None:
     """D9: multi-line."""
     with terminal("--temperature", "0") as program:
-        program.send("My name is\\\r Rosalind.\r")
-        program.expect("Hello Rosalind!")
+        program.send("One\\\r two\r")
         program.expect(PROMPT)
-        ask(program, "!inspect", r"My name is.n Rosalind")
+        ask(program, "!inspect", r"One\\\\n two")
         leave(program)
 
 
@@ -375,7 +374,7 @@ def test_forgotten_nothing_is_left(tmp_path: Path, cache_dir: Path) -> None:
         ask(program, "hello", r"\w")
         ask(program, "!stats", "3 messages")
         leave(program)
-    kept = [path for path in [*tmp_path.glob("chat.db*"), *cache_dir.rglob("lines-*")]]
+    kept = [*tmp_path.glob("chat.db*"), *cache_dir.rglob("lines-*")]
     assert kept
     assert [] == [path for path in kept if b"Xyzzyplugh" in path.read_bytes()]
 
@@ -426,10 +425,10 @@ def test_a_conversation_is_saved_whole_and_nothing_overwritten_unasked(tmp_path:
     assert "You: My name is Rosalind.\n\ntiny-chat: Hello Rosalind!\n" == text.read_text()
 
 
-@pytest.mark.parametrize(("arguments", "variables"), [(["--no-color"], {}), ([], {"NO_COLOR": "1"})])
-def test_without_colours_there_are_none(arguments: list[str], variables: dict[str, str]) -> None:
+@pytest.mark.parametrize(("argument", "variable"), [("--no-color", ""), ("--color", "1")])
+def test_without_colours_there_are_none(argument: str, variable: str) -> None:
     """D9: NO_COLOR, or --no-color; from the load bar to the end."""
-    with terminal("--temperature", "0", *arguments, **variables) as program:
+    with terminal("--temperature", "0", argument, NO_COLOR=variable) as program:
         seen = str(program.before) + ask(program, 'say "**river**"', "river")
         seen += ask(program, "!rewind 9", "exchanges")
         leave(program)

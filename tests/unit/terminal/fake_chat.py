@@ -9,6 +9,7 @@ from typing import Any, Self
 
 import anyio
 
+from llmsession.answering.inspection import InspectedPiece, Inspection
 from llmsession.completion import Completion, StopReason, Usage
 from llmsession.errors import LLMSessionError
 from llmsession.messages import Message, Role
@@ -42,6 +43,9 @@ class FakeConversation:
         for _ in range(count):
             while self.path.pop().message.role is not Role.USER:
                 pass
+
+    async def clear(self) -> None:
+        self.path.clear()
 
     async def edit(self, turn_id: int, text: str) -> None:
         index = next(index for index, turn in enumerate(self.path) if turn.id == turn_id)
@@ -111,6 +115,7 @@ class FakeChat:
         self.session = session or SimpleNamespace(model="fake")
         self.conversation = conversation or FakeConversation(system_prompt=system_prompt)
         self.last: Completion | None = None
+        self.made_with = settings
         self.asked: list[tuple[str | None, dict[str, Any]]] = []
         self.is_waiting = anyio.Event()
         self._replies = replies or []
@@ -126,15 +131,20 @@ class FakeChat:
             self.conversation.path.pop()
         return self._next()
 
+    @property
+    def system_prompt(self) -> str | None:
+        return self.conversation.system_prompt
+
+    async def set_system_prompt(self, text: str | None) -> None:
+        self.conversation.system_prompt = text
+
     async def stats(self) -> str:
         return "443 / 8192 tokens\n5 % of context\n7 messages"
 
-    async def inspect(self) -> list[Any]:
-        piece = SimpleNamespace(role=Role.USER, is_control=True, text="<|im_start|>user\n", tokens=2, is_cached=True)
-        words = SimpleNamespace(role=Role.USER, is_control=False, text="hello\x1b[31m", tokens=5, is_cached=None)
-        return [piece, words]
+    async def inspect(self) -> Inspection:
+        piece = InspectedPiece(role=Role.USER, is_control=True, text="<|im_start|>user\n", tokens=2, is_cached=True)
+        words = InspectedPiece(role=None, is_control=False, text="hello\x1b[31m", tokens=5, is_cached=None)
+        return Inspection([piece, words], missed="the engine was started anew")
 
     def _next(self) -> FakeStream:
         return FakeStream(self, self._replies.pop(0) if self._replies else ["ok"])
-
-

@@ -86,7 +86,7 @@ class Screen(io.StringIO):
             case "J", "":
                 self.lines[self.row] = self.lines[self.row][: self.column]
                 del self.lines[self.row + 1 :]
-            case ("l" | "h"), "?7":
+            case (("l" | "h"), "?7"):
                 self.wraps = letter == "h"
             case _:
                 raise AssertionError((code, letter))

@@ -54,7 +54,15 @@ def test_at_the_prompt_of_commands_the_mark_may_be_left_out() -> None:
 
 @pytest.mark.parametrize(
     ("typed", "near"),
-    [("hlep", "help"), ("stat", "stats"), ("re", "retry"), ("qiut", "exit"), ("zzz", None), ("exti", "exit"), ("", None)],
+    [
+        ("hlep", "help"),
+        ("stat", "stats"),
+        ("re", "retry"),
+        ("qiut", "exit"),
+        ("zzz", None),
+        ("exti", "exit"),
+        ("", None),
+    ],
 )
 def test_an_unknown_command_has_a_near_one(typed: str, near: str | None) -> None:
     """D9: a slip of the finger is told what was probably meant."""

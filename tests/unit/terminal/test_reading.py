@@ -48,7 +48,7 @@ def keys(*typed: str) -> Iterator[TerminalReader]:
     ids=repr,
 )
 async def test_keys_become_a_line(typed: str, expected: str | None) -> None:
-    """D9: `\\` at the end of a line goes on, as Alt+Enter does; history; Tab; Ctrl-C and Ctrl-D are the end."""
+    r"""D9: `\` at the end of a line goes on, as Alt+Enter does; history; Tab; Ctrl-C and Ctrl-D are the end."""
     with keys(typed) as reader, anyio.fail_after(20):
         assert expected == await reader.read()
 
@@ -71,7 +71,7 @@ async def test_a_cancelled_prompt_ends() -> None:
 
 
 async def test_lines_of_a_pipe(monkeypatch: pytest.MonkeyPatch) -> None:
-    """D9: a group of lines is joined by `\\`; what is no UTF-8 becomes U+FFFD."""
+    r"""D9: a group of lines is joined by `\`; what is no UTF-8 becomes U+FFFD."""
     data = b"one\r\ntwo \\\nthree\\\n\nx\xff\n\nlast\\"
     monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(data)))
     reader = PipeReader()

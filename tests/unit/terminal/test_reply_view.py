@@ -6,6 +6,7 @@ import io
 
 import anyio
 import pytest
+from anyio.lowlevel import checkpoint
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -168,7 +169,7 @@ async def test_a_spinner_turns_until_the_first_piece() -> None:
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(view.keep_drawn)
             while len(screen.writes) < 3:
-                await anyio.sleep(0)
+                await checkpoint()
             tasks.cancel_scope.cancel()
     assert screen.all_lines[0] in "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏"
     view.say("Hi")
@@ -188,7 +189,7 @@ async def test_what_could_not_be_drawn_when_it_came_is_drawn_soon(monkeypatch: p
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(view.keep_drawn)
             while screen.all_lines != ["one two"]:
-                await anyio.sleep(0)
+                await checkpoint()
             tasks.cancel_scope.cancel()
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 import pytest
@@ -61,4 +60,4 @@ def test_what_cannot_be_written_changes_nothing(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="nothing was changed"):
         write_conversation(blocked, MESSAGES, model="x")
     assert [blocked] == list(tmp_path.iterdir())
-    assert ["kept"] == os.listdir(blocked)
+    assert [blocked / "kept"] == list(blocked.iterdir())
