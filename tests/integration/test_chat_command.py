@@ -296,7 +296,7 @@ def test_a_backslash_goes_on_in_another_line() -> None:
     with terminal("--temperature", "0") as program:
         program.send("One\\\r two\r")
         program.expect(PROMPT)
-        ask(program, "!inspect", r"One\\\\n two")
+        ask(program, "!inspect", r"One\\n two")
         leave(program)
 
 
@@ -443,7 +443,10 @@ def test_a_terminal_that_can_only_print_gets_plain_text() -> None:
         program.expect("Hello Rosalind!\r\n")
         seen = f"{program.before}{program.after}"
         program.expect("> $")
-        leave(program)
+        program.sendline("!exit")
+        program.expect(pexpect.EOF)
+        seen += str(program.before)
+    assert 0 == program.exitstatus
     assert "\x1b" not in seen
 
 
