@@ -120,6 +120,21 @@ class Chat:
             max_tokens=max_tokens,
         )
 
+    async def set_system_prompt(self, text: str | None) -> None:
+        """The conversation's, from the next turn on. It takes the place of the one that the chat was made with."""
+        await self.conversation.set_system_prompt(text)
+        self._given.text = None
+
+    async def interact(self, *, color: bool = True, header: str | None = None, stream: bool = True) -> None:
+        """Talk with a person in the terminal, until they leave; or answer the lines of a pipe, until it ends.
+
+        `header` stands above it, None for facts about the model. Without `stream` a reply is shown when it is whole.
+        Raises LLMSessionError in a pipe; a person is told, and may go on.
+        """
+        from llmsession.terminal.interact import interact
+
+        await interact(self, color=color, header=header, stream=stream)
+
     # Looking at it.
 
     async def ingest(self, text: str = "") -> int:

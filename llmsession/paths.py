@@ -27,6 +27,11 @@ def records_folder(cache: Path) -> Path:
     return _private(cache / "running")
 
 
+def history_folder(cache: Path) -> Path:
+    """What a person typed in a chat."""
+    return _private(cache / "history")
+
+
 def empty_folder(cache: Path) -> Path:
     """Where an engine finds no configuration of the user's."""
     return _private(cache / "no-config")

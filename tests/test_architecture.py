@@ -67,7 +67,7 @@ ALLOWED_SIDEWAYS |= {("server_facts", "server"), ("server_facts", "remote_server
 ALLOWED_SIDEWAYS |= {("token_facts", "server_facts"), ("token_facts", "asking")}
 ALLOWED_SIDEWAYS |= {("session", "server"), ("session", "remote_server"), ("session", "reply_source")}
 
-ALLOWED_SIDEWAYS |= {("chat", "answering")}
+ALLOWED_SIDEWAYS |= {("chat", "answering"), ("chat", "terminal")}  # Chat.interact: the one arrow up
 
 HOMES = {
     "httpx": ("wire",),
@@ -77,6 +77,7 @@ HOMES = {
     "xllamacpp": ("backends.embedded_server",),
     "typer": ("cli",),
     "rich": ("cli", "terminal"),
+    "markdown_it": ("terminal.markdown_lines",),
     "prompt_toolkit": ("terminal",),
     "platformdirs": ("paths",),
     "anyio": (

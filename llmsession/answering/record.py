@@ -51,7 +51,7 @@ class Record:
             )
 
     async def take_turn(self) -> Completion | None:
-        """Wait until nobody else answers there, in any process. Gives what was said to the key before, if that is whole."""
+        """Wait until nobody else answers there, in any process. Gives the reply that the key has, where it is whole."""
         lock = self._conversation.answering()
         await lock.__aenter__()
         self._lock = lock

@@ -229,7 +229,7 @@ class ChatStream(Readable):
         while True:
             try:
                 event = await self._read()
-                if self._inner is not None and time.monotonic() - self._written_at >= CHECKPOINT_EVERY:
+                if self._is_due(event):
                     await self._record.checkpoint(self._so_far())
                     self._written_at = time.monotonic()
             except LLMSessionError as error:
@@ -252,6 +252,12 @@ class ChatStream(Readable):
         new = text[max(self._given - start, 0) :]
         self._given = max(self._given, self._said)
         return new
+
+    def _is_due(self, event: Event) -> bool:
+        """Whether what was said is to be written down now: not where this is the end, nor while it only thinks."""
+        if self._inner is None or isinstance(event, Finished):
+            return False
+        return time.monotonic() - self._written_at >= CHECKPOINT_EVERY and bool(self._inner.partial.text)
 
     async def _read(self) -> Event:
         if self._events is not None:

@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from llmsession.errors import LLMSessionError, UsageError
+from llmsession.terminal.reasoning import Reasoning
 
 app = typer.Typer(
     help="Run a local language model, and be sure that it is gone when you are.",
@@ -107,10 +108,22 @@ def chat(
     registry: Registry = None,
     locked: Locked = False,
     config: Config = None,
+    memory: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Remember the conversation in this file, and go on with it.")
+    ] = None,
+    user: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Whose conversation it is. [default: your login]")
+    ] = None,
+    channel: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Which of the user's conversations. [default: one without a name]"),
+    ] = None,
+    color: Annotated[bool, typer.Option("--color/--no-color", help="Colours, where NO_COLOR is not set.")] = True,
+    reasoning: Annotated[Reasoning, typer.Option(help="What a model thinks before it answers.")] = Reasoning.DIM,
     verbose: Verbose = False,
 ) -> None:
     """Talk with a model: a line is a question, also through a pipe. Ctrl-C stops an answer, Ctrl-D leaves."""
-    from llmsession.cli.chat import run_chat
+    from llmsession.cli.chat import Remembered, run_chat
 
     with reported_errors():
         run_chat(
@@ -118,6 +131,9 @@ def chat(
             locked=locked,
             config=config,
             system=system,
+            remembered=Remembered(memory=memory, user=user, channel=channel),
+            color=color,
+            reasoning=reasoning,
             keywords=_given(max_tokens=max_tokens, temperature=temperature, seed=seed),
             verbose=verbose,
         )

@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
+import getpass
+import os
 from pathlib import Path
 from typing import Any
 
 import anyio
+import msgspec
 
 from llmsession.cli.start import load_options, started
+from llmsession.errors import UsageError
 from llmsession.options import Options
-from llmsession.terminal.chat_loop import chat
+from llmsession.terminal.reasoning import Reasoning
+
+
+class Remembered(msgspec.Struct, frozen=True, kw_only=True):
+    """Where a conversation is kept between starts, and whose it is; None: this user of the machine."""
+
+    memory: Path | None = None
+    user: str | None = None
+    channel: str | None = None
 
 
 def run_chat(
@@ -18,19 +31,50 @@ def run_chat(
     locked: bool,
     config: Path | None,
     system: str | None,
+    remembered: Remembered,
+    color: bool,
+    reasoning: Reasoning,
     keywords: dict[str, Any],
     verbose: bool,
 ) -> None:
     """Until the input ends. Raises LLMSessionError, and KeyboardInterrupt where Ctrl-C met no answer and no prompt."""
+    if remembered.memory is None and (remembered.user is not None or remembered.channel is not None):
+        raise UsageError("--user and --channel name a conversation in the file of --memory: give that as well")
+    if not color:  # also for the bar while the model is loaded
+        os.environ["NO_COLOR"] = "1"
     opening = {"verbose": verbose, "locked": locked}
-    anyio.run(_chat, load_options(options, config), system, keywords, opening)
+    shown = {"reasoning": reasoning, "keywords": keywords}
+    anyio.run(_chat, load_options(options, config), system, remembered, shown, opening)
 
 
 async def _chat(
     options: Options,
     system: str | None,
-    keywords: dict[str, Any],
+    remembered: Remembered,
+    shown: dict[str, Any],
     opening: dict[str, bool],
 ) -> None:
-    async with started(options, **opening) as session:
-        await chat(session, system=system, keywords=keywords)
+    from llmsession.chat import Chat
+    from llmsession.memory.conversation import Conversation
+    from llmsession.memory.memory import Memory
+    from llmsession.terminal.interact import interact
+
+    async with contextlib.AsyncExitStack() as stack:
+        if remembered.memory is None:
+            memory, conversation = None, Conversation.in_ram(system)
+        else:
+            memory = await stack.enter_async_context(Memory.open(remembered.memory))
+            user = remembered.user if remembered.user is not None else _login()
+            conversation = await memory.get(user, remembered.channel or "", system_prompt=system)
+            if system is not None and conversation.system_prompt != system:
+                await conversation.set_system_prompt(system)
+        session = await stack.enter_async_context(started(options, **opening))
+        chat = Chat(session, conversation)
+        await interact(chat, memory=memory, system_prompt=system, cache_dir=options.cache_dir, **shown)
+
+
+def _login() -> str:
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError, ImportError):  # a container's user may have no name
+        return "me"

@@ -2,136 +2,281 @@
 
 from __future__ import annotations
 
-import contextlib
-import signal
 import sys
-import threading
-from collections.abc import Iterator
-from types import FrameType
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.status import Status
 
 from llmsession.completion import Completion, StopReason
-from llmsession.errors import ClosedError, ContextOverflowError, LLMSessionError
-from llmsession.messages import Message
-from llmsession.session import Session
-from llmsession.terminal.reading import PipeReader, Reader, TerminalReader
+from llmsession.errors import ClosedError, LLMSessionError, UsageError
+from llmsession.messages import Role
+from llmsession.terminal.commands import COMMANDS, show_help
+from llmsession.terminal.facts import header_of
+from llmsession.terminal.input_line import (
+    BeginReply,
+    Intent,
+    Nothing,
+    Run,
+    Say,
+    SetSystemPrompt,
+    find_near,
+    parse_command,
+    parse_line,
+)
+from llmsession.terminal.printable import printable, printable_line
+from llmsession.terminal.reading import Reader
+from llmsession.terminal.reasoning import Reasoning
+from llmsession.terminal.reply_view import MarkdownView, PlainView, ReplyView
+from llmsession.terminal.replying import Shown, show_reply
+from llmsession.terminal.stopping import stoppable
 
-# A model's words may hold anything; these would move the cursor or recolour the screen.
-_CONTROL = {code: "�" for code in [*range(32), *range(127, 160)] if chr(code) not in "\n\t"}
+if TYPE_CHECKING:
+    from llmsession.answering.stream import ChatStream
+    from llmsession.chat import Chat
+    from llmsession.memory.conversation import Conversation
+    from llmsession.memory.memory import Memory
+    from llmsession.terminal.line_history import LineHistory
 
-
-def is_interactive() -> bool:
-    """Whether a person sits at both ends."""
-    return all(stream is not None and stream.isatty() for stream in (sys.stdin, sys.stdout))
-
-
-async def chat(session: Session, *, system: str | None = None, keywords: dict[str, Any] | None = None) -> None:
-    """Until the input ends. Raises LLMSessionError in a pipe; a person is told, and may go on."""
-    interactive = is_interactive()
-    loop = ChatLoop(session, TerminalReader() if interactive else PipeReader(), interactive=interactive)
-    await loop.run([Message.system(system)] if system else [], keywords or {})
+# Of what was said before, so many lines are shown again.
+SHOWN_AGAIN = 8
+_STOPPED = "(stopped: Enter gives another reply)"
 
 
 class ChatLoop:
-    """One chat. What is said about it goes to stderr, the answers alone to stdout."""
+    """One chat. In a pipe the answers alone are on stdout; a terminal shows all of it there.
 
-    def __init__(self, session: Session, reader: Reader, *, interactive: bool) -> None:
-        self._session = session
-        self._reader = reader
-        self._interactive = interactive
-        self._console = Console(stderr=True, highlight=False)
+    `memory`: where the conversation is kept, so that it can be forgotten; then `system_prompt` is what a new one gets.
+    """
 
-    async def run(self, messages: list[Message], keywords: dict[str, Any]) -> None:
-        """Answer each line. An empty one is passed over."""
-        if self._interactive:
-            self._say_what_it_is()
-        first = len(messages)
-        while (line := await self._reader.read()) is not None:
-            if not line.strip():
+    def __init__(
+        self,
+        chat: Chat,
+        reader: Reader,
+        console: Console,
+        *,
+        is_interactive: bool,
+        reasoning: Reasoning = Reasoning.DIM,
+        stream: bool = True,
+        memory: Memory | None = None,
+        system_prompt: str | None = None,
+        history: LineHistory | None = None,
+        keywords: dict[str, Any] | None = None,
+    ) -> None:
+        self.chat = chat
+        self.reader = reader
+        self.console = console
+        self.can_reroll = False
+        self.is_over = False
+        self._is_interactive = is_interactive
+        self._reasoning = reasoning
+        self._stream = stream
+        self._memory = memory
+        self._history = history
+        self._keywords = keywords or {}
+        self._reply_start = ""
+        self._system_prompt = system_prompt
+
+    def greet(self, header: str | None = None) -> None:
+        """What it is, how it is left, and where it goes on."""
+        self.console.print(header if header is not None else header_of(self.chat.session), style="bold", markup=False)
+        self.note("!help lists the commands. Ctrl-C stops an answer; at the prompt it leaves.")
+        if count := len(self.chat.conversation.path):
+            last = self.chat.conversation.last_update.astimezone()
+            messages = "1 message is" if count == 1 else f"{count} messages are"
+            of = f" of {self.whose}" if self.whose else ""
+            self.note(f"It goes on: {messages} remembered{of}, the last from {last:%Y-%m-%d %H:%M}.")
+            self.console.print()
+            self.show_last_exchange()
+        self.console.print()
+
+    async def run(self) -> None:
+        """Until the input ends. Raises LLMSessionError in a pipe; a person is told, and may go on."""
+        while not self.is_over:
+            line = await self.reader.read()
+            if line is None:
+                return
+            if not self._is_interactive:
+                if line.strip():
+                    await self._say(line)
                 continue
-            asked = Message.user(line)
             try:
-                reply = await self._answer([*messages, asked], keywords, first, messages)
+                await self._act(parse_line(line))
+            except ClosedError:
+                raise
             except LLMSessionError as error:
-                if not self._interactive or isinstance(error, ClosedError):
-                    raise
-                self._console.print(f"{error}", style="red", markup=False)
-                continue
-            if reply.text or reply.stop_reason is not StopReason.INTERRUPTED:
-                messages += [asked, Message.assistant(reply.text)]
+                self._tell(error)
+            if line.strip() and not self.is_over:
+                self.console.print()
 
-    def _say_what_it_is(self) -> None:
-        session = self._session
-        facts = [session.model, f"{session.backend} {session.version}"]
-        with contextlib.suppress(LLMSessionError):  # a remote one may not tell
-            facts.append(f"{session.context_length} tokens of context")
-        self._console.print(" · ".join(facts), style="bold", markup=False)
-        self._console.print("Ctrl-C stops an answer; at the prompt it leaves, as Ctrl-D does.", style="dim")
+    def note(self, words: str) -> None:
+        """Said about the chat."""
+        self.console.print(words, style="dim", markup=False, soft_wrap=not self._is_interactive)
 
-    async def _answer(
-        self, conversation: list[Message], keywords: dict[str, Any], first: int, messages: list[Message]
-    ) -> Completion:
-        """Shown as it comes. The oldest exchanges are forgotten where all of it is too long."""
-        while True:
+    async def reroll(self) -> None:
+        """Another reply to the last thing that was said."""
+        keywords = {name: value for name, value in self._keywords.items() if name != "seed"}
+        await self._answer(lambda: self.chat.stream_retry(**keywords, **self._take_start()))
+
+    async def answer_last(self) -> None:
+        """A reply to what was said last, which has none."""
+        await self._answer(lambda: self.chat.stream_retry(**self._keywords, **self._take_start()))
+
+    @property
+    def is_remembered(self) -> bool:
+        """Whether there is a memory that can forget it."""
+        return self._memory is not None
+
+    @property
+    def whose(self) -> str:
+        """Whose conversation it is."""
+        return printable_line(self.chat.conversation.user)
+
+    async def forget(self) -> None:
+        """What the memory knows of the user, and the lines that were typed. A new conversation takes the place of this.
+
+        Without a memory the conversation is begun anew.
+        """
+        self.can_reroll = False
+        if self._memory is None:
+            await self.chat.conversation.clear()
+        else:
+            old = self.chat.conversation
+            await self._memory.forget_user(old.user)
+            fresh = await self._memory.get(old.user, old.channel, system_prompt=self._system_prompt)
+            self.chat = self._make_chat(fresh)
+        if self._history is not None:
             try:
-                return await self._stream(conversation, keywords)
-            except ContextOverflowError:
-                if len(messages) <= first:
-                    raise
-                del messages[first : first + 2]
-                del conversation[first : first + 2]
-                self._console.print("(the oldest exchange no longer fits, and was forgotten)", style="dim")
+                self._history.forget()
+            except OSError as error:
+                raise UsageError(f"the lines that you typed are still kept: {error}") from error
 
-    async def _stream(self, conversation: list[Message], keywords: dict[str, Any]) -> Completion:
-        shown = False
-        waiting = self._show_waiting()
-        try:
-            with self._interrupted_by_ctrl_c():
-                async with self._session.prompt_streaming(conversation, **keywords) as stream:
-                    async for piece in stream:
-                        waiting.stop()
-                        sys.stdout.write(piece.translate(_CONTROL) if self._interactive else piece)
-                        sys.stdout.flush()
-                        shown = True
-                    reply = await stream.result()
-        finally:
-            waiting.stop()
-            if shown:
-                sys.stdout.write("\n")
-                sys.stdout.flush()
-        if not shown and not self._interactive:  # a line for each question, also where nothing was said
-            sys.stdout.write("\n")
-            sys.stdout.flush()
-        if reply.stop_reason is StopReason.INTERRUPTED:
-            self._console.print("(stopped)", style="dim")
-        elif reply.stop_reason is StopReason.LENGTH:
-            self._console.print("(the answer was cut: its limit was reached)", style="dim")
-        elif self._interactive and not reply.text:
-            self._console.print("(it said nothing)", style="dim")
-        return reply
+    def _make_chat(self, conversation: Conversation) -> Chat:
+        """Like the one before, with another conversation."""
+        old = self.chat
+        return type(old)(
+            old.session,
+            conversation,
+            history=old.history,
+            tools=old.tools,
+            sampling=old.sampling,
+            max_tokens=old.max_tokens,
+            overflow=old.overflow,
+        )
 
-    def _show_waiting(self) -> Status:
-        status = self._console.status("", spinner="dots")
-        if self._interactive and self._console.is_terminal:
-            status.start()
-        return status
-
-    @contextlib.contextmanager
-    def _interrupted_by_ctrl_c(self) -> Iterator[None]:
-        """A person's Ctrl-C ends the answer; in a pipe it ends the program, as ever."""
-        if not self._interactive or threading.current_thread() is not threading.main_thread():
-            yield
+    def show_last_exchange(self) -> None:
+        """So that a person knows where they are."""
+        path = self.chat.conversation.path
+        last = max((index for index, turn in enumerate(path) if turn.message.role is Role.USER), default=None)
+        if last is None:
             return
+        for turn in path[last:]:
+            if turn.message.role in (Role.USER, Role.ASSISTANT):
+                mark = "> " if turn.message.role is Role.USER else ""
+                lines = printable(turn.message.content).splitlines()
+                more = ["…"] if len(lines) > SHOWN_AGAIN else []
+                self.note("\n".join([f"{mark}{line}" for line in lines[:SHOWN_AGAIN]] + more))
 
-        def interrupt(number: int, frame: FrameType | None) -> None:
-            del number, frame
-            self._session.interrupt()
+    async def _act(self, intent: Intent) -> None:
+        match intent:
+            case Nothing():
+                if self.can_reroll:
+                    await self.reroll()
+                    self.console.print()
+            case Say(text):
+                await self._say(text)
+            case BeginReply(text):
+                await self._begin_reply(text)
+            case SetSystemPrompt(text):
+                await self._set_system_prompt(text)
+            case Run("", _):
+                await show_help(self)
+                if (line := await self.reader.ask("! ")) is not None and line.strip():
+                    await self._run(parse_command(line))
+            case Run():
+                await self._run(intent)
 
-        before = signal.signal(signal.SIGINT, interrupt)
-        try:
-            yield
-        finally:
-            signal.signal(signal.SIGINT, before)
+    async def _say(self, text: str) -> None:
+        await self._answer(lambda: self.chat.stream(text, **self._keywords, **self._take_start()))
+
+    def _take_start(self) -> dict[str, Any]:
+        start, self._reply_start = self._reply_start, ""
+        return {"reply_start": start} if start else {}
+
+    async def _begin_reply(self, text: str | None) -> None:
+        if text is None:
+            text = await self.reader.ask("begin with> ", given=self._reply_start)
+        self._reply_start = (text or "").strip()
+        if not self._reply_start:
+            self.note("(the next reply begins as it likes)")
+        elif self.can_reroll:
+            await self.reroll()
+        else:
+            self.note("(what you say next gets a reply that begins so)")
+
+    async def _set_system_prompt(self, text: str | None) -> None:
+        before = self.chat.system_prompt or ""
+        if text is None:
+            text = await self.reader.ask("system> ", given=before)
+        if text is None or text.strip() == before:
+            self.note("(the system prompt is as it was)")
+            return
+        await self.chat.set_system_prompt(text.strip() or None)
+        self.note("(the system prompt is set)" if text.strip() else "(there is no system prompt any more)")
+
+    async def _run(self, asked: Run) -> None:
+        command = COMMANDS.get(asked.name)
+        if command is None:
+            near = find_near(asked.name, COMMANDS)
+            instead = f"did you mean !{near}?" if near is not None else "!help lists them."
+            self.console.print(f"There is no command !{printable_line(asked.name)}: {instead}", markup=False)
+            self.note("A space before it says it to the model.")
+            return
+        with stoppable(is_interactive=self._is_interactive) as stop:
+            await command.run(self, asked.argument)
+        if stop.was_asked:
+            self.note("(stopped)")
+
+    async def _answer(self, make_stream: Callable[[], ChatStream]) -> None:
+        shown = await show_reply(make_stream, self._make_view(), is_interactive=self._is_interactive)
+        if shown.error is not None:
+            if not self._is_interactive or isinstance(shown.error, ClosedError):
+                raise shown.error
+            self._tell(shown.error)
+            self.can_reroll = not isinstance(shown.error, UsageError)
+        else:
+            self._tell_end(shown)
+
+    def _make_view(self) -> ReplyView:
+        if not self._is_interactive:
+            return PlainView(sys.stdout, is_safe=False, stream=self._stream)
+        if self.console.is_dumb_terminal or self.console.legacy_windows:
+            return PlainView(sys.stdout, is_safe=True, stream=self._stream)
+        return MarkdownView(self.console, reasoning=self._reasoning, stream=self._stream)
+
+    def _tell_end(self, shown: Shown) -> None:
+        reply = shown.completion
+        self.can_reroll = reply is None or reply.stop_reason is StopReason.INTERRUPTED
+        if reply is None:
+            self.note(_STOPPED)
+            return
+        if dropped := sum(message.role is Role.USER for message in reply.dropped):
+            these = "exchange no longer fits" if dropped == 1 else f"{dropped} exchanges no longer fit"
+            self.note(f"(the oldest {these}, and the model does not see that part any more)")
+        if (end := _describe_end(reply, is_interactive=self._is_interactive)) is not None:
+            self.note(end)
+
+    def _tell(self, error: LLMSessionError) -> None:
+        self.console.print(printable(str(error)), style="red", markup=False)
+
+
+def _describe_end(reply: Completion, *, is_interactive: bool) -> str | None:
+    if reply.stop_reason is StopReason.INTERRUPTED:
+        return _STOPPED if is_interactive else "(stopped)"
+    if reply.stop_reason is StopReason.LENGTH:
+        return "(the answer was cut: its limit was reached)"
+    if not is_interactive:
+        return None
+    if reply.tool_calls:
+        return f"(it asks for {', '.join(printable_line(call.name) for call in reply.tool_calls)})"
+    return None if reply.text.strip() else "(it said nothing)"

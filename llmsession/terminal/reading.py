@@ -3,16 +3,31 @@
 from __future__ import annotations
 
 import sys
-from typing import Protocol
+import threading
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any, Protocol
 
+import anyio
 import anyio.to_thread
+
+from llmsession.latch import Latch, call_soon
+
+if TYPE_CHECKING:
+    from prompt_toolkit import PromptSession
+    from prompt_toolkit.history import History
+    from prompt_toolkit.key_binding import KeyBindings
 
 
 class Reader(Protocol):
     """`None` is the end."""
 
     async def read(self) -> str | None:
-        """The next line, without its end."""
+        r"""What is said next, with the lines that a `\` at the end of a line joins."""
+        ...
+
+    async def ask(self, question: str, *, given: str = "") -> str | None:
+        """An answer to a question of ours, with `given` to be edited; None where nothing is answered."""
         ...
 
 
@@ -21,7 +36,17 @@ class PipeReader:
 
     async def read(self) -> str | None:
         """Given up, and left to the end of the process, where the program is told to stop."""
-        return await anyio.to_thread.run_sync(_read_line, abandon_on_cancel=True)
+        lines: list[str] = []
+        while (line := await anyio.to_thread.run_sync(_read_line, abandon_on_cancel=True)) is not None:
+            if not line.endswith("\\"):
+                return "\n".join([*lines, line])
+            lines.append(line[:-1])
+        return "\n".join(lines) if lines else None
+
+    async def ask(self, question: str, *, given: str = "") -> str | None:
+        """Nobody is there."""
+        del question, given
+        return None
 
 
 def _read_line() -> str | None:
@@ -32,16 +57,118 @@ def _read_line() -> str | None:
 
 
 class TerminalReader:
-    """With editing and a history of this chat. Ctrl-C and Ctrl-D are both the end. Under asyncio only."""
+    """With editing, a history, and completion of commands with Tab. Ctrl-C and Ctrl-D are both the end."""
 
-    def __init__(self) -> None:
+    def __init__(self, history: History, *, commands: Sequence[str] = (), color: bool = True) -> None:
         from prompt_toolkit import PromptSession
+        from prompt_toolkit.history import DummyHistory
+        from prompt_toolkit.output import ColorDepth
+        from prompt_toolkit.shortcuts import CompleteStyle
 
-        self._prompt: PromptSession[str] = PromptSession("> ")
+        from llmsession.terminal.completing import CommandCompleter
+
+        shared: dict[str, Any] = {
+            "color_depth": None if color else ColorDepth.MONOCHROME,
+            "complete_style": CompleteStyle.READLINE_LIKE,
+            "complete_while_typing": False,
+            "multiline": True,
+            "key_bindings": _bind_enter(),
+            "enable_history_search": False,
+        }
+        self._lines: PromptSession[str] = PromptSession(history=history, completer=CommandCompleter(commands), **shared)
+        self._answers: PromptSession[str] = PromptSession(history=DummyHistory(), **shared)
 
     async def read(self) -> str | None:
         """What was typed."""
+        from prompt_toolkit.formatted_text import FormattedText
+
+        return await _prompt(self._lines, FormattedText([("bold ansigreen", "> ")]))
+
+    async def ask(self, question: str, *, given: str = "") -> str | None:
+        """It is not kept in the history."""
+        from prompt_toolkit.formatted_text import FormattedText
+
+        return await _prompt(self._answers, FormattedText([("bold", question)]), default=given)
+
+
+def _bind_enter() -> KeyBindings:
+    r"""Enter ends it, unless the line ends with a `\`, or Alt is held."""
+    from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
+
+    bindings = KeyBindings()
+
+    @bindings.add("enter")
+    def enter(event: KeyPressEvent) -> None:
+        buffer = event.current_buffer
+        if buffer.document.current_line_before_cursor.endswith("\\") and not buffer.document.current_line_after_cursor:
+            buffer.delete_before_cursor()
+            buffer.newline(copy_margin=False)
+        else:
+            buffer.validate_and_handle()
+
+    @bindings.add("escape", "enter")
+    def new_line(event: KeyPressEvent) -> None:
+        event.current_buffer.newline(copy_margin=False)
+
+    del enter, new_line
+    return bindings
+
+
+async def _prompt(session: PromptSession[str], message: Any, **keywords: Any) -> str | None:
+    """In the event loop where that is asyncio's, which prompt_toolkit uses; else in a thread with a loop of its own."""
+    keywords["prompt_continuation"] = _continue_under
+    try:
+        if _is_asyncio():
+            typed = await session.prompt_async(message, **keywords)
+        else:
+            typed = await _prompt_in_thread(session, partial(session.prompt, message, **keywords))
+    except (KeyboardInterrupt, EOFError):
+        return None
+    return typed.encode(errors="replace").decode()  # a key may have sent half a character
+
+
+def _continue_under(width: int, line_number: int, wrap_count: int) -> str:
+    """Below what is asked, where that is short."""
+    del line_number, wrap_count
+    return " " * width if width <= 2 * len("system> ") else ""
+
+
+def _is_asyncio() -> bool:
+    from anyio.lowlevel import current_token
+
+    return hasattr(current_token().native_token, "call_soon_threadsafe")
+
+
+async def _prompt_in_thread(session: PromptSession[str], prompt: Callable[..., str]) -> str:
+    """Cancelled, it puts the terminal back before it ends."""
+    lock = threading.Lock()
+    begun = given_up = False
+    over = Latch()
+
+    def leave() -> None:
+        future = session.app.future
+        if given_up and future is not None and not future.done():
+            session.app.exit(exception=EOFError)
+
+    def run() -> str:
+        nonlocal begun
+        with lock:
+            if given_up:
+                raise EOFError
+            begun = True
         try:
-            return await self._prompt.prompt_async()
-        except (KeyboardInterrupt, EOFError):
-            return None
+            return prompt(pre_run=leave)
+        finally:
+            over.set()
+
+    try:
+        return await anyio.to_thread.run_sync(run, abandon_on_cancel=True)
+    except anyio.get_cancelled_exc_class():
+        with lock:
+            given_up = True
+        if begun:
+            if (loop := session.app.loop) is not None:
+                call_soon(loop, leave)
+            with anyio.CancelScope(shield=True):
+                await over.wait()
+        raise

@@ -1,0 +1,121 @@
+"""What commands show: tables of facts, for a console."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from rich.table import Table
+from rich.text import Text
+
+from llmsession.answering.inspection import InspectedPiece
+from llmsession.completion import Completion
+from llmsession.errors import LLMSessionError
+from llmsession.session import Session
+from llmsession.terminal.printable import printable_line
+from llmsession.wire.metrics import Metrics
+
+# Of a piece of a prompt so many characters are shown.
+SHOWN = 200
+
+
+def header_of(session: Session) -> str:
+    """The model, the engine and the context in one line."""
+    facts = [session.model, f"{session.backend} {session.version}"]
+    with contextlib.suppress(LLMSessionError):  # a remote one may not tell
+        facts.append(f"{session.context_length} tokens of context")
+    return " · ".join(facts)
+
+
+def model_facts(session: Session) -> Table:
+    """What is known of the model and its server; nothing is said of what is not."""
+    asked: list[tuple[str, Callable[[], Any]]] = [
+        ("model", lambda: session.model),
+        ("file", lambda: session.model_path),
+        ("size", lambda: f"{session.info.size_bytes / 1e6:,.1f} MB"),
+        ("architecture", lambda: session.info.architecture),
+        ("parameters", lambda: f"{session.info.parameter_count:,}"),
+        ("quantization", lambda: session.info.quantization),
+        ("trained context", lambda: session.info.trained_context_length),
+        ("context", lambda: f"{session.context_length} tokens for a conversation"),
+        ("prompts", lambda: "an encoding of ours" if session.encoding is not None else "the model's own template"),
+        ("engine", lambda: f"{session.backend} {session.version}"),
+        ("at once", lambda: session.parallel),
+        ("server", lambda: session.base_url),
+        ("process", lambda: session.pid),
+        ("log", lambda: session.log_path),
+    ]
+    return _two_columns(_known(asked))
+
+
+def _known(asked: Iterable[tuple[str, Callable[[], Any]]]) -> Iterable[tuple[str, Any]]:
+    for name, ask in asked:
+        with contextlib.suppress(LLMSessionError):
+            if (value := ask()) is not None:
+                yield name, value
+
+
+def metrics_table(metrics: Metrics) -> Table:
+    """What the server has counted since it started."""
+    rows: list[tuple[str, Any]] = [
+        ("prompt", _rated(metrics.prompt.count, metrics.prompt.rate)),
+        ("from the cache", _count(metrics.cached_prompt_tokens)),
+        ("generated", _rated(metrics.generated.count, metrics.generated.rate)),
+        ("KV cache", f"{metrics.kv_cache_usage:.1%} used" if metrics.kv_cache_usage is not None else None),
+        ("in the KV cache", _count(metrics.kv_cache_tokens)),
+        ("replies now", metrics.requests_processing),
+        ("waiting", metrics.requests_pending),
+    ]
+    return _two_columns((name, value) for name, value in rows if value is not None)
+
+
+def describe_last(reply: Completion) -> str:
+    """A line on the newest reply."""
+    usage, generated = reply.usage, reply.timings.generated
+    words = [f"last reply: {_count(usage.completion_tokens)}"]
+    if generated.rate:
+        words.append(f"{generated.rate:.0f} a second")
+    words.append(f"{usage.cached_tokens} of {usage.prompt_tokens} prompt tokens from the cache")
+    return ", ".join(words)
+
+
+def pieces_table(pieces: Sequence[InspectedPiece]) -> Table:
+    """The prompt that would be sent next."""
+    table = Table(box=None, pad_edge=False)
+    table.add_column("role", no_wrap=True)
+    table.add_column("piece", no_wrap=True)
+    table.add_column("tokens", justify="right", no_wrap=True)
+    table.add_column("cached", no_wrap=True)
+    table.add_column("text", overflow="fold")
+    for piece in pieces:
+        shown = repr(piece.text)[1:-1]
+        if len(shown) > SHOWN:
+            shown = f"{shown[: SHOWN // 2]} … {shown[-SHOWN // 2 :]}"
+        table.add_row(
+            str(piece.role or ""),
+            "control" if piece.is_control else "text",
+            str(piece.tokens),
+            {True: "yes", False: "no", None: "?"}[piece.is_cached],
+            Text(printable_line(shown), style="dim" if piece.is_control else ""),
+        )
+    cached = sum(piece.tokens for piece in pieces if piece.is_cached)
+    table.add_row("", "", str(sum(piece.tokens for piece in pieces)), "", Text(f"tokens, {cached} of them cached"))
+    return table
+
+
+def _two_columns(rows: Iterable[tuple[str, Any]]) -> Table:
+    table = Table(box=None, pad_edge=False, show_header=False)
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in rows:
+        table.add_row(name, Text(printable_line(str(value))))
+    return table
+
+
+def _count(tokens: int | None) -> str | None:
+    return None if tokens is None else f"{tokens} token{'' if tokens == 1 else 's'}"
+
+
+def _rated(count: int, rate: float) -> str:
+    return f"{_count(count)}, {rate:.0f} a second" if rate else f"{_count(count)}"

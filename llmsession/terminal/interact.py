@@ -1,0 +1,77 @@
+"""A chat from its first line on the screen to its last. `Chat.interact` and `llmsession chat` both begin here."""
+
+from __future__ import annotations
+
+import io
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+
+from llmsession.paths import cache_folder, history_folder
+from llmsession.terminal.chat_loop import ChatLoop
+from llmsession.terminal.commands import COMMANDS
+from llmsession.terminal.reading import PipeReader, TerminalReader
+from llmsession.terminal.reasoning import Reasoning
+
+if TYPE_CHECKING:
+    from llmsession.chat import Chat
+    from llmsession.memory.memory import Memory
+
+
+def is_interactive() -> bool:
+    """Whether a person sits at both ends."""
+    return all(stream is not None and stream.isatty() for stream in (sys.stdin, sys.stdout))
+
+
+async def interact(
+    chat: Chat,
+    *,
+    color: bool = True,
+    header: str | None = None,
+    stream: bool = True,
+    reasoning: Reasoning = Reasoning.DIM,
+    memory: Memory | None = None,
+    system_prompt: str | None = None,
+    cache_dir: str | Path | None = None,
+    keywords: dict[str, Any] | None = None,
+) -> None:
+    """Until the input ends. Raises LLMSessionError in a pipe; a person is told, and may go on.
+
+    `header` None shows the model's facts. `memory` is where the conversation is kept, if anywhere, and `system_prompt`
+    what a new one in its place gets. `keywords` go with each question.
+    """
+    _have_all_text_written()
+    if not is_interactive():
+        console = Console(stderr=True, highlight=False, emoji=False)
+        plain = ChatLoop(chat, PipeReader(), console, is_interactive=False, stream=stream, keywords=keywords)
+        await plain.run()
+        return
+    from llmsession.terminal.line_history import LineHistory, history_file
+
+    console = Console(highlight=False, emoji=False, no_color=None if color else True)
+    user = chat.conversation.user if memory is not None else ""
+    folder = history_folder(cache_folder(Path(cache_dir) if cache_dir is not None else None))
+    history = LineHistory(history_file(folder, user))
+    loop = ChatLoop(
+        chat,
+        TerminalReader(history, commands=list(COMMANDS), color=color),
+        console,
+        is_interactive=True,
+        reasoning=reasoning,
+        stream=stream,
+        memory=memory,
+        system_prompt=system_prompt,
+        history=history,
+        keywords=keywords,
+    )
+    loop.greet(header)
+    await loop.run()
+
+
+def _have_all_text_written() -> None:
+    """A terminal or a pipe that is not UTF-8 gets a `?` where it cannot show a character, and not a traceback."""
+    for out in (sys.stdout, sys.stderr):
+        if isinstance(out, io.TextIOWrapper):
+            out.reconfigure(errors="replace")

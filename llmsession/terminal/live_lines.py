@@ -1,0 +1,86 @@
+"""Lines at the bottom of the screen that are drawn again as they change; what is settled scrolls away above them.
+
+Only lines that differ are written, in one write, so nothing flickers; the cursor never goes up further than what is
+still on the screen, so nothing is written twice.
+"""
+
+from __future__ import annotations
+
+from typing import TypeAlias
+
+from rich.console import Console
+from rich.segment import Segment, Segments
+
+Line: TypeAlias = list[Segment]
+
+# Where a terminal thinks a character wider than we do, it cuts the line: were it to wrap it, the count of lines would
+# be wrong, and every line after it.
+_NO_WRAP, _WRAP = "\x1b[?7l", "\x1b[?7h"
+_CLEAR_LINE, _CLEAR_BELOW = "\x1b[K", "\x1b[J"
+
+
+class LiveLines:
+    """The cursor stays at the end of the last line."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._drawn: list[Line] = []
+        self._width = console.width
+
+    @property
+    def width(self) -> int:
+        """How long a line may be: the last column is left free, where terminals differ in what they do."""
+        return max(self._console.width - 1, 1)
+
+    @property
+    def height(self) -> int:
+        """How many lines can be drawn again."""
+        return max(self._console.height - 1, 1)
+
+    def draw(self, lines: list[Line], *, settled: int = 0) -> None:
+        """Show these instead of those before; the first `settled` of them will not change any more."""
+        self._follow_size()
+        if len(lines) == settled:  # what comes next begins below them
+            lines = [*lines, []]
+        same = next(
+            (index for index, (old, new) in enumerate(zip(self._drawn, lines, strict=False)) if old != new),
+            min(len(self._drawn), len(lines)),
+        )
+        if same < max(len(self._drawn), len(lines)):
+            self._write(self._go_to(same) + self._encode(lines[same:]))
+        self._drawn = lines[settled:]
+
+    def end(self) -> None:
+        """What is shown stays; the cursor goes below it."""
+        if self._drawn and self._drawn != [[]]:
+            self._write("\n")
+        self._drawn = []
+
+    def _go_to(self, index: int) -> str:
+        """To the start of that line, which may be the one below the last."""
+        if not self._drawn:
+            return "\r"
+        up = len(self._drawn) - 1 - index
+        return "\n\r" if up < 0 else "\r" + (f"\x1b[{up}A" if up else "")
+
+    def _encode(self, lines: list[Line]) -> str:
+        with self._console.capture() as capture:
+            for number, line in enumerate(lines):
+                self._console.print(Segments([Segment.line(), *line] if number else line), crop=False)
+        shown = capture.get().replace("\n", f"{_CLEAR_LINE}\n")
+        return f"{_NO_WRAP}{shown}{_CLEAR_LINE}{_CLEAR_BELOW}{_WRAP}"
+
+    def _follow_size(self) -> None:
+        """A terminal that became narrower has broken our lines: begin above all of their parts, as far as we can."""
+        if (width := self._console.width) == self._width:
+            return
+        if width < self._width and self._drawn:
+            rows = sum(max(1, -(-Segment.get_line_length(line) // width)) for line in self._drawn)
+            up = min(rows, self._console.height) - 1
+            self._write("\r" + (f"\x1b[{up}A" if up else "") + _CLEAR_BELOW)
+            self._drawn = []
+        self._width = width
+
+    def _write(self, text: str) -> None:
+        self._console.file.write(text)
+        self._console.file.flush()

@@ -1,0 +1,157 @@
+"""Markdown as lines for a terminal, and the end of its last finished block.
+
+The words are the model's: links show where they lead, HTML and line breaks are kept as they were written.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from itertools import pairwise
+from typing import ClassVar
+
+from markdown_it import MarkdownIt
+from markdown_it.token import Token
+from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
+from rich.markdown import CodeBlock, Heading, ListItem, Markdown, MarkdownElement
+from rich.rule import Rule
+from rich.segment import Segment
+from rich.style import Style
+from rich.syntax import ANSISyntaxTheme, Syntax
+from rich.text import Text
+
+from llmsession.terminal.live_lines import Line
+from llmsession.terminal.printable import printable_line
+
+# The terminal's own colours, those that can be read on black and on white.
+_CODE_THEME = ANSISyntaxTheme(
+    {
+        ("Comment",): Style(dim=True, italic=True),
+        ("Keyword",): Style(color="magenta"),
+        ("Literal", "Number"): Style(color="cyan"),
+        ("Literal", "String"): Style(color="green"),
+        ("Name", "Builtin"): Style(color="cyan"),
+        ("Name", "Class"): Style(bold=True),
+        ("Name", "Decorator"): Style(color="magenta"),
+        ("Name", "Function"): Style(bold=True),
+        ("Name", "Tag"): Style(color="magenta"),
+        ("Operator", "Word"): Style(color="magenta"),
+        ("Generic", "Deleted"): Style(color="red"),
+        ("Generic", "Inserted"): Style(color="green"),
+    }
+)
+# A last line of these alone may yet become a list, a rule, a fence or the underline of a heading.
+_UNDECIDED = re.compile(r"(?:\A|\n)[ \t]*(?:[-=*_#>+`~|:.) \t]|\d)+\Z")
+_PARSER = (
+    MarkdownIt("commonmark", {"html": False})
+    .enable(["strikethrough", "table"])
+    .disable(["image", "autolink", "html_block", "html_inline"])
+)
+
+
+class _Heading(Heading):
+    """At the left, without a frame."""
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        del console, options
+        self.text.stylize("bold underline" if self.tag == "h1" else "bold")
+        yield self.text
+
+
+class _CodeBlock(CodeBlock):
+    """Between two rules, so that its lines can be copied as they are."""
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        del console
+        known = self.lexer_name if self.lexer_name != "text" else ""
+        dash = "-" if options.ascii_only else "─"
+        yield Rule(Text(known, style="dim"), characters=dash, align="left", style="dim")
+        yield Syntax(
+            str(self.text).rstrip(), self.lexer_name, theme=_CODE_THEME, word_wrap=True, background_color="default"
+        )
+        yield Rule(characters=dash, style="dim")
+
+
+class _ListItem(ListItem):
+    """Numbered as it was written: `1.`"""
+
+    def render_number(self, console: Console, options: ConsoleOptions, number: int, last_number: int) -> RenderResult:
+        width = len(f"{last_number}. ") + 1
+        style = console.get_style("markdown.item.number", default="none")
+        lines = console.render_lines(self.elements, options.update(width=options.max_width - width), style=self.style)
+        for index, line in enumerate(lines):
+            yield Segment(("" if index else f"{number}. ").rjust(width), style)
+            yield from line
+            yield Segment.line()
+
+
+class _ModelsMarkdown(Markdown):
+    elements: ClassVar[dict[str, type[MarkdownElement]]] = {
+        **Markdown.elements,
+        "heading_open": _Heading,
+        "fence": _CodeBlock,
+        "code_block": _CodeBlock,
+        "list_item_open": _ListItem,
+    }
+
+    def __init__(self, source: str) -> None:
+        super().__init__("", hyperlinks=False)
+        self.parsed = _PARSER.parse(source)
+        for token in self.parsed:
+            for child in token.children or ():
+                if child.type == "softbreak":
+                    child.type = "hardbreak"
+
+
+def to_lines(console: Console, renderable: RenderableType, width: int) -> list[Line]:
+    """What it looks like in that many columns."""
+    options = console.options.update(width=width, height=None)
+    lines = console.render_lines(renderable, options, pad=False)
+    return [_shown(line) for line in lines]
+
+
+def _shown(line: Line) -> Line:
+    """Without spaces at its end. Markdown can spell what the text did not hold: `&#13;`."""
+    parts = [Segment(printable_line(part.text), part.style) for part in line if not part.control]
+    while parts and not parts[-1].text.strip(" "):
+        parts.pop()
+    if parts:
+        parts[-1] = Segment(parts[-1].text.rstrip(" "), parts[-1].style)
+    return parts
+
+
+def markdown_lines(console: Console, source: str, width: int) -> list[Line]:
+    """With an empty line between two blocks, and none at either end."""
+    lines: list[Line] = []
+    for block in _split_blocks(source):
+        rendered = to_lines(console, _ModelsMarkdown(block), width)
+        if filled := [index for index, line in enumerate(rendered) if line]:
+            lines += [*([[]] if lines else []), *rendered[filled[0] : filled[-1] + 1]]
+    return lines
+
+
+def split_finished(source: str) -> tuple[str, str]:
+    """What further text cannot change, and the last block, which it can."""
+    blocks = _split_blocks(source)
+    return "\n".join(blocks[:-1]), blocks[-1]
+
+
+def _split_blocks(source: str) -> list[str]:
+    """Paragraphs, lists, tables and the like, each with the empty lines after it. Joined by line feeds they are all."""
+    starts = [token.map[0] for token in _top_level(source) if token.map is not None]
+    lines = source.split("\n")
+    return ["\n".join(lines[start:end]) for start, end in pairwise([0, *starts[1:], len(lines)])]
+
+
+def is_table(source: str) -> bool:
+    """Whether this block is one: its columns move as long as it grows."""
+    return any(token.type == "table_open" for token in _top_level(source))
+
+
+def without_undecided(source: str) -> str:
+    """Less a last line of which nobody knows yet what it is."""
+    return _UNDECIDED.sub("", source)
+
+
+def _top_level(source: str) -> Iterator[Token]:
+    return (token for token in _PARSER.parse(source) if token.level == 0 and token.nesting >= 0)

@@ -1,0 +1,189 @@
+"""How a reply is shown while it comes: as Markdown on a terminal, as plain text everywhere else."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from typing import Protocol, TextIO
+
+import anyio
+from rich.console import Console
+from rich.segment import Segment
+from rich.style import Style
+from rich.text import Text
+
+from llmsession.terminal.live_lines import Line, LiveLines
+from llmsession.terminal.printable import printable
+from llmsession.terminal.reasoning import Reasoning
+
+# Drawing takes at most about this share of the time, so that a long block does not slow its own arrival.
+SHARE = 0.2
+# As often as a spinner needs it.
+TICK = 0.08
+_FRAMES = "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏"
+_ASCII_FRAMES = "|/-\\"
+_DIM = Style(dim=True)
+
+
+class ReplyView(Protocol):
+    """One reply. `finish` is called once, however it ended."""
+
+    def think(self, text: str) -> None:
+        """A piece of reasoning."""
+        ...
+
+    def say(self, text: str) -> None:
+        """A piece of the answer."""
+        ...
+
+    async def keep_drawn(self) -> None:
+        """For as long as the reply comes; until it is cancelled."""
+        ...
+
+    def finish(self) -> None:
+        """All of it is shown, and the cursor stands on a line of its own."""
+        ...
+
+
+class PlainView:
+    """Text as it comes. A line for each reply, also where nothing was said."""
+
+    def __init__(self, out: TextIO, *, is_safe: bool, stream: bool = True) -> None:
+        self._out = out
+        self._is_safe = is_safe
+        self._stream = stream
+
+    def think(self, text: str) -> None:
+        """It is not part of the answer."""
+
+    def say(self, text: str) -> None:
+        """Written at once. On a terminal without its control characters."""
+        self._out.write(printable(text) if self._is_safe else text)
+        if self._stream:
+            self._out.flush()
+
+    async def keep_drawn(self) -> None:
+        """There is nothing to draw."""
+
+    def finish(self) -> None:
+        """The end of the line."""
+        self._out.write("\n")
+        self._out.flush()
+
+
+class MarkdownView:
+    """Blocks that are finished are settled; the one that comes is drawn again. Before it a spinner turns."""
+
+    def __init__(self, console: Console, *, reasoning: Reasoning = Reasoning.DIM, stream: bool = True) -> None:
+        self._lines = LiveLines(console)
+        self._console = console
+        self._reasoning = reasoning
+        self._stream = stream
+        self._thoughts = ""
+        self._source = ""
+        self._skip = 0  # so many lines of the block that comes are settled
+        self._has_above = False
+        self._is_stale = True
+        self._begun = time.monotonic()
+        self._wait_until = 0.0
+
+    def think(self, text: str) -> None:
+        """Shown as text, not as Markdown."""
+        self._thoughts += printable(text)
+        self._refresh()
+
+    def say(self, text: str) -> None:
+        """Shown soon."""
+        if self._stream and not self._source:
+            self._settle_thoughts()
+        self._source += printable(text)
+        self._refresh()
+
+    async def keep_drawn(self) -> None:
+        """What could not be drawn when it came, and the spinner."""
+        while True:
+            self._refresh(is_tick=True)
+            await anyio.sleep(TICK)
+
+    def finish(self) -> None:
+        """As it will stay."""
+        self._settle_thoughts()
+        self._draw_source(is_last=True)
+        self._lines.end()
+
+    def _refresh(self, *, is_tick: bool = False) -> None:
+        self._is_stale = self._is_stale or not is_tick
+        before = time.monotonic()
+        if before < self._wait_until:
+            return
+        if not self._has_something_to_show():
+            self._lines.draw([self._spinner()])
+            return
+        if not self._is_stale:
+            return
+        if self._source:
+            self._draw_source()
+        else:
+            self._draw_thoughts()
+        self._is_stale = False
+        now = time.monotonic()
+        self._wait_until = now + (now - before) * (1 / SHARE - 1)
+
+    def _has_something_to_show(self) -> bool:
+        if not self._stream:
+            return False
+        return bool(self._source.strip()) or (bool(self._thoughts.strip()) and self._reasoning != Reasoning.HIDE)
+
+    def _spinner(self) -> Line:
+        frames = _ASCII_FRAMES if self._console.options.ascii_only else _FRAMES
+        frame = frames[math.floor((time.monotonic() - self._begun) / TICK) % len(frames)]
+        words = " thinking" if self._thoughts and not self._source else ""
+        return [Segment(frame + words, _DIM)]
+
+    def _draw_thoughts(self) -> None:
+        self._draw_block(self._thought_lines())
+
+    def _settle_thoughts(self) -> None:
+        if self._thoughts.strip() and self._reasoning != Reasoning.HIDE:
+            lines = self._thought_lines()[self._skip :]
+            self._lines.draw(lines, settled=len(lines))
+            self._skip, self._has_above = 0, True
+        self._thoughts = ""
+
+    def _thought_lines(self) -> list[Line]:
+        from llmsession.terminal.markdown_lines import to_lines
+
+        style = "dim italic" if self._reasoning == Reasoning.DIM else "italic"
+        return to_lines(self._console, Text(self._thoughts.strip(), style=style), self._lines.width)
+
+    def _draw_source(self, *, is_last: bool = False) -> None:
+        from llmsession.terminal.markdown_lines import is_table, split_finished, without_undecided
+
+        finished, rest = split_finished(self._source)
+        settled: list[Line] = []
+        if finished:
+            settled = self._render(finished)[self._skip :]
+            self._has_above = self._has_above or bool(settled)
+            self._source, self._skip = rest, 0
+        lines = self._render(self._source if is_last else without_undecided(self._source))
+        if is_last:
+            self._lines.draw([*settled, *lines[self._skip :]])
+        elif len(lines) > self._lines.height and is_table(self._source):
+            self._lines.draw([*settled, *lines[-self._lines.height :]], settled=len(settled))
+        else:
+            self._draw_block(lines, settled)
+
+    def _render(self, source: str) -> list[Line]:
+        """With an empty line before it, where something stands above."""
+        from llmsession.terminal.markdown_lines import markdown_lines
+
+        lines = markdown_lines(self._console, source, self._lines.width)
+        return [[], *lines] if lines and self._has_above else lines
+
+    def _draw_block(self, lines: list[Line], settled: Sequence[Line] = ()) -> None:
+        """Of a block that is longer than the screen, what has left it is settled."""
+        rest = lines[self._skip :]
+        beyond = max(0, len(rest) - self._lines.height)
+        self._skip += beyond
+        self._lines.draw([*settled, *rest], settled=len(settled) + beyond)

@@ -1,0 +1,56 @@
+"""One reply, from its request to its last line on the screen."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import anyio
+import msgspec
+
+from llmsession.completion import Completion
+from llmsession.errors import LLMSessionError
+from llmsession.terminal.echo import without_echo
+from llmsession.terminal.reply_view import ReplyView
+from llmsession.terminal.stopping import Stop, stoppable
+from llmsession.wire.events import ReasoningDelta, TextDelta
+
+if TYPE_CHECKING:
+    from llmsession.answering.stream import ChatStream
+
+
+class Shown(msgspec.Struct, frozen=True):
+    """How it ended: with a completion, with an error, or with neither where it was stopped before it began."""
+
+    completion: Completion | None = None
+    error: LLMSessionError | None = None
+
+
+async def show_reply(make_stream: Callable[[], ChatStream], view: ReplyView, *, is_interactive: bool) -> Shown:
+    """Until it is all on the screen. Ctrl-C ends it."""
+    shown = Shown()
+    try:
+        with without_echo(), stoppable(is_interactive=is_interactive) as stop:
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(view.keep_drawn)
+                shown = await _follow(make_stream, view, stop)
+                tasks.cancel_scope.cancel()
+    finally:
+        view.finish()
+    return shown
+
+
+async def _follow(make_stream: Callable[[], ChatStream], view: ReplyView, stop: Stop) -> Shown:
+    """An error is given back and not raised: it would leave the group of tasks wrapped into another."""
+    try:
+        stream = make_stream()
+        stop.by = stream.cancel
+        async with stream:
+            async for event in stream.events():
+                if isinstance(event, TextDelta):
+                    view.say(event.text)
+                elif isinstance(event, ReasoningDelta):
+                    view.think(event.text)
+            return Shown(completion=await stream.result())
+    except LLMSessionError as error:
+        return Shown(error=error)
