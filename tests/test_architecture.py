@@ -42,6 +42,8 @@ FLOORS: dict[str, int] = {
     "server_facts": 3,
     "token_facts": 3,
     "reply_source": 3,
+    "slot_gate": 2,
+    "kv_cache": 3,
     "session": 3,
     "terminal": 5,
     "cli": 6,
@@ -60,6 +62,7 @@ ALLOWED_SIDEWAYS |= {("session", "asking_chat")}
 ALLOWED_SIDEWAYS |= {("session", "asking"), ("preparation", "chosen_model"), ("remote_server", "chosen_model")}
 ALLOWED_SIDEWAYS |= {("reply_source", "server"), ("reply_source", "remote_server"), ("reply_source", "asking")}
 ALLOWED_SIDEWAYS |= {("server", "hang_watch")}
+ALLOWED_SIDEWAYS |= {("reply_source", "kv_cache"), ("session", "kv_cache")}
 ALLOWED_SIDEWAYS |= {("server_facts", "server"), ("server_facts", "remote_server"), ("session", "token_facts")}
 ALLOWED_SIDEWAYS |= {("token_facts", "server_facts"), ("token_facts", "asking")}
 ALLOWED_SIDEWAYS |= {("session", "server"), ("session", "remote_server"), ("session", "reply_source")}
@@ -76,6 +79,7 @@ HOMES = {
     "platformdirs": ("paths",),
     "anyio": (
         "hang_watch",
+        "kv_cache",
         "latch",
         "models.hub",
         "preparation",
@@ -101,6 +105,7 @@ NO_IO = (
     "wire.metrics",
     "wire.assembly",
     "admission",
+    "slot_gate",
     "models.encoding",
     "models.quantization",
     "wire.rewriting",
