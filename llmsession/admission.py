@@ -27,6 +27,11 @@ class Admission:
         self._granted = 0
         self._waiting: deque[Ticket] = deque()
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether no ticket is granted."""
+        return self._granted == 0
+
     def enter(self, on_granted: Callable[[], None]) -> Ticket:
         """Queue up. Every ticket must be given back with `leave`, granted or not."""
         ticket = Ticket(on_granted)

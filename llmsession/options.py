@@ -35,7 +35,7 @@ _KINDS: dict[str, tuple[Any, str]] = {
     "verify": (bool | str | Path, "True, False or a file of certificates"),
 }
 # Options that are whole numbers, and the least that each may be.
-_WHOLE = {"context_length": 0, "parallel": 1, "threads": 1, "gpu_layers": 0, "restart_limit": 0}
+_WHOLE = {"context_length": 0, "parallel": 1, "threads": 1, "gpu_layers": 0, "restart_limit": 0, "kv_cache_bytes": 0}
 # Never printed.
 SECRETS = ("api_key", "headers", "hf_token")
 
@@ -51,6 +51,8 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     for the trained length; memory grows with `context_length × parallel`. `parallel` replies are generated at once.
     `extra_args` are llama-server's own flags. Time-outs are in seconds; `start_timeout` counts from each progress.
     `check_memory` False starts a model also where the memory that is free does not seem to hold it.
+    `kv_cache_bytes` of disk under `cache_dir` may hold what engines have read of the conversations of a Chat, so that
+    they go on at once after a restart; 0 for none of it.
     `on_progress` is called with a Progress: how much of the model is fetched, then loaded. A server that ends, or gives
     no token for `idle_timeout` while nothing in it moves, is started again, and its replies go on; more than
     `restart_limit` times in five minutes it is not.
@@ -93,6 +95,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     python_path: str | Path | None = None
     cache_dir: str | Path | None = None
     check_memory: bool = True
+    kv_cache_bytes: int = 4 * 2**30
     start_timeout: float = 120.0
     first_token_timeout: float = 600.0
     idle_timeout: float = 60.0

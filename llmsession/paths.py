@@ -32,6 +32,11 @@ def history_folder(cache: Path) -> Path:
     return _private(cache / "history")
 
 
+def kv_folder(cache: Path) -> Path:
+    """What engines have read of conversations: as private as the conversations."""
+    return _private(cache / "kv")
+
+
 def empty_folder(cache: Path) -> Path:
     """Where an engine finds no configuration of the user's."""
     return _private(cache / "no-config")

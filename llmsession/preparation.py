@@ -11,6 +11,8 @@ import msgspec
 
 from llmsession.backends.backend import Backend, Launch
 from llmsession.backends.devices import cache_ram_mib, default_threads
+from llmsession.backends.engine_flags import KV_FOLDER
+from llmsession.backends.extra_args import normalize_flag
 from llmsession.backends.find import choose_for_weights, ensure_backend
 from llmsession.chosen_model import BLANK, TRANSFORMERS, fit_context, name_file, resolve_encoding, resolve_model
 from llmsession.device import parse_device
@@ -19,7 +21,7 @@ from llmsession.errors import UnsupportedFeatureError
 from llmsession.models.gguf import ModelInfo, read_model_info
 from llmsession.models.safetensors import WeightsInfo, read_weights_info
 from llmsession.options import Options
-from llmsession.paths import cache_folder, logs_folder, records_folder
+from llmsession.paths import cache_folder, kv_folder, logs_folder, records_folder
 from llmsession.progress import Progress, ProgressCallback
 
 # What is given to llama.cpp, and means nothing to transformers.
@@ -107,6 +109,7 @@ class Preparation:
             draft_model=files.draft_model,
             mmproj=files.mmproj,
             chat_template=files.chat_template,
+            kv_folder=kv_folder(cache) if self._keeps_kv(backend, files) else None,
             extra_args=options.extra_args,
             start_timeout=options.start_timeout,
             cache=cache,
@@ -114,6 +117,15 @@ class Preparation:
             records=records_folder(cache),
             on_progress=_tell_loading(options.on_progress, info.size_bytes),
         )
+
+    def _keeps_kv(self, backend: Backend, files: EngineFiles) -> bool:
+        """Not of adapters, of which the engine does not say whose reading it was; nor of images, nor of a draft model,
+        whose part is in no file.
+        """
+        if files.lora or files.mmproj is not None or files.draft_model is not None:
+            return False
+        theirs = any(normalize_flag(argument) == KV_FOLDER for argument in self._options.extra_args)
+        return self._options.kv_cache_bytes > 0 and backend.name in ("llama-server", "embedded") and not theirs
 
     async def _fetch(self) -> Path:
         """The model's file, or the folder of its weights."""

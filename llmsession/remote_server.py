@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 _OURS_ONLY = (
     "context_length", "threads", "server_path", "python_path", "extra_args", "on_progress", "hf_token", "offline",
     "backend", "device", "gpu_layers", "flash_attention", "kv_offload", "cache_type_k", "cache_type_v",
-    "rope_freq_base", "lora", "draft_model", "mmproj", "chat_template",
+    "rope_freq_base", "lora", "draft_model", "mmproj", "chat_template", "kv_cache_bytes",
 )  # fmt: skip
 
 

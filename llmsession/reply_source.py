@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from llmsession.admission import Admission, Ticket
@@ -16,6 +17,8 @@ from llmsession.latch import Latch
 if TYPE_CHECKING:
     from llmsession.asking import Ask, Request
     from llmsession.backends.backend import Endpoint
+    from llmsession.completion import Completion
+    from llmsession.kv_cache import KvCache, Turn
     from llmsession.remote_server import RemoteServer
     from llmsession.server import Server
     from llmsession.wire.continuing import Delivered
@@ -30,8 +33,19 @@ def _nothing() -> None:
 class ReplySource:
     """For one reply. `on_open` and `on_over` are called when it begins to wait and when its slot is free again."""
 
-    def __init__(self, server: Server | RemoteServer, admission: Admission, ask: Ask, *, decoder: EventDecoder) -> None:
+    def __init__(
+        self,
+        server: Server | RemoteServer,
+        admission: Admission,
+        ask: Ask,
+        *,
+        decoder: EventDecoder,
+        kv: KvCache | None = None,
+        turn: Turn | None = None,
+    ) -> None:
         self.decoder = decoder
+        self._kv = kv
+        self._turn = turn
         self.neutralized = 0
         self.restarts = 0
         self.model = server.model.name
@@ -70,7 +84,7 @@ class ReplySource:
             mark_sent()
             try:
                 request = await make(endpoint)
-                stream = await endpoint.client.open_stream(request.path, request.body)
+                stream = await self._send(endpoint, request)
             except (TransportError, ProtocolError) as error:
                 if not await self.has_died(error):
                     raise
@@ -78,6 +92,12 @@ class ReplySource:
             else:
                 self.decoder = request.decoder
                 return stream
+
+    async def _send(self, endpoint: Endpoint, request: Request) -> ByteStream:
+        def send() -> Awaitable[ByteStream]:
+            return endpoint.client.open_stream(request.path, request.body)
+
+        return await (send() if self._kv is None else self._kv.launch(endpoint, self._turn, send))
 
     async def has_died(self, error: LLMSessionError) -> bool:
         """Whether that error is the end of a server that may be started again for this reply."""
@@ -110,11 +130,15 @@ class ReplySource:
         """No token has come for long. Whether the server is now being looked at, which ends it where it hangs."""
         return self._endpoint is not None and self._server.look(self._endpoint, has_begun=has_begun, give_up=give_up)
 
-    def close(self) -> None:
-        """The reply is over: the slot is free. Called once."""
+    def close(self, completion: Completion | None) -> None:
+        """The reply is over: the slot is free, or will be once it was saved. Called once."""
         ticket, self._ticket = self._ticket, None
         if ticket is not None:
-            self._admission.leave(ticket)
+            release = partial(self._admission.leave, ticket)
+            if self._kv is None:
+                release()
+            else:
+                self._kv.end(self._endpoint, self._turn, self.decoder.slot, completion, release)
         self._server.rotate_log()
         self.on_over()
 

@@ -14,6 +14,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol, Self, TypedDict, Unpack
 
+import msgspec
+
 from llmsession.admission import Admission
 from llmsession.completion import Completion, StopReason
 from llmsession.engine_options import choose_scales
@@ -23,7 +25,7 @@ from llmsession.errors import (
     UsageError,
 )
 from llmsession.lora import Lora
-from llmsession.messages import MessagesLike, Role
+from llmsession.messages import Message, MessagesLike, Role
 from llmsession.options import Options, make_options
 from llmsession.reply_source import ReplySource
 from llmsession.sampling import Sampling
@@ -32,6 +34,7 @@ from llmsession.token_facts import TokenFacts, check_text, is_token_id
 
 if TYPE_CHECKING:
     from llmsession.asking import Ask
+    from llmsession.kv_cache import KvCache, Turn
     from llmsession.remote_server import RemoteServer
     from llmsession.wire.reply import ReplyStream
     from llmsession.wire.request import GenerationRequest
@@ -84,6 +87,7 @@ class Session(TokenFacts):
         self._admission = Admission(self._server.parallel)
         self._lock = threading.Lock()
         self._replies: set[Endable] = set()
+        self._kv: KvCache | None = None
 
     # Opening and closing.
 
@@ -122,6 +126,8 @@ class Session(TokenFacts):
         """
         self._server.refuse_starts()
         self._end_replies(lambda: ClosedError("the session was closed"))
+        if self._kv is not None:
+            await self._kv.aclose()
         await self._server.aclose()
 
     def __del__(self) -> None:
@@ -148,6 +154,28 @@ class Session(TokenFacts):
 
     def prompt_streaming(self, messages: MessagesLike, **keywords: Unpack[GenerateKeywords]) -> ReplyStream:
         """The same as a stream: `async with` it. Raises UsageError at once where the call is wrong."""
+        return self._prompt(messages, keywords)
+
+    def stream_for(
+        self, conversation: str, messages: MessagesLike, **keywords: Unpack[GenerateKeywords]
+    ) -> ReplyStream:
+        """The same for a conversation that may be kept on disk, by its name: for Chat.
+
+        What the engine has read of it is saved beside replies, and given back to an engine that has not read it.
+        """
+        return self._prompt(messages, keywords, conversation)
+
+    def forget_kv(self, conversation: str) -> None:
+        """Remove what was saved of that conversation; for Chat, which calls it where a conversation is forgotten."""
+        from llmsession.backends.kv_files import forget_conversation
+        from llmsession.paths import cache_folder
+
+        given = self._options.cache_dir
+        forget_conversation(cache_folder(Path(given) if given is not None else None) / "kv", conversation)
+
+    def _prompt(
+        self, messages: MessagesLike, keywords: GenerateKeywords, conversation: str | None = None
+    ) -> ReplyStream:
         self._check_open()
         turns = self._read_messages(messages)
         encoding = self._server.model.encoding
@@ -158,12 +186,29 @@ class Session(TokenFacts):
             request = self._make_request(keywords, encoding.stop)
             from llmsession.asking import AskEncoded
 
-            return self._stream(AskEncoded(self._server, encoding.encode(turns), request), request, keywords)
+            turn, request = self._begin_turn(conversation, turns, request)
+            return self._stream(AskEncoded(self._server, encoding.encode(turns), request), request, keywords, turn)
         from llmsession.asking_chat import AskChat
 
         request = self._make_request(keywords)
         self._check_chat(request)
-        return self._stream(AskChat(self._server, turns, request, self._features), request, keywords)
+        turn, request = self._begin_turn(conversation, turns, request)
+        return self._stream(AskChat(self._server, turns, request, self._features), request, keywords, turn)
+
+    def _begin_turn(
+        self, conversation: str | None, turns: list[Message], request: GenerationRequest, *, only_reads: bool = False
+    ) -> tuple[Turn | None, GenerationRequest]:
+        """Where it may be kept: what the cache is told of it."""
+        kept = self._options.remote is None and self._options.kv_cache_bytes > 0 and "slots" in self._features
+        if conversation is None or not kept or any(turn.images for turn in turns):
+            return None, request
+        from llmsession.kv_cache import KvCache, Turn
+
+        with self._lock:
+            if self._kv is None:
+                self._kv = KvCache(self._options.kv_cache_bytes, is_idle=lambda: self._admission.is_idle)
+        turn = Turn(conversation, turns, only_reads=only_reads)
+        return turn, msgspec.structs.replace(request, is_kept=True)
 
     def _check_chat(self, request: GenerationRequest) -> None:
         from llmsession.wire.openai_api import find_beyond_openai
@@ -186,11 +231,22 @@ class Session(TokenFacts):
         read up to where the next turn will stand; with `typing`, up to the end of a user's text that may go on. It
         waits for a slot as a reply does. Ended by `interrupt()`, it is 0.
         """
+        return await self._ingest(messages_or_text, None, typing=typing)
+
+    async def ingest_for(self, conversation: str, messages: MessagesLike, *, typing: bool = False) -> int:
+        """The same for a conversation that may be kept on disk: see `stream_for`."""
+        return await self._ingest(messages, conversation, typing=typing)
+
+    async def _ingest(self, messages_or_text: MessagesLike, conversation: str | None, *, typing: bool) -> int:
         self._check_open()
         self._require("completion")
         keywords: GenerateKeywords = {"max_tokens": 1, "temperature": 0.0}
-        request = self._make_request(keywords)
-        async with self._stream(self._ask_to_read(messages_or_text, request, typing), request, keywords) as stream:
+        request, turn = self._make_request(keywords), None
+        if conversation is not None:
+            turns = self._read_messages(messages_or_text, reply=False)
+            turn, request = self._begin_turn(conversation, turns, request, only_reads=True)
+        ask = self._ask_to_read(messages_or_text, request, typing)
+        async with self._stream(ask, request, keywords, turn) as stream:
             return (await stream.result()).timings.prompt.count
 
     def _ask_to_read(self, messages_or_text: MessagesLike, request: GenerationRequest, typing: bool) -> Ask:  # noqa: FBT001
@@ -268,7 +324,9 @@ class Session(TokenFacts):
             self._require("token_ids")
         return request
 
-    def _stream(self, ask: Ask, request: GenerationRequest, keywords: GenerateKeywords) -> ReplyStream:
+    def _stream(
+        self, ask: Ask, request: GenerationRequest, keywords: GenerateKeywords, turn: Turn | None = None
+    ) -> ReplyStream:
         from llmsession.wire.completion_api import EventDecoder
         from llmsession.wire.patience import Limits
         from llmsession.wire.reply import ReplyStream
@@ -276,7 +334,7 @@ class Session(TokenFacts):
         timeout = keywords.get("timeout")
         if timeout is not None and not timeout > 0:
             raise UsageError(f"timeout is a number of seconds above 0, not {timeout!r}")
-        source = ReplySource(self._server, self._admission, ask, decoder=EventDecoder(request))
+        source = ReplySource(self._server, self._admission, ask, decoder=EventDecoder(request), kv=self._kv, turn=turn)
         reply = ReplyStream(
             source,
             request,

@@ -43,6 +43,8 @@ FLOORS: dict[str, int] = {
     "server_facts": 3,
     "token_facts": 3,
     "reply_source": 3,
+    "slot_gate": 2,
+    "kv_cache": 3,
     "session": 3,
     "answering": 4,
     "chat": 4,
@@ -63,6 +65,7 @@ ALLOWED_SIDEWAYS |= {("session", "asking_chat")}
 ALLOWED_SIDEWAYS |= {("session", "asking"), ("preparation", "chosen_model"), ("remote_server", "chosen_model")}
 ALLOWED_SIDEWAYS |= {("reply_source", "server"), ("reply_source", "remote_server"), ("reply_source", "asking")}
 ALLOWED_SIDEWAYS |= {("server", "hang_watch")}
+ALLOWED_SIDEWAYS |= {("reply_source", "kv_cache"), ("session", "kv_cache")}
 ALLOWED_SIDEWAYS |= {("server_facts", "server"), ("server_facts", "remote_server"), ("session", "token_facts")}
 ALLOWED_SIDEWAYS |= {("token_facts", "server_facts"), ("token_facts", "asking")}
 ALLOWED_SIDEWAYS |= {("session", "server"), ("session", "remote_server"), ("session", "reply_source")}
@@ -83,6 +86,7 @@ HOMES = {
     "anyio": (
         "answering",
         "hang_watch",
+        "kv_cache",
         "latch",
         "models.hub",
         "preparation",
@@ -112,6 +116,7 @@ NO_IO = (
     "wire.metrics",
     "wire.assembly",
     "admission",
+    "slot_gate",
     "models.encoding",
     "models.quantization",
     "memory.tree",

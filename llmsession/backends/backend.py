@@ -56,7 +56,7 @@ class Launch(msgspec.Struct, frozen=True, kw_only=True):
     None: as the engine thinks best; `gpu` is the one of `device`, once the build was asked. `lora` are files, numbered
     as they stand; with them `cache_ram_mib` is 0, since the engine would find prompts there again that another adapter
     has read (seen in build 11434). `metadata` is what the model's own header is to be read as saying, such as
-    `llama.context_length=int:4096`.
+    `llama.context_length=int:4096`. Into `kv_folder` the engine may write what it has read.
     """
 
     model_path: Path
@@ -80,6 +80,7 @@ class Launch(msgspec.Struct, frozen=True, kw_only=True):
     draft_model: Path | None = None
     mmproj: Path | None = None
     chat_template: Path | None = None
+    kv_folder: Path | None = None
     extra_args: tuple[str, ...] = ()
     start_timeout: float = 120.0
     cache: Path

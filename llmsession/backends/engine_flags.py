@@ -15,6 +15,7 @@ from llmsession.errors import UnsupportedFeatureError
 # itself.
 CPU_ALONE = "device=cpu"
 SPECULATION = "--spec-type"
+KV_FOLDER = "--slot-save-path"
 
 
 def write_engine_flags(launch: Launch, capabilities: Capabilities, *, backend: str) -> list[str]:
@@ -26,7 +27,7 @@ def write_engine_flags(launch: Launch, capabilities: Capabilities, *, backend: s
     for option, flag, *values in _flags(launch, has_lists=has_lists):
         if flag in known:
             argv += [flag, *values]
-        elif option != CPU_ALONE and flag != SPECULATION:
+        elif option != CPU_ALONE and flag not in (SPECULATION, KV_FOLDER):
             raise UnsupportedFeatureError(
                 f"this build of {backend} has no {flag}, so it cannot be given {option}: use a newer one",
                 feature=option,
@@ -62,6 +63,8 @@ def value_flags(launch: Launch) -> Iterator[tuple[str, ...]]:
         yield "cache_type_v", "--cache-type-v", launch.cache_type_v
     if launch.rope_freq_base is not None:
         yield "rope_freq_base", "--rope-freq-base", repr(float(launch.rope_freq_base))
+    if launch.kv_folder is not None:
+        yield "kv_folder", KV_FOLDER, str(launch.kv_folder)
 
 
 def _files(launch: Launch, *, has_lists: bool) -> Iterator[tuple[str, ...]]:

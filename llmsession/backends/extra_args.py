@@ -56,11 +56,12 @@ _WHERE_GIVEN = {
     "metadata": "--override-kv",
     # Without adapters the cache is the user's; with them it stays empty (see backend.Launch).
     "lora": "-cram --cache-ram",
+    "kv_folder": "--slot-save-path",
 }
 # Where any GPU will do, how the model is split over them is the user's to say.
 _ANY_GPU = ("device", DeviceChoice(kind="gpu"))
 _WHY = {flag: why for why, flags in _OURS.items() for flag in flags.split()}
-_NAMES = {"metadata": "a context_length above the trained one"}
+_NAMES = {"metadata": "a context_length above the trained one", "kv_folder": "kv_cache_bytes above 0"}
 _DEFAULTS = dict(zip(reversed(Launch.__struct_fields__), reversed(Launch.__struct_defaults__), strict=False))
 
 

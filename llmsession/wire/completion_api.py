@@ -99,6 +99,7 @@ class _Frame(msgspec.Struct):
     stopping_word: str = ""
     truncated: bool = False
     timings: EngineTimings | None = None
+    id_slot: int = -1
     error: Any = None
 
     @property
@@ -138,6 +139,8 @@ def encode_request(prompt: str | Sequence[int], request: GenerationRequest) -> b
     if request.top_logprobs is not None:
         # 0 alternatives would mean no probabilities at all.
         body["n_probs"] = max(1, request.top_logprobs)
+    if request.is_kept:
+        body["return_progress"] = True  # the first frame then comes when a slot was chosen, not with the first token
     return encode_json(body, request.extra)
 
 
@@ -160,6 +163,7 @@ class EventDecoder:
         self._stop_ids = request.stop_ids
         self.usage = Usage()
         self.error: bytes | None = None
+        self.slot: int | None = None
 
     def decode(self, payload: bytes) -> list[Delta | Ended]:
         """What one event of the stream says. An error frame is put into `error`. Raises UndecodableError."""
@@ -198,6 +202,7 @@ class EventDecoder:
         return None
 
     def _decode_end(self, frame: _Frame) -> Ended:
+        self.slot = frame.id_slot if frame.id_slot >= 0 else None
         timings = frame.timings or EngineTimings()
         self.usage = Usage(
             prompt_tokens=frame.tokens_evaluated,

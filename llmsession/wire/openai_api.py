@@ -73,6 +73,7 @@ class _Verbose(msgspec.Struct):
     stop_type: str = ""
     stopping_word: str = ""
     truncated: bool = False
+    id_slot: int = -1
 
 
 class _Frame(msgspec.Struct):
@@ -141,6 +142,8 @@ def encode_request(
         body["logprobs"] = True
         # 0 alternatives would mean no probabilities at all.
         body["top_logprobs"] = max(1, request.top_logprobs or 0)
+    if request.is_kept:
+        body |= {"return_progress": True, "verbose": True}  # the slot is named in the last frame as well
     return encode_json(body, request.extra)
 
 
@@ -229,6 +232,7 @@ class EventDecoder:
         self._timings = EngineTimings()
         self.usage = Usage()
         self.error: bytes | None = None
+        self.slot: int | None = None
 
     def decode(self, payload: bytes) -> list[Delta | Ended]:
         """What one event of the stream says. An error frame is put into `error`. Raises UndecodableError."""
@@ -299,6 +303,7 @@ class EventDecoder:
         if phrase is not None:
             reason = StopReason.STOP_PHRASE
         if self._verbose is not None:
+            self.slot = self._verbose.id_slot if self._verbose.id_slot >= 0 else None
             context_full = self._verbose.truncated
             if self._verbose.stop_type == "word":
                 reason, phrase = StopReason.STOP_PHRASE, self._verbose.stopping_word

@@ -47,6 +47,11 @@ class EventDecoder(Protocol):
         """An error frame that came."""
         ...
 
+    @property
+    def slot(self) -> int | None:
+        """The slot of the server that it came from, once that was said."""
+        ...
+
     def decode(self, payload: bytes) -> list[Delta | Ended]:
         """What one event of the stream says."""
         ...
@@ -80,8 +85,8 @@ class Source(Protocol):
         """No token has come for long: whether that is being looked into, and `give_up` called where it is hopeless."""
         ...
 
-    def close(self) -> None:
-        """The reply is over: the slot is free."""
+    def close(self, completion: Completion | None) -> None:
+        """The reply is over, and whole if there is a completion: the slot is free."""
 
     async def explain(self, error: LLMSessionError) -> LLMSessionError:
         """The true cause of a lost connection, where there is a better one than that it was lost."""
@@ -206,7 +211,7 @@ class ReplyStream(Readable):
                 return
             self._left = True
         self._patience.end()
-        self._source.close()
+        self._source.close(self._completion)
 
     async def _close_body(self) -> None:
         if self._body is not None:

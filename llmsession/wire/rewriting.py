@@ -32,6 +32,11 @@ class Around:
         """Of the inner one."""
         return self._inner.error
 
+    @property
+    def slot(self) -> int | None:
+        """Of the inner one."""
+        return self._inner.slot
+
     def end(self) -> Ended | None:
         """Of the inner one."""
         return self._inner.end()

@@ -18,6 +18,7 @@ class Script:
     """An inner decoder that gives these events, one for each payload."""
 
     error = None
+    slot = None
 
     def __init__(self, *events: Delta | Ended) -> None:
         self.events = list(events)

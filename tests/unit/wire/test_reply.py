@@ -12,7 +12,7 @@ import anyio
 import httpx
 import pytest
 
-from llmsession.completion import StopReason
+from llmsession.completion import Completion, StopReason
 from llmsession.errors import (
     ClosedError,
     ConnectionLostError,
@@ -124,7 +124,7 @@ class Source:
     def look(self, *, has_begun: bool, give_up: Callable[[], None]) -> bool:
         return False
 
-    def close(self) -> None:
+    def close(self, completion: Completion | None) -> None:
         self.closed += 1
 
     async def explain(self, error: LLMSessionError) -> LLMSessionError:

@@ -16,6 +16,7 @@ class Said:
 
     usage = Usage(prompt_tokens=3)
     error = None
+    slot = None
 
     def decode(self, payload: bytes) -> list[Delta | Ended]:
         return [END] if payload == b"end" else [TextDelta(text=payload.decode(), completion_tokens=1)]
