@@ -289,12 +289,11 @@ async def test_all_memories_of_a_process_share_one_queue(database: Path) -> None
 
     first = await memories[0].get("ann")
     with anyio.fail_after(30):
-        async with anyio.create_task_group() as tasks:
-            async with first.answering():
-                for number in range(6):
-                    tasks.start_soon(answer, number)
-                    await anyio.wait_all_tasks_blocked()
-                await memories[0].aclose()
+        async with anyio.create_task_group() as tasks, first.answering():
+            for number in range(6):
+                tasks.start_soon(answer, number)
+                await anyio.wait_all_tasks_blocked()
+            await memories[0].aclose()
         async with (await memories[1].get("ann")).answering():
             pass
         await memories[1].aclose()
