@@ -15,6 +15,7 @@ from llmsession.completion import Completion
 from llmsession.errors import InvalidMessagesError, StoreError, UsageError
 from llmsession.memory.in_ram import InRam
 from llmsession.memory.rows import ConversationRow
+from llmsession.memory.sqlite import damaged
 from llmsession.memory.store import Store
 from llmsession.memory.tree import Change, Tree
 from llmsession.memory.turn import Turn, TurnState
@@ -364,14 +365,14 @@ class Conversation:
                     f"the conversation of {self.user!r} in the channel {self.channel!r} was forgotten: "
                     "`await memory.get(…)` gives a new one"
                 )
-            self._row, turns = found
-            if tree is None:
-                self._tree = tree = Tree()
+            row, turns = found
+            tree = tree or Tree()
             for turn in turns:
                 tree.put(turn)
-            tree.head = self._row.head
-            tree.system_prompt = self._row.system_prompt
-            tree.rendered = self._row.rendered
+            tree.head, tree.system_prompt, tree.rendered = row.head, row.system_prompt, row.rendered
+            if (missing := tree.missing(turns)) is not None:
+                raise damaged(self._keeper.path, f"turn {missing} of conversation {row.id} is not there")
+            self._row, self._tree = row, tree
             return tree
 
 

@@ -18,6 +18,7 @@ class InRam:
     """Of one conversation."""
 
     def __init__(self, row: ConversationRow) -> None:
+        self.path = None
         self.guard = threading.RLock()
         self._row = row
         self._tree = Tree()

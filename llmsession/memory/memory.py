@@ -66,7 +66,7 @@ class Memory:
         Raises StoreError where the file is none of ours, StoreVersionError where a newer llmsession wrote it, and
         StoreLockedError.
         """
-        return Opening(None if path is None else Path(path).absolute(), _check_age(max_age))
+        return Opening(_check_path(path), _check_age(max_age))
 
     def __repr__(self) -> str:
         return f"<Memory {self.path or 'in RAM'}>"
@@ -302,6 +302,15 @@ def _check_name(name: object, what: str) -> None:
         raise UsageError(f"a {what} is a str, not {type(name).__name__}: str({name!r}) would do")
     if not is_unicode(name):
         raise UsageError(f"the {what} {name!r} holds a lone surrogate, which no UTF-8 text can")
+
+
+def _check_path(path: str | os.PathLike[str] | None) -> Path | None:
+    """The file itself, so that all who have it open by some link mean the same files beside it."""
+    if path is None or path == ":memory:":
+        return None
+    if "\0" in os.fspath(path):
+        raise ConfigError(f"{path!r} is no path: it holds a NUL")
+    return Path(os.path.realpath(path))
 
 
 def _check_age(max_age: float | timedelta | None) -> timedelta | None:

@@ -138,11 +138,16 @@ def explain(error: sqlite3.Error, path: Path | None) -> LLMSessionError:
         case sqlite3.SQLITE_NOTADB:
             return StoreError(_NOT_OURS.format(where))
         case sqlite3.SQLITE_CORRUPT:
-            return StoreError(
-                f"{where} is damaged ({error}): restore a copy, or save what is left with sqlite3's .recover; "
-                "it was left as it is"
-            )
+            return damaged(path, str(error))
     return StoreError(f"{where} could not be read or written ({error}): is its disk in order?")
+
+
+def damaged(path: Path | None, how: str) -> StoreError:
+    """What is read makes no sense."""
+    return StoreError(
+        f"{path or 'the memory'} is damaged ({how}): restore a copy, or save what is left with sqlite3's .recover; it "
+        "was left as it is"
+    )
 
 
 def _code(error: BaseException) -> int:

@@ -30,7 +30,7 @@ from llmsession.memory.rows import (
     read_turn,
     write_turn,
 )
-from llmsession.memory.sqlite import connect, connect_reader, explain
+from llmsession.memory.sqlite import connect, connect_reader, damaged, explain
 from llmsession.memory.tree import NEW, Change
 from llmsession.memory.turn import Turn
 from llmsession.memory.turn_lock import Queues, TurnLocks
@@ -114,13 +114,15 @@ class Store:
             rows = self.read(f"SELECT {CONVERSATION_COLUMNS} FROM conversation WHERE id = ?", (conversation,))  # noqa: S608
             if not rows:
                 return None
-            row = read_conversation(rows[0])
-            # No later than the row: what comes in between is seen the next time.
+            # What is changed between the two is read twice: now, and with the next look.
             turns = self.read(
                 f"SELECT {TURN_COLUMNS} FROM turn WHERE conversation = ? AND version > ? ORDER BY id",  # noqa: S608
                 (conversation, since),
             )
-            return row, [read_turn(turn) for turn in turns]
+            try:
+                return read_conversation(rows[0]), [read_turn(turn) for turn in turns]
+            except ValueError as error:
+                raise damaged(self.path, f"conversation {conversation}: {error}") from error
 
     def read(self, sql: str, values: Iterable[Any] = ()) -> list[Any]:
         """The rows. Raises StoreError and its kinds, ClosedError."""

@@ -75,6 +75,15 @@ class Tree:
         if change.rendered is not UNSET:
             self.rendered = change.rendered
 
+    def missing(self, turns: Iterable[Turn]) -> int | None:
+        """The parent of one of these, or the path's end, where it is no turn of this tree. A parent is older."""
+        if self.head is not None and self.head not in self.turns:
+            return self.head
+        for turn in turns:
+            if turn.parent is not None and not (turn.parent < turn.id and turn.parent in self.turns):
+                return turn.parent
+        return None
+
     def turn(self, turn_id: int) -> Turn:
         """Raises UsageError where there is none."""
         if (turn := self.turns.get(turn_id)) is None:

@@ -46,6 +46,10 @@ else:
             fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, place)
         except (BlockingIOError, PermissionError):  # either may be said (fcntl(2), EAGAIN and EACCES)
             return False
+        except OSError as error:
+            raise StoreError(
+                f"no lock can be had on the memory's file of locks ({error.strerror}): put it on a local disk"
+            ) from error
         return True
 
     def _unlock(descriptor: int, place: int) -> None:
@@ -160,14 +164,14 @@ def _identify(path: Path) -> tuple[int, int] | None:
 
 
 _TABLE: dict[tuple[int, int], TurnLocks] = {}
-_TABLE_GUARD = threading.Lock()
+_TABLE_GUARD = threading.RLock()  # a memory that is collected as garbage may be closed anywhere
 
 
 def _after_fork() -> None:
     # The locks are the original's. Its descriptors stay open here: nobody has to close them.
     global _TABLE, _TABLE_GUARD  # noqa: PLW0603
     _TABLE = {}
-    _TABLE_GUARD = threading.Lock()
+    _TABLE_GUARD = threading.RLock()
 
 
 if hasattr(os, "register_at_fork"):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import functools
 import gc
-import itertools
 import random
 import sqlite3
 import statistics
@@ -14,6 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Awaitable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -30,7 +30,9 @@ from llmsession.memory.tree import Tree
 
 WRITERS = 32
 TURNS = 100  # of each writer, each round
-ALONE = 500  # turns of the peer, each round
+TURNS_EACH = 15  # of each writer with a transaction for each
+TURNS_ALONE = 500
+TEXT = "what a writer says, of usual length, some ten words"
 MILLION = 1_000_000
 GETS = 20_000
 # Of the million, so many were last talked in a year ago.
@@ -41,54 +43,74 @@ _NOW = datetime.now(UTC)
 def measure_memory(backend: str, rounds: int) -> None:
     """Both halves."""
     del backend
-    ours, theirs = list[float](), list[float]()
+    rates: dict[str, list[float]] = {"Memory": [], "a transaction each": [], "one connection alone": []}
     with tempfile.TemporaryDirectory(dir=Path.cwd()) as folder:  # where /tmp is in RAM, nothing there is durable
         for number in range(rounds):
-            ours.append(asyncio.run(_write_at_once(Path(folder, f"ours-{number}.db"))))
-            theirs.append(_write_one_by_one(Path(folder, f"theirs-{number}.db")))
-        ratio = statistics.median(one / other for one, other in zip(ours, theirs, strict=True))
-        print(
-            f"P6  {WRITERS} writers                  {statistics.median(ours):9.0f} durable turns/s   {ratio:5.1f} × alone"
-        )
-        print(f"P6  one by one, plain sqlite3  {statistics.median(theirs):8.0f} turns/s")
+            for place, (values, measure) in enumerate(zip(rates.values(), _CONTENDERS, strict=True)):
+                values.append(measure(Path(folder, f"{number}-{place}.db")))
+        for name, values in rates.items():
+            ratio = statistics.median(one / other for one, other in zip(rates["Memory"], values, strict=True))
+            print(f"P6  {name:<24} {statistics.median(values):9.0f} durable turns/s   Memory is {ratio:5.1f} ×")
+        print(f"P6  Memory and a transaction each (plain sqlite3, a thread and a connection each): {WRITERS} writers")
         million = Path(folder, "million.db")
         subprocess.run([sys.executable, __file__, str(million)], check=True)  # so that what it takes is not ours
         asyncio.run(_use_a_million(million))
 
 
-async def _write_at_once(database: Path) -> float:
-    """Turns a second."""
-    async with Memory.open(database) as memory:
-        conversations = [await memory.get(f"user {number}") for number in range(WRITERS)]
+def _write_at_once(database: Path) -> float:
+    """Turns a second, of a Memory with many writers."""
 
-        async def write(number: int, turns: int) -> None:
-            for turn in range(turns):
-                text = "what a writer says, of usual length, some ten words"
-                await conversations[number].add(Message.assistant(text) if turn % 2 else Message.user(text))
-
-        await asyncio.gather(*(write(number, 10) for number in range(WRITERS)))
-        begun = time.perf_counter()
-        await asyncio.gather(*(write(number, TURNS) for number in range(WRITERS)))
-        return WRITERS * TURNS / (time.perf_counter() - begun)
-
-
-def _write_one_by_one(database: Path) -> float:
-    """The same rows in the same tables, by one connection that nobody else waits for."""
-
-    async def make() -> list[int]:
+    async def write_all() -> float:
         async with Memory.open(database) as memory:
-            return [(await memory.get(f"user {number}")).id for number in range(WRITERS)]
+            conversations = [await memory.get(f"user {number}") for number in range(WRITERS)]
 
-    numbers = asyncio.run(make())
-    with closing(sqlite3.connect(database, isolation_level=None)) as connection:
+            async def write(number: int, turns: int) -> None:
+                for turn in range(turns):
+                    await conversations[number].add(Message.assistant(TEXT) if turn % 2 else Message.user(TEXT))
+
+            await asyncio.gather(*(write(number, 10) for number in range(WRITERS)))
+            begun = time.perf_counter()
+            await asyncio.gather(*(write(number, TURNS) for number in range(WRITERS)))
+            return WRITERS * TURNS / (time.perf_counter() - begun)
+
+    return asyncio.run(write_all())
+
+
+def _write_in_threads(database: Path) -> float:
+    """The same rows in the same tables, a transaction for each turn, by as many writers with plain sqlite3."""
+    numbers = asyncio.run(_make(database))
+    begun = time.perf_counter()
+    with ThreadPoolExecutor(WRITERS) as threads:
+        list(threads.map(lambda number: _write_turns(database, [number], TURNS_EACH), numbers))
+    return WRITERS * TURNS_EACH / (time.perf_counter() - begun)
+
+
+def _write_alone(database: Path) -> float:
+    """The same by one connection, in whose way nobody is."""
+    numbers = asyncio.run(_make(database))
+    begun = time.perf_counter()
+    _write_turns(database, numbers, TURNS_ALONE)
+    return TURNS_ALONE / (time.perf_counter() - begun)
+
+
+_CONTENDERS = (_write_at_once, _write_in_threads, _write_alone)
+
+
+async def _make(database: Path) -> list[int]:
+    async with Memory.open(database) as memory:
+        return [(await memory.get(f"user {number}")).id for number in range(WRITERS)]
+
+
+def _write_turns(database: Path, numbers: list[int], turns: int) -> None:
+    """So many, in these conversations in turn."""
+    with closing(sqlite3.connect(database, isolation_level=None, timeout=60)) as connection:
         for pragma in ("synchronous = FULL", "secure_delete = ON", "foreign_keys = ON"):
             connection.execute(f"PRAGMA {pragma}")
         rows = [ConversationRow(id=number, user="", channel="", started=_NOW, last_update=_NOW) for number in numbers]
         trees = [Tree() for _ in rows]
-        begun = time.perf_counter()
-        for turn, (row, tree) in zip(range(ALONE), itertools.cycle(zip(rows, trees, strict=True))):
-            text = "what a writer says, of usual length, some ten words"
-            message = Message.assistant(text) if turn // WRITERS % 2 else Message.user(text)
+        for turn in range(turns):
+            row, tree = rows[turn % len(rows)], trees[turn % len(rows)]
+            message = Message.assistant(TEXT) if turn // len(rows) % 2 else Message.user(TEXT)
             change = tree.plan_add(message, datetime.now(UTC))
             connection.execute("BEGIN IMMEDIATE")
             applied = apply_change(connection, row, change, datetime.now(UTC))
@@ -96,7 +118,6 @@ def _write_one_by_one(database: Path) -> float:
             assert applied is not None
             tree.take(change, applied.new_id)
             row.version = applied.version
-        return ALONE / (time.perf_counter() - begun)
 
 
 async def _use_a_million(database: Path) -> None:

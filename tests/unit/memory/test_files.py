@@ -12,7 +12,7 @@ from pathlib import Path
 import anyio
 import pytest
 
-from llmsession import Memory, Message, StoreError, StoreVersionError
+from llmsession import ConfigError, Memory, Message, StoreError, StoreVersionError
 from llmsession.memory import sqlite
 
 pytestmark = pytest.mark.anyio
@@ -122,6 +122,51 @@ async def test_a_damaged_page_is_an_error_and_no_wrong_answer(database: Path) ->
         with pytest.raises(StoreError, match="damaged"):
             await conversation.refresh()
         assert len((await memory.get("bob")).turns) == 2
+
+
+@pytest.mark.parametrize(
+    ("statement", "fault"),
+    [
+        ("UPDATE turn SET message = '{' WHERE id = 3", "truncated"),
+        ("UPDATE turn SET state = 'odd' WHERE id = 3", "odd"),
+        ("UPDATE turn SET completion = '[]' WHERE id = 3", "object"),
+        ("DELETE FROM turn WHERE id = 3", "turn 3 of conversation 1 is not there"),
+        ("UPDATE turn SET parent = 4 WHERE id = 3", "turn 4 of conversation 1 is not there"),
+        ("UPDATE conversation SET head = 77", "turn 77 of conversation 1 is not there"),
+    ],
+)
+async def test_rows_that_make_no_sense_are_damage(database: Path, statement: str, fault: str) -> None:
+    """Somebody wrote in it by hand: one sentence, and nothing wrong is told."""
+    await say(database, "a", "b")
+    with sql(database) as connection:
+        connection.execute(statement)
+    async with Memory.open(database) as memory:
+        conversation = await memory.get("ann")
+        with pytest.raises(StoreError, match=f"damaged .*{fault}"):
+            _ = conversation.messages
+        with pytest.raises(StoreError, match=f"damaged .*{fault}"):
+            await conversation.add("c")
+
+
+async def test_links_lead_to_one_memory(database: Path) -> None:
+    """Those who come by a link share the locks beside the file, and notice when it goes."""
+    link = database.with_name("link.db")
+    link.symlink_to(database)
+    async with Memory.open(link) as one, Memory.open(database) as other:
+        assert one.path == other.path
+        await (await one.get("ann")).add("hello")
+        assert len((await other.get("ann")).turns) == 1
+    assert not database.with_name("link.db-locks").exists()
+
+
+async def test_what_is_no_path_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """`:memory:` is SQLite's word for RAM, and ours."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match="NUL"):
+        Memory.open("a\0b")
+    async with Memory.open(":memory:") as memory:
+        await (await memory.get("ann")).add("hello")
+    assert [] == list(tmp_path.glob("*memory*"))
 
 
 async def test_a_folder_is_no_file(tmp_path: Path) -> None:

@@ -274,6 +274,32 @@ async def test_several_event_loops_use_one_memory(other: str, database: Path) ->
     assert [20, 20, 40] == sorted(lengths)
 
 
+async def test_all_memories_of_a_process_share_one_queue(database: Path) -> None:
+    """DESIGN 4: in the order in which they came, also where the first of the two is closed meanwhile."""
+    order = list[int]()
+    memories = [await Memory.open(database), await Memory.open(database)]
+
+    async def answer(number: int) -> None:
+        conversation = await memories[number % 2].get("ann")
+        with contextlib.suppress(ClosedError):
+            async with conversation.answering():
+                order.append(number)
+                await anyio.lowlevel.checkpoint()
+                order.append(number)
+
+    first = await memories[0].get("ann")
+    with anyio.fail_after(30):
+        async with anyio.create_task_group() as tasks, first.answering():
+            for number in range(6):
+                tasks.start_soon(answer, number)
+                await anyio.wait_all_tasks_blocked()
+            await memories[0].aclose()
+        async with (await memories[1].get("ann")).answering():
+            pass
+        await memories[1].aclose()
+    assert [1, 1, 3, 3, 5, 5] == order
+
+
 async def test_closing_writes_what_waits(database: Path) -> None:
     """`aclose` flushes; then everything says that it is closed, and what was read can still be read."""
     memory = await Memory.open(database)
