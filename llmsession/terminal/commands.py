@@ -140,10 +140,10 @@ async def _metrics(loop: ChatLoop, argument: str) -> None:
 
 async def _inspect(loop: ChatLoop, argument: str) -> None:
     del argument
-    from llmsession.terminal.facts import pieces_table
+    from llmsession.terminal.facts import pieces_shown
 
     inspection = await loop.chat.inspect()
-    loop.console.print(pieces_table(inspection))
+    loop.console.print(pieces_shown(inspection, width=loop.console.width))
     if inspection.missed is not None:
         loop.note(f"The last turn missed the cache: {inspection.missed}")
 

@@ -9,7 +9,7 @@ from prompt_toolkit.document import Document
 
 
 class CommandCompleter(Completer):
-    """Words for the model are not completed."""
+    """Words for the model are not completed. A command that takes something has a space at its end."""
 
     def __init__(self, commands: Sequence[str]) -> None:
         self._commands = sorted(commands)

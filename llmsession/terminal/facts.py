@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
@@ -18,6 +19,8 @@ from llmsession.wire.metrics import Metrics
 
 # Of a piece of a prompt so many characters are shown.
 SHOWN = 200
+# Fewer columns have no room for a table with a text in it.
+NARROW = 60
 
 
 def header_of(session: Session) -> str:
@@ -25,7 +28,7 @@ def header_of(session: Session) -> str:
     facts = [session.model, f"{session.backend} {session.version}"]
     with contextlib.suppress(LLMSessionError):  # a remote one may not tell
         facts.append(f"{session.context_length} tokens of context")
-    return " · ".join(facts)
+    return printable_line(" · ".join(facts))
 
 
 def model_facts(session: Session) -> Table:
@@ -39,9 +42,9 @@ def model_facts(session: Session) -> Table:
         ("quantization", lambda: session.info.quantization),
         ("trained context", lambda: session.info.trained_context_length),
         ("context", lambda: f"{session.context_length} tokens for a conversation"),
-        ("prompts", lambda: "an encoding of ours" if session.encoding is not None else "the model's own template"),
+        ("prompts", lambda: "by an encoding" if session.encoding is not None else "by the model's own template"),
         ("engine", lambda: f"{session.backend} {session.version}"),
-        ("at once", lambda: session.parallel),
+        ("replies at once", lambda: session.parallel),
         ("server", lambda: session.base_url),
         ("process", lambda: session.pid),
         ("log", lambda: session.log_path),
@@ -80,28 +83,36 @@ def describe_last(reply: Completion) -> str:
     return ", ".join(words)
 
 
-def pieces_table(pieces: Sequence[InspectedPiece]) -> Table:
-    """The prompt that would be sent next."""
-    table = Table(box=None, pad_edge=False)
-    table.add_column("role", no_wrap=True)
-    table.add_column("piece", no_wrap=True)
-    table.add_column("tokens", justify="right", no_wrap=True)
-    table.add_column("cached", no_wrap=True)
-    table.add_column("text", overflow="fold")
-    for piece in pieces:
-        shown = repr(piece.text)[1:-1]
-        if len(shown) > SHOWN:
-            shown = f"{shown[: SHOWN // 2]} … {shown[-SHOWN // 2 :]}"
-        table.add_row(
-            str(piece.role or ""),
-            "control" if piece.is_control else "text",
-            str(piece.tokens),
-            {True: "yes", False: "no", None: "?"}[piece.is_cached],
-            Text(printable_line(shown), style="dim" if piece.is_control else ""),
-        )
+def pieces_shown(pieces: Sequence[InspectedPiece], *, width: int) -> RenderableType:
+    """The prompt that would be sent next. Where there is little room, each text stands below its facts."""
+    rows = [(_facts_of(piece), _text_of(piece)) for piece in pieces]
     cached = sum(piece.tokens for piece in pieces if piece.is_cached)
-    table.add_row("", "", str(sum(piece.tokens for piece in pieces)), "", Text(f"tokens, {cached} of them cached"))
-    return table
+    total = f"{_count(sum(piece.tokens for piece in pieces))}, {cached} of them cached"
+    if width < NARROW:
+        return Group(*(line for facts, text in rows for line in (_above(*facts), text)), total)
+    table = Table(box=None, pad_edge=False)
+    for name in ("role", "piece", "tokens", "cached"):
+        table.add_column(name, no_wrap=True, justify="right" if name == "tokens" else "left")
+    table.add_column("text", overflow="fold")
+    for facts, text in rows:
+        table.add_row(*facts, text)
+    return Group(table, total)
+
+
+def _facts_of(piece: InspectedPiece) -> tuple[str, str, str, str]:
+    kind = "control" if piece.is_control else "text"
+    return str(piece.role or "-"), kind, str(piece.tokens), {True: "yes", False: "no", None: "?"}[piece.is_cached]
+
+
+def _above(role: str, kind: str, tokens: str, cached: str) -> Text:
+    return Text(f"{role} · {kind} · {tokens} · cached: {cached}", style="dim")
+
+
+def _text_of(piece: InspectedPiece) -> Text:
+    shown = repr(piece.text)[1:-1]
+    if len(shown) > SHOWN:
+        shown = f"{shown[: SHOWN // 2]} … {shown[-SHOWN // 2 :]}"
+    return Text(printable_line(shown), style="dim" if piece.is_control else "")
 
 
 def _two_columns(rows: Iterable[tuple[str, Any]]) -> Table:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
+from rich.theme import Theme
 
 from llmsession.paths import cache_folder, history_folder
 from llmsession.terminal.chat_loop import ChatLoop
@@ -18,6 +19,10 @@ from llmsession.terminal.reasoning import Reasoning
 if TYPE_CHECKING:
     from llmsession.chat import Chat
     from llmsession.memory.memory import Memory
+
+
+# rich would put code on black, whatever the terminal's own background is.
+_THEME = Theme({"markdown.code": "cyan"})
 
 
 def is_interactive() -> bool:
@@ -50,13 +55,15 @@ async def interact(
         return
     from llmsession.terminal.line_history import LineHistory, history_file
 
-    console = Console(highlight=False, emoji=False, no_color=None if color else True)
+    console = Console(highlight=False, emoji=False, no_color=None if color else True, theme=_THEME)
     user = chat.conversation.user if memory is not None else ""
     folder = history_folder(cache_folder(Path(cache_dir) if cache_dir is not None else None))
     history = LineHistory(history_file(folder, user))
     loop = ChatLoop(
         chat,
-        TerminalReader(history, commands=list(COMMANDS), color=color),
+        TerminalReader(
+            history, commands=[f"{name} " if command.usage else name for name, command in COMMANDS.items()], color=color
+        ),
         console,
         is_interactive=True,
         reasoning=reasoning,

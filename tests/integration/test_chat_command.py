@@ -17,6 +17,7 @@ import pexpect
 import pytest
 
 from llmsession.memory.memory import Memory
+from tests.engines import Engine
 from tests.fake_llama_server import wrapper
 
 COMMAND = [sys.executable, "-W", "error", "-m", "llmsession", "chat"]
@@ -219,12 +220,13 @@ def test_lines_of_a_pipe_are_joined_and_never_commands(tmp_path: Path) -> None:
     assert ["one\n two", "!exit", "< no", "My name is Rosalind."] == anyio.run(read)
 
 
-def test_commands_that_look_show_what_there_is() -> None:
-    """D9: `!` then Enter, `!help`, `!stats`, `!model`, `!metrics`, `!inspect`."""
-    with terminal("--temperature", "0") as program:
+def test_commands_that_look_show_what_there_is(engine: Engine) -> None:
+    """D9: `!` then Enter, `!help`, `!stats`, `!model`, `!metrics`, `!inspect`, on each engine."""
+    path: dict[str, Any] = {"LLMSESSION_SERVER_PATH": engine.server_path} if engine.server_path else {}
+    with terminal("--temperature", "0", "--backend", engine.backend, size=(40, 100), **path) as program:
         ask(program, "My name is Rosalind.", "Hello Rosalind!")
         ask(program, "!stats", r"\d+ / 2048 tokens", r"\d+ % of context", "2 messages", "last reply: ")
-        ask(program, "!model", "1,803,840", "Q8_0", "embedded", "127.0.0.1", r"\.log")
+        ask(program, "!model", "1,803,840", "Q8_0", engine.backend, "127.0.0.1", r"\.log")
         ask(program, "!metrics", "prompt", r"\d+ tokens", "generated")
         ask(program, "!inspect", "control", "im_start", "text", "My name is Rosalind", r"tokens, \d+ of them cached")
         ask(program, "!help", "!rewind", "!exit", "Ctrl-C")
