@@ -145,7 +145,11 @@ class Chat:
         messages = await self._next_messages()
         if text:
             messages.append(Message.user(text))
-        return await self.session.ingest(messages, typing=bool(text)) if messages else 0
+        if not messages:
+            return 0
+        folder = self.session.kv_folder
+        name = await self.conversation.name_copy(folder) if folder is not None else None
+        return await self.session.ingest_for(name, messages, typing=bool(text))
 
     async def render(self) -> str:
         """Exactly what would be sent next, with the template's marks: to be looked at."""

@@ -157,21 +157,20 @@ class Session(TokenFacts):
         return self._prompt(messages, keywords)
 
     def stream_for(
-        self, conversation: str, messages: MessagesLike, **keywords: Unpack[GenerateKeywords]
+        self, conversation: str | None, messages: MessagesLike, **keywords: Unpack[GenerateKeywords]
     ) -> ReplyStream:
-        """The same for a conversation that may be kept on disk, by its name: for Chat.
+        """The same for a conversation that may be kept on disk, by its name, if it has one: for Chat.
 
         What the engine has read of it is saved beside replies, and given back to an engine that has not read it.
         """
         return self._prompt(messages, keywords, conversation)
 
-    def forget_kv(self, conversation: str) -> None:
-        """Remove what was saved of that conversation; for Chat, which calls it where a conversation is forgotten."""
-        from llmsession.backends.kv_files import forget_conversation
-        from llmsession.paths import cache_folder
-
-        given = self._options.cache_dir
-        forget_conversation(cache_folder(Path(given) if given is not None else None) / "kv", conversation)
+    @property
+    def kv_folder(self) -> Path | None:
+        """Where what the engine has read of conversations is kept; None where nothing is."""
+        endpoint = self._server.endpoint
+        launch = endpoint.launch if endpoint is not None else None
+        return launch.kv_folder if launch is not None else None
 
     def _prompt(
         self, messages: MessagesLike, keywords: GenerateKeywords, conversation: str | None = None
@@ -233,7 +232,7 @@ class Session(TokenFacts):
         """
         return await self._ingest(messages_or_text, None, typing=typing)
 
-    async def ingest_for(self, conversation: str, messages: MessagesLike, *, typing: bool = False) -> int:
+    async def ingest_for(self, conversation: str | None, messages: MessagesLike, *, typing: bool = False) -> int:
         """The same for a conversation that may be kept on disk: see `stream_for`."""
         return await self._ingest(messages, conversation, typing=typing)
 

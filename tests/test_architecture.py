@@ -17,6 +17,7 @@ FLOORS: dict[str, int] = {
     "completion": 0,
     "paths": 0,
     "latch": 0,
+    "engine_copies": 0,
     "progress": 0,
     "device": 0,
     "images": 0,

@@ -15,6 +15,7 @@ import time
 import warnings
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any, Self
 
 import anyio
@@ -86,6 +87,7 @@ class ChatStream(Readable):
         self._events: AsyncIterator[Event] | None = None
         self._stored: Completion | None = None  # what was said to the key before
         self._begun: Completion | None = None  # what a reply that was cut goes on from
+        self._copy_name: str | None = None  # of what the engine keeps of the conversation
         self._sent: list[Message] = []
         self._dropped: tuple[Message, ...] = ()
         self._written_at = 0.0
@@ -181,6 +183,8 @@ class ChatStream(Readable):
 
     async def _open(self) -> None:
         await self._budget.render_system()
+        if (folder := self._session.kv_folder) is not None:
+            self._copy_name = await self._conversation.name_copy(folder)
         plan = await self._budget.plan(self._record.path)
         while True:
             self._sent, self._dropped = plan.messages, self._dropped + plan.dropped
@@ -204,18 +208,19 @@ class ChatStream(Readable):
         keywords = dict(self._keywords)
         if self._deadline < math.inf:
             keywords["timeout"] = max(self._deadline - time.monotonic(), 0.001)
+        ask = partial(self._session.stream_for, self._copy_name, messages)
         if (begun := self._begun) is None:
-            return self._session.prompt_streaming(messages, **keywords)
+            return ask(**keywords)
         whole, keywords["reply_start"] = dict(keywords), begun.text
         if keywords.get("max_tokens") is not None:
             keywords["max_tokens"] -= begun.usage.completion_tokens
         try:
-            return self._session.prompt_streaming(messages, **keywords)
+            return ask(**keywords)
         except UnsupportedFeatureError as error:
             if error.feature != "reply_start":
                 raise
             self._begun = None
-            return self._session.prompt_streaming(messages, **whole)
+            return ask(**whole)
 
     # What is read.
 

@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from llmsession.engine_copies import digest_name, forget_copies, is_forgotten
+
 if TYPE_CHECKING:
     from llmsession.backends.backend import Launch
 
@@ -88,21 +90,26 @@ class KvFiles:
             return False
 
     def keep(self, conversation: str, path: Path, saved: Saved) -> None:
-        """From now on this is what there is of it. Raises OSError."""
+        """From now on this is what there is of it, unless it was forgotten. Raises OSError."""
         before = self.find(conversation)
         size = path.stat().st_size
         saved = msgspec.structs.replace(saved, file=path.name, size=size, checksum=_checksum(path))
         note = self._note(conversation)
+        if is_forgotten(self.folder, conversation):
+            self._remove(path.name)
+            return
         aside = note.with_name(f"{note.name}.{secrets.token_hex(4)}.tmp")
         aside.write_bytes(msgspec.json.encode(saved))
         aside.replace(note)
+        if is_forgotten(self.folder, conversation):  # meanwhile
+            self.forget(conversation)
         if before is not None and before.file != path.name:
             self._remove(before.file)
         self.shrink()
 
     def forget(self, conversation: str) -> None:
         """Nothing of it is left, whichever engine wrote it."""
-        forget_conversation(self.folder, conversation)
+        forget_copies(self.folder, conversation)
 
     def shrink(self) -> None:
         """To the budget, all engines and models together; and without what killed programs left."""
@@ -135,17 +142,10 @@ class KvFiles:
             (self.folder / name).unlink()
 
     def _stem(self, conversation: str) -> str:
-        return f"{self._stamp}-{_digest(conversation)}"
+        return f"{self._stamp}-{digest_name(conversation)}"
 
     def _note(self, conversation: str) -> Path:
         return self.folder / f"{self._stem(conversation)}.json"
-
-
-def forget_conversation(folder: Path, conversation: str) -> None:
-    """Remove its files, of every engine and model."""
-    for path in folder.glob(f"*-{_digest(conversation)}*"):
-        with contextlib.suppress(OSError):
-            path.unlink()
 
 
 def stamp_engine(launch: Launch, backend: str, version: str, engine: Path | None) -> str:
@@ -165,10 +165,6 @@ def stamp_engine(launch: Launch, backend: str, version: str, engine: Path | None
         file.seek(max(0, size - _HEAD_BYTES))
         found.update(file.read())
     return found.hexdigest()[:24]
-
-
-def _digest(conversation: str) -> str:
-    return hashlib.sha256(conversation.encode()).hexdigest()[:32]
 
 
 def _checksum(path: Path) -> int:

@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from copy import copy
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import msgspec
@@ -270,6 +271,13 @@ class Conversation:
                 is_use=False,
             )
         )
+
+    async def name_copy(self, folder: Path) -> str | None:
+        """The name under which an engine may keep in that folder what it has read; None where no memory keeps us.
+
+        It is drawn once; the files go when the conversation is forgotten.
+        """
+        return await self._keeper.name_copy(self._row.id, folder)
 
     # What Memory does.
 

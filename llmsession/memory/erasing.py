@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
+from llmsession.engine_copies import forget_copies
 from llmsession.errors import StoreError, StoreLockedError
 from llmsession.memory.sqlite import LOCK_TIMEOUT, execute_patiently, is_busy
 
@@ -14,9 +17,15 @@ _READER_TIMEOUT = 5.0
 _LOOK_EVERY = 0.02
 
 
-def delete_user(connection: sqlite3.Connection, user: str) -> int:
-    """In a transaction. Says how many conversations that were."""
-    return connection.execute("DELETE FROM conversation WHERE user = ?", (user.encode(),)).rowcount
+def delete_conversations(connection: sqlite3.Connection, which: str, values: Sequence[object]) -> int:
+    """Those of which that SQL is true, in a transaction, and what engines keep of them. Says how many that were.
+
+    The files go first: a kill in between costs an engine some reading, and leaves nothing of what is deleted.
+    """
+    sql = f"SELECT folder, name FROM copy JOIN conversation ON conversation.id = copy.conversation WHERE {which}"  # noqa: S608
+    for folder, name in connection.execute(sql, values).fetchall():
+        forget_copies(Path(os.fsdecode(folder)), name.decode())
+    return connection.execute(f"DELETE FROM conversation WHERE {which}", values).rowcount  # noqa: S608
 
 
 def erase_traces(connection: sqlite3.Connection, path: Path) -> None:

@@ -6,6 +6,7 @@ import contextlib
 import threading
 from copy import copy
 from datetime import datetime
+from pathlib import Path
 
 from llmsession.memory.rows import ConversationRow
 from llmsession.memory.store import Applied
@@ -47,6 +48,11 @@ class InRam:
             mine.last_update = last_update
             mine.head, mine.system_prompt, mine.rendered = tree.head, tree.system_prompt, tree.rendered
             return Applied(mine.version, last_update, new_id)
+
+    async def name_copy(self, conversation: int, folder: Path) -> str | None:
+        """Nothing of it is kept."""
+        del conversation, folder
+        return None
 
     def answering(self, conversation: int) -> contextlib.AbstractAsyncContextManager[None]:
         """One at a time."""

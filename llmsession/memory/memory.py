@@ -18,7 +18,7 @@ import msgspec
 
 from llmsession.errors import ConfigError, UsageError
 from llmsession.memory.conversation import Conversation, check_system_prompt
-from llmsession.memory.erasing import delete_user, erase_traces
+from llmsession.memory.erasing import delete_conversations, erase_traces
 from llmsession.memory.interchange import Told, read_json, write_json
 from llmsession.memory.rows import (
     CONVERSATION_COLUMNS,
@@ -132,19 +132,19 @@ class Memory:
         old, values = "last_hour <= ? AND last_update < ?", (as_hour(oldest), oldest)
         if not self._store.read(f"SELECT 1 FROM conversation WHERE {old} LIMIT 1", values):  # noqa: S608
             return 0
-        return await self._store.write(
-            lambda connection: connection.execute(f"DELETE FROM conversation WHERE {old}", values).rowcount  # noqa: S608
-        )
+        return await self._store.write(lambda connection: delete_conversations(connection, old, values))
 
     async def forget_user(self, user: str) -> int:
         """Delete all that this user said and was told, and say how many conversations that were.
 
-        When it returns, no byte of it is left in the file or beside it. For that the file is written anew: it takes as
+        When it returns, no byte of it is left in the file or beside it, nor in the files in which engines of Chats keep
+        what they have read. For that the file is written anew: it takes as
         long, and others wait to write meanwhile. Raises StoreLockedError where another program reads for so long that
         this cannot be had now, StoreError on a full disk: then it is deleted, and its traces go with the next call.
         """
         _check_name(user, "user")
-        count = await self._store.write(lambda connection: delete_user(connection, user))
+        name = (user.encode(),)
+        count = await self._store.write(lambda connection: delete_conversations(connection, "user = ?", name))
         with self._store.guard:
             for conversation in list(self._held.values()):
                 if conversation.user == user:
@@ -196,13 +196,14 @@ class Memory:
     async def unfinished(self) -> list[Unfinished]:
         """What a restarted bot should take up, oldest first.
 
-        Turns of users that nobody answered (PENDING, or FAILED with a key), and those with a key whose reply was not
-        marked with `mark_delivered`.
+        Turns of users that nobody answered, but for those that cannot be (FAILED), and those with a key whose reply was
+        not marked with `mark_delivered`.
         """
         rows = await self._store.read_apart(
             f"SELECT turn.id, {', '.join('conversation.' + name for name in CONVERSATION_COLUMNS.split(', '))} "  # noqa: S608
             "FROM turn INDEXED BY turn_unfinished JOIN conversation ON conversation.id = turn.conversation "
-            "WHERE role = 'user' AND (state = 'pending' OR (key IS NOT NULL AND state <> 'delivered')) ORDER BY turn.id"
+            "WHERE role = 'user' AND (state = 'pending' OR (key IS NOT NULL AND state NOT IN ('delivered', 'failed'))) "
+            "ORDER BY turn.id"
         )
         found = []
         for turn_id, *row in rows:
@@ -285,9 +286,7 @@ def _find_or_create(
 ) -> ConversationRow:
     moment = as_microseconds(now)
     if oldest is not None:
-        connection.execute(
-            "DELETE FROM conversation WHERE user = ? AND channel = ? AND last_update < ?", (*names, oldest)
-        )
+        delete_conversations(connection, "user = ? AND channel = ? AND last_update < ?", (*names, oldest))
     connection.execute(
         "INSERT OR IGNORE INTO conversation (user, channel, started, last_update, last_hour, version, system_prompt) "
         "VALUES (?, ?, ?, ?, ?, 0, ?)",

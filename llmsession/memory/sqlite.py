@@ -47,6 +47,12 @@ _MIGRATIONS: Final = (
         UNIQUE (user, channel)
     );
     CREATE INDEX conversation_by_use ON conversation (last_hour);
+    CREATE TABLE copy (                -- where engines keep what they have read of it
+        conversation INTEGER NOT NULL REFERENCES conversation ON DELETE CASCADE,
+        folder BLOB NOT NULL,
+        name BLOB NOT NULL,
+        PRIMARY KEY (conversation, folder)
+    );
     CREATE TABLE turn (
         id INTEGER PRIMARY KEY AUTOINCREMENT,
         parent INTEGER,
@@ -66,7 +72,7 @@ _MIGRATIONS: Final = (
     CREATE INDEX turn_by_change ON turn (conversation, version);
     CREATE UNIQUE INDEX turn_by_key ON turn (conversation, key) WHERE key IS NOT NULL;
     CREATE INDEX turn_unfinished ON turn (id)
-        WHERE role = 'user' AND (state = 'pending' OR (key IS NOT NULL AND state <> 'delivered'));
+        WHERE role = 'user' AND (state = 'pending' OR (key IS NOT NULL AND state NOT IN ('delivered', 'failed')));
     """,
 )
 VERSION: Final = len(_MIGRATIONS)

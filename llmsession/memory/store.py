@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import sqlite3
 import threading
 import weakref
@@ -48,6 +49,12 @@ _UPDATE_TURN = (
     "summary = ?, tokens = ?, completion = ?, conversation = ?, version = ? WHERE id = ?"
 )
 
+
+_COPY = "SELECT name FROM copy WHERE conversation = ? AND folder = ?"
+# None for a conversation that was forgotten.
+_INSERT_COPY = (
+    "INSERT OR IGNORE INTO copy (name, conversation, folder) SELECT ?1, id, ?3 FROM conversation WHERE id = ?2"
+)
 
 # What the next row will be numbered (https://www.sqlite.org/autoinc.html).
 _NEXT_TURN = "SELECT coalesce(max(seq), 0) + 1 FROM sqlite_sequence WHERE name = 'turn'"
@@ -161,6 +168,15 @@ class Store:
                     return work(self._reader)
             except sqlite3.Error as error:
                 raise explain(error, self.path) from error
+
+    async def name_copy(self, conversation: int, folder: Path) -> str | None:
+        """The name under which engines keep in that folder what they read of it; it is forgotten with it."""
+        key = (conversation, os.fsencode(folder))
+        if not (rows := self.read(_COPY, key)):
+            name = secrets.token_hex(16).encode()
+            await self.write(lambda connection: connection.execute(_INSERT_COPY, (name, *key)))
+            rows = self.read(_COPY, key)
+        return rows[0][0].decode() if rows else None
 
     # One answer at a time.
 

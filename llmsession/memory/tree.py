@@ -144,7 +144,10 @@ class Tree:
         """The next message of the active path."""
         self._check_next(message, self.head)
         new = Turn(id=NEW, parent=self.head, message=message, state=TurnState.COMPLETE, created=created)
-        return Change(new=new, head=NEW)
+        settled: dict[int, Turn] = {}
+        if self.head is not None and message.role is Role.ASSISTANT and not message.tool_calls:
+            settled = self._with_state(self.asked(self.head), TurnState.COMPLETE)
+        return Change(new=new, changed=tuple(settled.values()), head=NEW)
 
     def plan_ask(
         self, message: Message, created: datetime, *, key: str | None, parent: int | UnsetType | None

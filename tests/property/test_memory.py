@@ -114,6 +114,8 @@ class Memories(RuleBasedStateMachine):
             return
         turn = self.do(lambda: conversation.add(message))
         assert turn.id not in talk.turns
+        if role == "assistant":
+            talk.turns[talk.head or 0].state = TurnState.COMPLETE
         talk.turns[turn.id] = Said(talk.head, role, text)
         talk.head = turn.id
 
@@ -214,7 +216,8 @@ class Memories(RuleBasedStateMachine):
                 at
                 for talk in self.talks.values()
                 for at, said in talk.turns.items()
-                if said.role == "user" and (said.state is TurnState.PENDING or said.key is not None)
+                if said.role == "user"
+                and (said.state is TurnState.PENDING or (said.key is not None and said.state is not TurnState.FAILED))
             }
             assert waiting == {one.turn.id for one in self.do(memory.unfinished)}
 
