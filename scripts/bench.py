@@ -18,6 +18,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from benching.busy import measure_busy
+from benching.cache import measure_cache
 
 PROMPT = "count to 100"
 TOKENS = 1000
@@ -225,6 +226,7 @@ MEASURES: dict[str, Callable[[str, int], None]] = {
     "import": measure_import,
     "stop": measure_stop,
     "busy": measure_busy,
+    "cache": measure_cache,
 }
 
 
@@ -237,7 +239,7 @@ def main() -> None:
         "what",
         nargs="*",
         choices=[[], *MEASURES],
-        help="client (P1), start (P2), import (P3), stop (P8), busy (P9); all",
+        help="client (P1), start (P2), import (P3), stop (P8), busy (P9), cache (P4, P5); all",
     )
     parser.add_argument("--backend", default="embedded", help="embedded or llama-server (embedded)")
     parser.add_argument("--rounds", type=int, default=7, help="of each contender, in turn (7)")
