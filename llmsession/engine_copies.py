@@ -9,6 +9,9 @@ from __future__ import annotations
 import contextlib
 import hashlib
 from pathlib import Path
+from typing import Final
+
+MARK: Final = ".forgotten"
 
 
 def digest_name(name: str) -> str:
@@ -17,19 +20,23 @@ def digest_name(name: str) -> str:
 
 
 def forget_copies(folder: Path, name: str) -> None:
-    """Remove the files of that conversation, of every engine and model."""
-    digest = digest_name(name)
+    """Remove the files of that conversation, of every engine and model, for good."""
     with contextlib.suppress(OSError):
-        _mark(folder, digest).touch()
-    for path in folder.glob(f"*-{digest}*"):
+        _mark(folder, name).touch()
+    remove_copies(folder, name)
+
+
+def remove_copies(folder: Path, name: str) -> None:
+    """Remove its files; new ones may come."""
+    for path in folder.glob(f"*-{digest_name(name)}*"):
         with contextlib.suppress(OSError):
             path.unlink()
 
 
 def is_forgotten(folder: Path, name: str) -> bool:
     """Whether nothing of it may be kept any more."""
-    return _mark(folder, digest_name(name)).exists()
+    return _mark(folder, name).exists()
 
 
-def _mark(folder: Path, digest: str) -> Path:
-    return folder / f"{digest}.forgotten"
+def _mark(folder: Path, name: str) -> Path:
+    return folder / f"{digest_name(name)}{MARK}"

@@ -7,6 +7,7 @@ with. So names and digests here decide what is worth its while, and never what i
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import queue
 import threading
@@ -47,6 +48,8 @@ CLOSE_WAIT = 0.5
 # After so many restores that brought nothing there are no more: this engine cannot go on from them.
 MOST_FAILURES = 3
 SLOT_TIMEOUT = 120.0
+# A slot is held back for a save so long at most: then it goes to the next, and perhaps nothing is saved.
+RELEASE_AFTER = 0.05
 _THREAD_LIFE = 2.0
 
 
@@ -103,7 +106,7 @@ class KvCache:
         self._engine: Endpoint | None = None
         self._owners: dict[int, str] = {}
         self._dirty: dict[int, _Job] = {}
-        self._jobs: queue.Queue[_Job] = queue.Queue()
+        self._jobs: queue.Queue[_Job | None] = queue.Queue()
         self._busy = 0
         self._done = Latch()
         self._thread: threading.Thread | None = None
@@ -140,7 +143,10 @@ class KvCache:
         return await anyio.to_thread.run_sync(self._look, endpoint, turn)
 
     def _look(self, endpoint: Endpoint, turn: Turn) -> Saved | None:
-        files = self._open(endpoint)
+        try:
+            files = self._open(endpoint)
+        except OSError:  # the model's file is gone, say
+            return None
         saved = files.find(turn.conversation) if files is not None else None
         if files is None or saved is None:
             return None
@@ -192,6 +198,8 @@ class KvCache:
     ) -> None:  # fmt: skip
         """It is over. `release` is called when its slot may go to the next: after it was saved, where that is done."""
         if endpoint is None or endpoint is not self._engine or slot is None or completion is None:
+            with self._lock:
+                self._owners.clear()  # it had one of them, and did not come to say which
             release()
             return
         job = self._note_end(endpoint, turn, slot, completion, release)
@@ -266,30 +274,26 @@ class KvCache:
         """Until there is nothing more to save. It may block: nothing else runs in this loop."""
         idle_since = time.monotonic()
         while True:
-            try:
-                job = self._jobs.get(timeout=0.0 if self._closing else IDLE_AFTER)
-            except queue.Empty:
-                found = self._next_dirty()
-                if found is None:
-                    with self._lock:
-                        over = not self._dirty and time.monotonic() - idle_since > _THREAD_LIFE
-                        if self._jobs.empty() and (over or self._closing):
-                            self._thread = None
-                            self._done.set()
-                            return
-                    continue
-                job = found
-            await self._save(job)
-            idle_since = time.monotonic()
+            job = None
+            with contextlib.suppress(queue.Empty):
+                job = self._jobs.get(block=not self._closing, timeout=IDLE_AFTER)
+            job = job or (self._next_dirty() if self._jobs.empty() else None)
+            if job is not None:
+                await self._save(job)
+                idle_since = time.monotonic()
+                continue
+            with self._lock:
+                over = self._closing or (not self._dirty and time.monotonic() - idle_since > _THREAD_LIFE)
+                if over and self._jobs.empty():
+                    self._thread = None
+                    if self._closing:
+                        self._done.set()
+                    return
 
     def _next_dirty(self) -> _Job | None:
         """One that had to wait until nobody does."""
-        if not self._is_idle():
-            if self._closing:
-                self._dirty.clear()
-            return None
         with self._lock:
-            if not self._dirty:
+            if not self._is_idle() or not self._dirty:
                 return None
             job = self._dirty.pop(next(iter(self._dirty)))
             self._busy += 1
@@ -303,8 +307,12 @@ class KvCache:
             endpoint = job.endpoint
             files = self._open(endpoint)
             size = int(saved.tokens * self._bytes_per_token)
-            if files is None or not files.has_room(size) or not job.granted.wait(SLOT_TIMEOUT):
+            if files is None or not files.has_room(size):
                 return
+            if not job.granted.wait(RELEASE_AFTER):
+                self._release(job)  # whoever waits for a slot does not wait for this
+                if not job.granted.wait(SLOT_TIMEOUT):
+                    return
             if self.gate.launches != job.launches and not await self._holds(endpoint, job):
                 return
             path, begun = files.new_file(job.conversation), time.monotonic()
@@ -328,9 +336,12 @@ class KvCache:
 
     def _leave(self, job: _Job) -> None:
         passage, job.passage = job.passage, None
-        release, job.release = job.release, _nothing
         if passage is not None:
             self.gate.leave(passage)
+        self._release(job)
+
+    def _release(self, job: _Job) -> None:
+        release, job.release = job.release, _nothing
         release()
 
     async def _holds(self, endpoint: Endpoint, job: _Job) -> bool:
@@ -338,7 +349,7 @@ class KvCache:
         from llmsession.wire.metrics import parse_slots
 
         with self._lock:
-            if self._owners.get(job.slot) != job.conversation:
+            if self._owners.get(job.slot, job.conversation) != job.conversation:
                 return False
         slot = next((slot for slot in parse_slots(await endpoint.client.get("/slots")) if slot.id == job.slot), None)
         held = slot.n_prompt_tokens if slot is not None and not slot.is_processing else None
@@ -372,8 +383,9 @@ class KvCache:
         """Save what still waits for that, as far as there is time."""
         with self._lock:
             self._closing = True
-            running = self._thread is not None
-        if running:
+            pending = self._thread is not None and (self._busy > 0 or (bool(self._dirty) and self._is_idle()))
+        self._jobs.put(None)
+        if pending:
             with anyio.CancelScope(shield=True), anyio.move_on_after(CLOSE_WAIT):
                 await self._done.wait()
 

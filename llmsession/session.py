@@ -40,6 +40,8 @@ if TYPE_CHECKING:
     from llmsession.wire.request import GenerationRequest
 
 _numbers = itertools.count(1)
+# Fields by which a request tells its slot.
+_KEEPING = frozenset({"verbose", "return_progress"})
 
 
 class GenerateKeywords(TypedDict, total=False):
@@ -199,6 +201,7 @@ class Session(TokenFacts):
     ) -> tuple[Turn | None, GenerationRequest]:
         """Where it may be kept: what the cache is told of it."""
         kept = self._options.remote is None and self._options.kv_cache_bytes > 0 and "slots" in self._features
+        kept = kept and _KEEPING.isdisjoint(request.extra)
         if conversation is None or not kept or any(turn.images for turn in turns):
             return None, request
         from llmsession.kv_cache import KvCache, Turn
@@ -321,7 +324,8 @@ class Session(TokenFacts):
         )
         if request.stop_ids:
             self._require("token_ids")
-        return request
+        kept = self._kv is not None and _KEEPING.isdisjoint(request.extra)
+        return msgspec.structs.replace(request, is_kept=True) if kept else request
 
     def _stream(
         self, ask: Ask, request: GenerationRequest, keywords: GenerateKeywords, turn: Turn | None = None

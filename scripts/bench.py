@@ -18,6 +18,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from benching.busy import measure_busy
+from benching.cache import measure_cache
 from benching.memory import measure_memory
 
 PROMPT = "count to 100"
@@ -227,6 +228,7 @@ MEASURES: dict[str, Callable[[str, int], None]] = {
     "stop": measure_stop,
     "busy": measure_busy,
     "memory": measure_memory,
+    "cache": measure_cache,
 }
 
 
@@ -239,7 +241,7 @@ def main() -> None:
         "what",
         nargs="*",
         choices=[[], *MEASURES],
-        help="client (P1), start (P2), import (P3), stop (P8), busy (P9), memory (P6); all",
+        help="client (P1), start (P2), import (P3), stop (P8), busy (P9), memory (P6), cache (P4, P5); all",
     )
     parser.add_argument("--backend", default="embedded", help="embedded or llama-server (embedded)")
     parser.add_argument("--rounds", type=int, default=7, help="of each contender, in turn (7)")

@@ -18,15 +18,19 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from llmsession.engine_copies import digest_name, forget_copies, is_forgotten
+from llmsession.engine_copies import MARK, digest_name, is_forgotten, remove_copies
 
 if TYPE_CHECKING:
     from llmsession.backends.backend import Launch
 
 # So long after it was written, a file without a note is what a killed program left.
 LEFT_AFTER = 600.0
+# An engine that runs longer than this with what it has read, and nobody asks, is not to be expected.
+MARKED_FOR = 30 * 24 * 3600.0
 # What stays free on the disk, whatever the budget says.
 LEAST_FREE = 512 * 2**20
+# Other programs write there as well: now and then it is looked what there is.
+_LOOK_EVERY = 64
 _SAMPLES = 64
 _SAMPLE_BYTES = 4096
 _HEAD_BYTES = 2**20
@@ -54,6 +58,7 @@ class KvFiles:
         self.folder = folder
         self._stamp = stamp
         self._budget = budget
+        self._total = self._kept = 0
 
     def find(self, conversation: str) -> Saved | None:
         """What is there of it. A note that cannot be read goes."""
@@ -105,37 +110,47 @@ class KvFiles:
             self.forget(conversation)
         if before is not None and before.file != path.name:
             self._remove(before.file)
-        self.shrink()
+        self._total += size - (before.size if before is not None else 0)
+        self._kept += 1
+        if self._total > self._budget or self._kept % _LOOK_EVERY == 1:
+            self.shrink()
 
     def forget(self, conversation: str) -> None:
         """Nothing of it is left, whichever engine wrote it."""
-        forget_copies(self.folder, conversation)
+        remove_copies(self.folder, conversation)
 
     def shrink(self) -> None:
         """To the budget, all engines and models together; and without what killed programs left."""
-        notes: list[tuple[float, Path, Saved]] = []
-        files: dict[str, tuple[int, float]] = {}
+        notes: dict[str, float] = {}
+        files: dict[str, list[tuple[float, int, str]]] = {}
         with contextlib.suppress(OSError):
             for entry in os.scandir(self.folder):
-                with contextlib.suppress(OSError, msgspec.DecodeError):
+                with contextlib.suppress(OSError):
                     found = entry.stat()
-                    if entry.name.endswith(".json"):
-                        saved = msgspec.json.decode(Path(entry.path).read_bytes(), type=Saved)
-                        notes.append((found.st_mtime, Path(entry.path), saved))
+                    if entry.name.endswith(MARK):
+                        if time.time() - found.st_mtime > MARKED_FOR:
+                            self._remove(entry.name)
+                    elif entry.name.endswith(".json"):
+                        notes[entry.name.removesuffix(".json")] = found.st_mtime
                     else:
-                        files[entry.name] = (found.st_size, found.st_mtime)
-        named = {saved.file for _, _, saved in notes}
-        for name, (_, written) in files.items():
-            if name not in named and time.time() - written > LEFT_AFTER:
-                self._remove(name)
-        total = sum(files[name][0] for name in named if name in files)
-        for _, note, saved in sorted(notes, key=lambda entry: entry[0]):
-            if total <= self._budget:
+                        stem = "-".join(entry.name.split("-")[:2])
+                        files.setdefault(stem, []).append((found.st_mtime, found.st_size, entry.name))
+        self._total = 0
+        for stem, those in files.items():
+            those.sort()
+            for written, size, name in those[: None if stem not in notes else -1]:
+                if time.time() - written > LEFT_AFTER:
+                    self._remove(name)
+                else:
+                    self._total += size
+            self._total += those[-1][1] if stem in notes else 0
+        for stem in sorted(notes, key=notes.__getitem__):
+            if self._total <= self._budget:
                 return
-            total -= files.get(saved.file, (0, 0.0))[0]
-            with contextlib.suppress(OSError):
-                note.unlink()
-            self._remove(saved.file)
+            self._remove(f"{stem}.json")
+            for _, size, name in files.get(stem, ()):
+                self._remove(name)
+                self._total -= size
 
     def _remove(self, name: str) -> None:
         with contextlib.suppress(OSError):

@@ -64,13 +64,20 @@ async def _rate_of_ours(backend: str) -> float:
 
 
 def _rate_of_plain(binary: Path, model: Path) -> float:
+    with plain_server(binary, model) as address:
+        return asyncio.run(_rate(address, ""))
+
+
+@contextlib.contextmanager
+def plain_server(binary: Path, model: Path, *flags: str) -> Iterator[str]:
+    """A bare engine, and where it listens."""
     from llmsession.backends.child_mode import find_address
 
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder, "log")
         with log.open("wb") as stderr:
             process = subprocess.Popen(
-                [str(binary), "-m", str(model), "--port", "0"], stdout=subprocess.DEVNULL, stderr=stderr
+                [str(binary), "-m", str(model), "--port", "0", *flags], stdout=subprocess.DEVNULL, stderr=stderr
             )
         try:
             deadline = time.monotonic() + 120
@@ -78,7 +85,7 @@ def _rate_of_plain(binary: Path, model: Path) -> float:
                 if time.monotonic() > deadline or process.poll() is not None:
                     raise SystemExit(log.read_text()[-2000:])
                 time.sleep(0.05)
-            return asyncio.run(_rate(address, ""))
+            yield address
         finally:
             process.kill()
             process.wait()

@@ -1,20 +1,21 @@
 """P4 and P5: prompt tokens that the engine evaluated, as a multiple of those that were new, over interleaved chats.
 
-Tokens, and no time. Beside it the bare engine, default flags, as a naive client asks it: the whole history each turn,
-and the time of that turn in the system prompt.
+Tokens, and no time. Beside it a bare llama-server, as a naive client asks it: the whole history each turn, and the time
+of that turn in the system prompt.
 """
 
 from __future__ import annotations
 
 import asyncio
-import os
 import random
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.progress import Progress
+from rich.progress import Progress, TaskID
+
+from benching.busy import plain_server
 
 if TYPE_CHECKING:
     from llmsession import Session
@@ -73,24 +74,33 @@ class Chats:
         tally.add(reply.usage, self._held[user])
         self._held[user] = reply.usage.total_tokens
 
-    async def round(self, session: Session, tally: Tally, progress: Progress, bar: int) -> None:
+    async def round(self, session: Session, tally: Tally, progress: Progress, bar: TaskID) -> None:
         """A turn of every user, in an order that is drawn, as many at once as there are slots."""
         users = iter(self._rng.sample(range(USERS), USERS))
 
         async def work(left: Iterator[int]) -> None:
             for user in left:
                 await self.turn(session, user, tally)
-                progress.advance(bar)  # type: ignore[arg-type]
+                progress.advance(bar)
 
         await asyncio.gather(*[work(users) for _ in range(SLOTS)])
 
 
 def measure_cache(backend: str, rounds: int) -> None:
     """Once: the counts are the same each time, up to who comes first."""
+    from llmsession.backends.find import find_llama_server
+    from llmsession.models.bundled import bundled_path
+    from llmsession.paths import cache_folder
+
     del rounds
     with Progress() as progress, tempfile.TemporaryDirectory(prefix="llmsession-bench-") as cache:
         first, again, engine = asyncio.run(_measure_ours(backend, Path(cache), progress))
-        naive = asyncio.run(_measure_naive(backend, progress))
+        found = find_llama_server(None, cache_folder())
+        naive: Tally | str = "not measured: there is no llama-server"
+        if found is not None:
+            flags = ("-np", str(SLOTS), "-c", str(SLOTS * CONTEXT), "-t", "1")
+            with plain_server(found.binary, bundled_path(), *flags) as address:
+                naive = asyncio.run(_measure_naive(address, progress))
     print(f"P4  {backend:<22} {first}")
     print(f"P4  bare engine, naive     {naive}")
     print(f"P5  {backend:<22} {again}, after the program and the engine were started again")
@@ -113,19 +123,13 @@ async def _measure_ours(backend: str, cache: Path, progress: Progress) -> tuple[
     return first, again, engine
 
 
-async def _measure_naive(backend: str, progress: Progress) -> Tally:
-    """The engine as it comes: four slots that share one context, its own cache, the chat endpoint."""
+async def _measure_naive(address: str, progress: Progress) -> Tally:
+    """Through a session that only counts: what it sends is what any client of the chat endpoint does."""
     from llmsession import Session
 
     tally, chats = Tally(), Chats(naive=True)
     bar = progress.add_task("naive", total=USERS * TURNS)
-    async with Session(
-        backend=backend, threads=1, parallel=SLOTS, context_length=CONTEXT, kv_cache_bytes=0, prompt_encoding="chat"
-    ) as session:
+    async with Session(remote=address, parallel=SLOTS) as session:
         for _ in range(TURNS):
             await chats.round(session, tally, progress, bar)
     return tally
-
-
-if __name__ == "__main__":
-    measure_cache(os.environ.get("BACKEND", "embedded"), 1)

@@ -19,7 +19,7 @@ def engine(request: pytest.FixtureRequest) -> Engine:
 
 
 # What the stand-in is not asked for: its command line has less than llama-server's.
-NOT_OF_LLAMAFILE = ("test_images.py", "test_engine_options.py")
+NOT_OF_LLAMAFILE = ("test_images.py", "test_engine_options.py", "test_kv_cache.py")
 # Of the suite that is not about slots, llama.cpp's own endpoints, or a cache of prompts: transformers has none of them.
 OF_TRANSFORMERS = "test_replies.py"
 NOT_OF_TRANSFORMERS = ("test_both_apis_give_the_same_text", "test_a_second_turn_is_read_from_the_cache")
