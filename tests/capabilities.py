@@ -30,6 +30,15 @@ SAFETENSORS = "integration/test_safetensors.py"
 FAILED = "process/test_failed_starts.py"
 RESTARTS = "process/test_restarts.py"
 WALK = "process/test_lifetime_walk.py"
+CHATS = "contract/test_chats.py"
+KEYS = "process/test_keys.py"
+KV = "contract/test_kv_cache.py"
+READING = "contract/test_reading.py"
+CHAT_RESTARTS = "integration/test_chat_restarts.py"
+STORED = "process/test_memory_processes.py"
+MEMORY = "unit/memory/test_memory.py"
+TALKING = "unit/memory/test_conversation.py"
+BUDGET = "unit/answering/test_budget.py"
 
 
 class Capability(NamedTuple):
@@ -240,11 +249,16 @@ CAPABILITIES = {
     ),
     "C2": Capability(
         "{now} and {model} in the system prompt, to the minute; nothing else is rendered",
-        ("unit/test_system_prompt.py", f"{REPLIES}::test_the_system_prompt_is_filled_in"),
+        (
+            "unit/test_system_prompt.py",
+            f"{REPLIES}::test_the_system_prompt_is_filled_in",
+            f"{CHATS}::test_the_time_in_the_system_prompt_is_told_once",
+        ),
     ),
     "C3": Capability(
-        "generate: raw text or token ids; stop phrases, kept or not",
+        "generate: raw text or token ids; stop phrases, kept or not; what a reply begins with",
         (
+            "contract/test_reply_start.py",
             f"{REPLIES}::test_generate_goes_on_from_text_and_from_ids",
             f"{REPLIES}::test_echo_stop_leaves_the_phrase_in_the_text",
             f"{BAD_INPUT}::test_a_raw_prompt_that_is_none",
@@ -264,6 +278,10 @@ CAPABILITIES = {
     ),
     "C7": Capability("interrupt(), cancelling, leaving the stream early: the slot is free at once", (ENDINGS,)),
     "C8": Capability("tokenize, detokenize, exact counts", (TOKENS, f"{BAD_INPUT}::test_ids_that_are_no_tokens")),
+    "C10": Capability(
+        "ingest: what will be sent is read beforehand",
+        (READING,),
+    ),
     "C12": Capability(
         "tools: so far offered through the chat endpoint, and called by the demonstration model",
         (TINY_CHAT,),
@@ -273,8 +291,13 @@ CAPABILITIES = {
         (f"{TINY_CHAT}::test_the_chat_endpoint_gives_its_thought_apart",),
     ),
     "C16": Capability(
-        "context overflow: told with both numbers",
-        (f"{BAD_INPUT}::test_a_megabyte_of_text_overflows_with_both_numbers",),
+        "context overflow: told with both numbers, or cut by policy and reported",
+        (
+            f"{BAD_INPUT}::test_a_megabyte_of_text_overflows_with_both_numbers",
+            f"{CHATS}::test_a_conversation_outgrows_its_context",
+            f"{CHATS}::test_a_turn_that_was_never_answered_is_no_obstacle",
+            f"{BUDGET}::test_a_server_that_cannot_count_says_when_it_is_too_much",
+        ),
     ),
     "C17": Capability(
         "time-outs: to the first token, between tokens, in all; each its own error with the partial text",
@@ -284,6 +307,78 @@ CAPABILITIES = {
             f"{BAD_INPUT}::test_a_temperature_that_is_no_number",
             ENDINGS,
         ),
+    ),
+    "D1": Capability(
+        "Memory.get: the old conversation or a new one; forget() by age; last used first",
+        (
+            f"{MEMORY}::test_get_gives_the_old_one_or_a_new_one",
+            f"{MEMORY}::test_what_is_old_is_forgotten",
+            f"{MEMORY}::test_conversations_are_listed_last_used_first",
+            f"{CHATS}::test_a_chat_remembers",
+        ),
+    ),
+    "D2": Capability(
+        "durable: what was acknowledged is on disk, over kill -9, and for several processes on one file",
+        ("process/test_memory_crash.py", STORED, "unit/memory/test_files.py", "property/test_memory.py"),
+    ),
+    "D3": Capability("the Go package's JSON, in and out", ("unit/memory/test_interchange.py",)),
+    "D4": Capability(
+        "exactly once: a key that was answered, is being answered, or was cut by a crash; what a bot should take up",
+        (
+            KEYS,
+            f"{CHATS}::test_a_key_is_answered_once",
+            f"{CHATS}::test_a_running_reply_is_joined",
+            f"{CHATS}::test_who_joined_goes_on_where_the_first_left",
+            f"{CHATS}::test_a_reply_that_was_left_is_kept_or_finished",
+            f"{CHATS}::test_a_memory_that_is_closed_ends_the_reply",
+            f"{MEMORY}::test_unfinished_lists_what_was_not_answered_or_not_delivered",
+        ),
+    ),
+    "D5": Capability(
+        "a tree: branch, rewind, retry, edit",
+        (TALKING, f"{CHATS}::test_interrupt_and_retry", "property/test_memory.py"),
+    ),
+    "D6": Capability(
+        "budget: whole turns, pinned ones stay, cut to 75 %, reported; or refused, summed up, a function's choice",
+        (
+            BUDGET,
+            f"{CHATS}::test_a_conversation_outgrows_its_context",
+            f"{CHATS}::test_a_summary_stands_for_what_was_left_out",
+        ),
+    ),
+    "D7": Capability(
+        "forget_user leaves no byte; export gives everything about a user",
+        (
+            f"{MEMORY}::test_nothing_of_a_forgotten_user_is_left_in_the_files",
+            f"{MEMORY}::test_export_gives_everything_about_a_user",
+            f"{KV}::test_what_is_forgotten_is_gone",
+            f"{CHAT_RESTARTS}::test_what_engines_keep_of_a_user_goes_with_the_user",
+            f"{CHAT_RESTARTS}::test_a_chat_in_ram_leaves_nothing_on_disk",
+        ),
+    ),
+    "D8": Capability(
+        "Chat: send, stream, stats, as_text, inspect; one turn at a time",
+        (
+            f"{CHATS}::test_a_stream_is_read_as_any_reply",
+            f"{CHATS}::test_stats_and_inspection",
+            f"{CHATS}::test_turns_of_one_conversation_wait_and_others_do_not",
+            f"{CHATS}::test_a_turn_costs_its_new_tokens",
+            f"{READING}::test_the_pieces_are_what_is_sent",
+        ),
+    ),
+    "D9": Capability("the chat in a terminal", (CHAT_COMMAND, "unit/terminal/test_chat_loop.py")),
+    "D10": Capability("the order of roles", (TALKING, f"{CHATS}::test_a_turn_that_was_never_answered_is_no_obstacle")),
+    "D11": Capability(
+        "warm-up while the user types",
+        (
+            f"{CHATS}::test_the_engine_reads_while_a_user_types",
+            f"{READING}::test_a_user_who_is_typing_waits_for_little",
+            f"{KV}::test_ingest_gives_it_back_as_well",
+        ),
+    ),
+    "D12": Capability(
+        "what the engine has read of a conversation outlives program and engine",
+        (KV, "process/test_kv_kills.py", f"{CHAT_RESTARTS}::test_a_chat_goes_on_for_its_new_words"),
     ),
     "E2": Capability(
         "the command: run, chat, pull, models, metrics, doctor, version", (COMMAND, CHAT_COMMAND, MODELS_COMMAND)

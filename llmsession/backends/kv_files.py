@@ -14,7 +14,7 @@ import shutil
 import time
 import zlib
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
@@ -49,6 +49,12 @@ class Saved(msgspec.Struct, frozen=True, kw_only=True):
     prefixes: tuple[str, ...]
     lengths: tuple[int, ...]
     prompt_rate: float
+
+
+class _File(NamedTuple):
+    written: float
+    size: int
+    name: str
 
 
 class KvFiles:
@@ -121,36 +127,42 @@ class KvFiles:
 
     def shrink(self) -> None:
         """To the budget, all engines and models together; and without what killed programs left."""
-        notes: dict[str, float] = {}
-        files: dict[str, list[tuple[float, int, str]]] = {}
-        with contextlib.suppress(OSError):
-            for entry in os.scandir(self.folder):
-                with contextlib.suppress(OSError):
-                    found = entry.stat()
-                    if entry.name.endswith(MARK):
-                        if time.time() - found.st_mtime > MARKED_FOR:
-                            self._remove(entry.name)
-                    elif entry.name.endswith(".json"):
-                        notes[entry.name.removesuffix(".json")] = found.st_mtime
-                    else:
-                        stem = "-".join(entry.name.split("-")[:2])
-                        files.setdefault(stem, []).append((found.st_mtime, found.st_size, entry.name))
+        notes, files = self._look()
         self._total = 0
         for stem, those in files.items():
-            those.sort()
-            for written, size, name in those[: None if stem not in notes else -1]:
-                if time.time() - written > LEFT_AFTER:
-                    self._remove(name)
+            unnamed = those[:-1] if stem in notes else those
+            for file in unnamed:
+                if time.time() - file.written > LEFT_AFTER:
+                    self._remove(file.name)
                 else:
-                    self._total += size
-            self._total += those[-1][1] if stem in notes else 0
+                    self._total += file.size
+            self._total += those[-1].size if stem in notes else 0
         for stem in sorted(notes, key=notes.__getitem__):
             if self._total <= self._budget:
                 return
             self._remove(f"{stem}.json")
-            for _, size, name in files.get(stem, ()):
-                self._remove(name)
-                self._total -= size
+            for file in files.get(stem, ()):
+                self._remove(file.name)
+                self._total -= file.size
+
+    def _look(self) -> tuple[dict[str, float], dict[str, list[_File]]]:
+        """When each note was last used, and the files by whose they are, oldest first. Marks that are old go."""
+        notes: dict[str, float] = {}
+        files: dict[str, list[_File]] = {}
+        with contextlib.suppress(OSError):
+            for entry in os.scandir(self.folder):
+                with contextlib.suppress(OSError):
+                    found = entry.stat()
+                    file = _File(found.st_mtime, found.st_size, entry.name)
+                    if file.name.endswith(".json"):
+                        notes[file.name.removesuffix(".json")] = file.written
+                    elif not file.name.endswith(MARK):
+                        files.setdefault("-".join(file.name.split("-")[:2]), []).append(file)
+                    elif time.time() - file.written > MARKED_FOR:
+                        self._remove(file.name)
+        for those in files.values():
+            those.sort()
+        return notes, files
 
     def _remove(self, name: str) -> None:
         with contextlib.suppress(OSError):
