@@ -10,7 +10,7 @@ from llmsession.answering.inspection import CacheWatch, ChatStats, InspectedPiec
 from llmsession.answering.stream import ChatStream
 from llmsession.completion import Completion
 from llmsession.errors import InvalidMessagesError, LLMSessionError, UnsupportedFeatureError, UsageError
-from llmsession.memory.conversation import Conversation
+from llmsession.memory.conversation import Conversation, check_system_prompt
 from llmsession.messages import Message, MessageLike, Role, as_message, is_unicode, with_data_urls
 from llmsession.sampling import Sampling
 from llmsession.session import GenerateKeywords, Session
@@ -50,7 +50,8 @@ class Chat:
         self.sampling = sampling
         self.max_tokens = max_tokens
         self.overflow: Overflow = check_overflow(overflow)
-        self._given = GivenPrompt(system_prompt)
+        check_system_prompt(system_prompt)
+        self._given = GivenPrompt(system_prompt)  # an empty one takes away what the conversation has
         self._watch = CacheWatch()
 
     @property
@@ -214,7 +215,7 @@ def _read_message(value: MessageLike) -> Message:
     (message,) = with_data_urls([as_message(value)])
     if message.role not in (Role.USER, Role.TOOL):
         raise InvalidMessagesError(
-            f"a {message.role} message is not answered: send a user's, or a tool's result", index=0
+            f"a message of the role {message.role} is not answered: send a user's, or a tool's result", index=0
         )
     if not message.content and not message.images:
         raise InvalidMessagesError("the message is empty: there is nothing to answer", index=0)

@@ -13,7 +13,13 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast
 import msgspec
 
 from llmsession.completion import Completion, StopReason
-from llmsession.errors import ContextOverflowError, LLMSessionError, UnsupportedFeatureError, UsageError
+from llmsession.errors import (
+    ContextOverflowError,
+    InvalidMessagesError,
+    LLMSessionError,
+    UnsupportedFeatureError,
+    UsageError,
+)
 from llmsession.messages import Message, Role, as_messages
 
 if TYPE_CHECKING:
@@ -272,7 +278,10 @@ class Budget:
         found: Any = policy(list(messages), limit)
         if inspect.isawaitable(found):
             found = await found
-        chosen = as_messages(found)
+        try:
+            chosen = as_messages(found)
+        except InvalidMessagesError as error:
+            raise InvalidMessagesError(f"what overflow= chose: {error}", index=error.index) from error
         count = await self._count(chosen)
         if count is not None and count > limit:
             raise ContextOverflowError(

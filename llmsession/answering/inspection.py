@@ -92,9 +92,9 @@ class CacheWatch:
 
     def _explain(self, messages: Sequence[Message], completion: Completion, engine: int | None) -> str | None:
         usage, before = completion.usage, self.last
+        if usage.cached_tokens + _SLACK >= usage.prompt_tokens:
+            return None
         if before is None:
-            if usage.cached_tokens + _SLACK >= usage.prompt_tokens:
-                return None
             return "it is the first that this chat has sent since it was made"
         if engine != self._engine or completion.restarts:
             found = "the engine was started anew"

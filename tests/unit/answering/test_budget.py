@@ -8,7 +8,15 @@ from typing import Any
 
 import pytest
 
-from llmsession import Completion, ContextOverflowError, Message, StopReason, UnsupportedFeatureError, UsageError
+from llmsession import (
+    Completion,
+    ContextOverflowError,
+    InvalidMessagesError,
+    Message,
+    StopReason,
+    UnsupportedFeatureError,
+    UsageError,
+)
 from llmsession.answering.budget import Budget, GivenPrompt, Overflow, check_overflow, split_exchanges
 from llmsession.memory.conversation import Conversation
 from llmsession.memory.turn import TurnState
@@ -168,6 +176,9 @@ async def test_a_policy_may_be_a_function() -> None:
 
     made = budget(Session(), conversation, overflow=keep_all)
     with pytest.raises(ContextOverflowError, match="what overflow= chose takes 97 tokens"):
+        await made.plan(conversation.path)
+    made = budget(Session(), conversation, overflow=lambda messages, tokens: [])
+    with pytest.raises(InvalidMessagesError, match="what overflow= chose: there are no messages"):
         await made.plan(conversation.path)
     assert "summarize" == check_overflow("summarize")
     with pytest.raises(UsageError, match="overflow is"):
