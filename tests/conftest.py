@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +17,26 @@ from tests.hub_server import FILES, REPO, Hub, serve
 # Sessions that outlive a test; what belongs to them was there before it.
 SHARED = ("session", "engine_session")
 UNIT = Path(__file__).with_name("unit")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """With both engines, each two of engine, API and event loop meet in each test, and not each three of them.
+
+    LLMSESSION_TEST_ALL=1 has them all.
+    """
+    if len(ENGINES) > 1 and not os.environ.get("LLMSESSION_TEST_ALL"):
+        items[:] = [item for item in items if _is_needed(item)]
+
+
+def _is_needed(item: pytest.Item) -> bool:
+    params = item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
+    engine, loop = params.get("engine"), params.get("anyio_backend")
+    if engine not in ENGINES or loop is None:
+        return True
+    is_binary, is_trio = engine is not ENGINES[0], loop == "trio"
+    if "api" in params:
+        return (is_binary + is_trio + (params["api"] == "chat")) % 2 == 0
+    return not (is_binary and is_trio)
 
 
 @pytest.fixture(params=["asyncio", "trio"])
