@@ -57,7 +57,7 @@ class ChatWriter:
 
         `may_close`: also where it puts an empty thought before it.
         """
-        before, after = [await self._apply(messages, begun=reply) for reply in (None, begun)]
+        before, after = [await self.apply(messages, begun=reply) for reply in (None, begun)]
         if begun.reasoning:
             return after.startswith(before) and after.endswith(begun.text or begun.reasoning)
         if before.rstrip().endswith(THINK):
@@ -128,9 +128,10 @@ class ChatWriter:
         said = open_next(messages, place, typing=typing)
         return _Rendering(self, said, await self._find(said)), place
 
-    async def _apply(
+    async def apply(
         self, messages: Sequence[Message], begun: Delivered | None = None, extra: Mapping[str, Any] | None = None
     ) -> str:
+        """What the server's template makes of them."""
         body = openai_api.encode_template(
             messages, model=self._model, extra={**self._extra, **(extra or {})}, begun=begun
         )
@@ -162,7 +163,7 @@ class _Rendering:
 
     async def apply(self, extra: Mapping[str, Any] | None = None) -> str:
         """All of it, with what a reply begins with unless `extra` says otherwise."""
-        return await self._chat._apply(self._messages, extra=extra)  # noqa: SLF001 - its other half
+        return await self._chat.apply(self._messages, extra=extra)
 
     async def apply_marked(self, extra: Mapping[str, Any] | None = None, place: str = "") -> str:
         """The same with a mark for each content, which is then in `contents`, except for the `place`."""
@@ -173,7 +174,7 @@ class _Rendering:
                 self.contents[mark] = (message.role, self._said[number].content)
                 message = msgspec.structs.replace(message, content=mark)  # noqa: PLW2901 - the same, marked
             marked.append(message)
-        return await self._chat._apply(marked, extra=extra)  # noqa: SLF001
+        return await self._chat.apply(marked, extra=extra)
 
     def cut(self, rendered: str) -> list[Piece]:
         """At the stand-ins: only what the template's own words did not make harmless again stays replaced."""
@@ -188,8 +189,8 @@ class _Rendering:
         place = self._marks.mark(_PLACE)
         said = [*self._messages, Message.assistant(place), Message.user("x")]
         try:
-            before = await self._chat._apply(self._messages, extra=_WITHOUT_REPLY)  # noqa: SLF001
-            answered = await self._chat._apply(said, extra=_WITHOUT_REPLY)  # noqa: SLF001
+            before = await self._chat.apply(self._messages, extra=_WITHOUT_REPLY)
+            answered = await self._chat.apply(said, extra=_WITHOUT_REPLY)
         except ServerError:  # a template that refuses such a conversation
             before, answered = rendered, ""
         opened = answered.partition(place)[0] if place in answered else ""

@@ -22,10 +22,10 @@ def delete_conversations(connection: sqlite3.Connection, which: str, values: Seq
 
     The files go first: a kill in between costs an engine some reading, and leaves nothing of what is deleted.
     """
-    sql = f"SELECT folder, name FROM copy JOIN conversation ON conversation.id = copy.conversation WHERE {which}"  # noqa: S608
+    sql = f"SELECT folder, name FROM copy JOIN conversation ON conversation.id = copy.conversation WHERE {which}"
     for folder, name in connection.execute(sql, values).fetchall():
         forget_copies(Path(os.fsdecode(folder)), name.decode())
-    return connection.execute(f"DELETE FROM conversation WHERE {which}", values).rowcount  # noqa: S608
+    return connection.execute(f"DELETE FROM conversation WHERE {which}", values).rowcount
 
 
 def erase_traces(connection: sqlite3.Connection, path: Path) -> None:

@@ -112,7 +112,7 @@ class Memory:
 
     async def conversations(self, user: str | None = None) -> list[Conversation]:
         """All, or those of one user, last used first. Their turns are read when they are looked at."""
-        select, order = f"SELECT {CONVERSATION_COLUMNS} FROM conversation", "ORDER BY last_update DESC, id DESC"  # noqa: S608
+        select, order = f"SELECT {CONVERSATION_COLUMNS} FROM conversation", "ORDER BY last_update DESC, id DESC"
         if user is not None:
             _check_name(user, "user")
             rows = self._store.read(f"{select} WHERE user = ? {order}", (user.encode(),))
@@ -130,7 +130,7 @@ class Memory:
         if oldest is None:
             return 0
         old, values = "last_hour <= ? AND last_update < ?", (as_hour(oldest), oldest)
-        if not self._store.read(f"SELECT 1 FROM conversation WHERE {old} LIMIT 1", values):  # noqa: S608
+        if not self._store.read(f"SELECT 1 FROM conversation WHERE {old} LIMIT 1", values):
             return 0
         return await self._store.write(lambda connection: delete_conversations(connection, old, values))
 
@@ -200,7 +200,7 @@ class Memory:
         not marked with `mark_delivered`.
         """
         rows = await self._store.read_apart(
-            f"SELECT turn.id, {', '.join('conversation.' + name for name in CONVERSATION_COLUMNS.split(', '))} "  # noqa: S608
+            f"SELECT turn.id, {', '.join('conversation.' + name for name in CONVERSATION_COLUMNS.split(', '))} "
             "FROM turn INDEXED BY turn_unfinished JOIN conversation ON conversation.id = turn.conversation "
             "WHERE role = 'user' AND (state = 'pending' OR (key IS NOT NULL AND state NOT IN ('delivered', 'failed'))) "
             "ORDER BY turn.id"
@@ -292,7 +292,7 @@ def _find_or_create(
         "VALUES (?, ?, ?, ?, ?, 0, ?)",
         (*names, moment, moment, as_hour(moment), as_blob(prompt)),
     )
-    sql = f"SELECT {CONVERSATION_COLUMNS} FROM conversation WHERE user = ? AND channel = ?"  # noqa: S608
+    sql = f"SELECT {CONVERSATION_COLUMNS} FROM conversation WHERE user = ? AND channel = ?"
     return read_conversation(connection.execute(sql, names).fetchone())
 
 

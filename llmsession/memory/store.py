@@ -111,19 +111,19 @@ class Store:
 
     def find(self, user: str, channel: str) -> ConversationRow | None:
         """By its names."""
-        sql = f"SELECT {CONVERSATION_COLUMNS} FROM conversation WHERE user = ? AND channel = ?"  # noqa: S608
+        sql = f"SELECT {CONVERSATION_COLUMNS} FROM conversation WHERE user = ? AND channel = ?"
         rows = self.read(sql, (user.encode(), channel.encode()))
         return read_conversation(rows[0]) if rows else None
 
     def load(self, conversation: int, *, since: int) -> tuple[ConversationRow, list[Turn]] | None:
         """All of it that was changed after that version; None where it was forgotten."""
         with self.guard:
-            rows = self.read(f"SELECT {CONVERSATION_COLUMNS} FROM conversation WHERE id = ?", (conversation,))  # noqa: S608
+            rows = self.read(f"SELECT {CONVERSATION_COLUMNS} FROM conversation WHERE id = ?", (conversation,))
             if not rows:
                 return None
             # What is changed between the two is read twice: now, and with the next look.
             turns = self.read(
-                f"SELECT {TURN_COLUMNS} FROM turn WHERE conversation = ? AND version > ? ORDER BY id",  # noqa: S608
+                f"SELECT {TURN_COLUMNS} FROM turn WHERE conversation = ? AND version > ? ORDER BY id",
                 (conversation, since),
             )
             try:
@@ -248,7 +248,7 @@ def apply_change(
         columns += ", head = ?"
         values["head"] = change.head
     done = connection.execute(
-        f"UPDATE conversation SET {columns} WHERE id = ? AND version = ?",  # noqa: S608 - names of our own
+        f"UPDATE conversation SET {columns} WHERE id = ? AND version = ?",
         (*values.values(), row.id, row.version),
     )
     if done.rowcount == 0:
