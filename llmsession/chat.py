@@ -17,7 +17,8 @@ from llmsession.session import GenerateKeywords, Session
 
 
 class Chat:
-    """A conversation that a model takes part in. It answers one turn at a time; others for it wait, in order.
+    """A conversation that a model takes part in. It answers one turn at a time; others for it wait, in order: so none
+    can be said inside the block of a stream of the same conversation, which would wait for itself.
 
     `conversation`: None for a new one, which only this object knows. `history`: send only that many exchanges before
     the newest. `overflow`: what to do when the context is full: "cut" the oldest exchanges, "refuse" with
