@@ -159,10 +159,11 @@ class Chat:
         return "".join(piece.text for piece in await self.session.inspect_prompt(messages)) if messages else ""
 
     async def stats(self) -> ChatStats:
-        """How many tokens of the context the conversation takes now. Printing it shows three lines."""
-        messages = await self._next_messages()
-        pieces = await self.session.inspect_prompt(messages) if messages else []
-        tokens = sum(len(piece.token_ids) for piece in pieces)
+        """How many tokens of the context the conversation takes now. Printing it shows three lines.
+
+        Of a server that cannot count, as it said with the last reply.
+        """
+        tokens = await self._count(await self._next_messages())
         try:
             context_length = self.session.context_length
         except LLMSessionError:  # a remote server that does not tell
@@ -196,6 +197,17 @@ class Chat:
     def as_text(self) -> str:
         """What was said, for people."""
         return self.conversation.as_text()
+
+    async def _count(self, messages: list[Message]) -> int:
+        if not messages:
+            return 0
+        try:
+            return sum(len(piece.token_ids) for piece in await self.session.inspect_prompt(messages))
+        except UnsupportedFeatureError:
+            path = self.conversation.path
+            if not path or path[-1].completion is None:
+                raise
+            return path[-1].completion.usage.total_tokens
 
     async def _next_messages(self) -> list[Message]:
         """What the next turn would be put after."""

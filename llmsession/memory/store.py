@@ -170,7 +170,12 @@ class Store:
                 raise explain(error, self.path) from error
 
     async def name_copy(self, conversation: int, folder: Path) -> str | None:
-        """The name under which engines keep in that folder what they read of it; it is forgotten with it."""
+        """The name under which engines keep in that folder what they read of it; it is forgotten with it.
+
+        None in RAM: nothing of that comes to a disk.
+        """
+        if self.path is None:
+            return None
         key = (conversation, os.fsencode(folder))
         if not (rows := self.read(_COPY, key)):
             name = secrets.token_hex(16).encode()

@@ -62,9 +62,10 @@ async def test_what_engines_keep_of_a_user_goes_with_the_user(engine: Engine, tm
 
 
 async def test_a_chat_in_ram_leaves_nothing_on_disk(engine: Engine, cache_dir: Path) -> None:
-    """API.md 4: a conversation that no memory keeps is known to this program alone."""
-    async with Session(**engine.options()) as session:
-        chat = Chat(session, sampling=Sampling.GREEDY, max_tokens=20)
-        for text in TEXTS:
-            await chat.send(text)
+    """API.md 4: what is kept in RAM is known to this program alone."""
+    async with Session(**engine.options()) as session, Memory.open() as memory:
+        for conversation in (None, await memory.get("42")):
+            chat = Chat(session, conversation, sampling=Sampling.GREEDY, max_tokens=20)
+            for text in TEXTS:
+                await chat.send(text)
     assert [] == files_of(cache_dir)

@@ -16,6 +16,7 @@ import trustme
 
 from llmsession import (
     AuthError,
+    Chat,
     ClosedError,
     ConfigError,
     ConnectionLostError,
@@ -102,6 +103,23 @@ async def test_a_server_that_is_gone_is_a_lost_connection(engine: Engine) -> Non
 
 
 # Imitations.
+
+
+async def test_a_chat_with_a_plain_openai_server() -> None:
+    """CAPABILITIES B5, D4: it remembers and answers a key once; what it cannot go on with is said again, whole."""
+    with serve_openai(FakeOpenAI()) as fake:
+        async with Session(remote=fake.base_url, api_key="k") as session:
+            chat = Chat(session, system_prompt="be good")
+            first = await chat.send("hi", key="1")
+            assert first == await chat.send("hi", key="1")
+            assert first.usage.total_tokens == (await chat.stats()).tokens
+            async with chat.stream("and you?", key="2") as stream:
+                begun = await anext(stream)
+            whole = await chat.send("and you?", key="2")
+            assert whole.text.startswith(begun)
+            assert [whole.text] == [reply.message.content for reply in chat.conversation.path[3:]]
+        sent = [[message["role"] for message in body["messages"]] for body in fake.bodies if "messages" in body]
+    assert [["system", "user"], *[["system", "user", "assistant", "user"]] * 2] == sent
 
 
 async def test_a_plain_openai_server_gets_nothing_that_it_does_not_know() -> None:
