@@ -39,7 +39,10 @@ Remote = Annotated[
     str | None,
     typer.Option(help="HOST:PORT or the URL of a server that is already there; its key in LLMSESSION_API_KEY."),
 ]
-Backend = Annotated[str | None, typer.Option(help="Which engine: auto, llama-server or embedded. [default: auto]")]
+Backend = Annotated[
+    str | None,
+    typer.Option(help="Which engine: auto, llama-server, llamafile, embedded or transformers. [default: auto]"),
+]
 Config = Annotated[Path | None, typer.Option(help="A YAML file of options.")]
 System = Annotated[str | None, typer.Option(help="The system prompt; {now} and {model} in it are filled in.")]
 MaxTokens = Annotated[int | None, typer.Option(help="The longest reply, in tokens.")]
