@@ -331,6 +331,8 @@ CAPABILITIES = {
             f"{CHATS}::test_who_joined_goes_on_where_the_first_left",
             f"{CHATS}::test_a_reply_that_was_left_is_kept_or_finished",
             f"{CHATS}::test_a_memory_that_is_closed_ends_the_reply",
+            f"{CHATS}::test_what_cannot_be_written_down_is_told_to_who_leaves",
+            f"{CHATS}::test_who_joins_a_reply_hears_what_was_left_out",
             f"{MEMORY}::test_unfinished_lists_what_was_not_answered_or_not_delivered",
         ),
     ),

@@ -16,6 +16,7 @@ import warnings
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
 from functools import partial
+from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 import anyio
@@ -85,7 +86,7 @@ class ChatStream(Readable):
         self._known: deque[Event] = deque()
         self._inner: ReplyStream | None = None
         self._events: AsyncIterator[Event] | None = None
-        self._stored: Completion | None = None  # what was said to the key before
+        self._stored: Completion | None = None  # what was said to the key before, or to another call with it
         self._begun: Completion | None = None  # what a reply that was cut goes on from
         self._copy_name: str | None = None  # of what the engine keeps of the conversation
         self._sent: list[Message] = []
@@ -121,8 +122,13 @@ class ChatStream(Readable):
             raise
         return self
 
-    async def __aexit__(self, *exc: object) -> None:
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        known = self._error
         await self._leave()
+        if kind is None and known is None and self._error is not None:
+            raise self._error  # what was said so far could not be written down
 
     def __del__(self) -> None:
         if self._entered and not self._left:
@@ -286,6 +292,7 @@ class ChatStream(Readable):
             self._heard_text += event.text if isinstance(event, TextDelta) else ""
             self._known.append(event)
         elif heard.completion is not None:
+            self._stored = heard.completion
             self._known.append(Finished(completion=heard.completion))
         else:
             self._heard, self._said = None, 0
@@ -341,7 +348,8 @@ class ChatStream(Readable):
     async def _finish(self, completion: Completion) -> Finished:
         """It is whole, or was interrupted: on disk, then said."""
         if self._inner is not None:
-            await self._inner.__aexit__(None, None, None)  # its slot is free
+            with anyio.CancelScope(shield=True):  # it is whole: who is cancelled now has it written down all the same
+                await self._inner.__aexit__(None, None, None)  # its slot is free
         if self._stored is None:
             completion = msgspec.structs.replace(self._count_begun(completion), dropped=self._dropped)
             try:

@@ -156,7 +156,7 @@ async def test_a_running_reply_is_joined(session: Session, conversation: Convers
             await heard.wait()  # it is read as it comes, by those who joined as well
             replies.append(await stream.result())
     assert 3 == len(replies)
-    assert 1 == len({reply.id for reply in replies})
+    assert replies[0] == replies[1] == replies[2]
     assert 2 == len(conversation.turns)
 
 
@@ -361,3 +361,37 @@ async def test_a_memory_that_is_closed_ends_the_reply(session: Session) -> None:
         await read()
     assert caught.value.partial is not None
     assert caught.value.partial.text.startswith("".join(pieces))
+
+
+async def test_what_cannot_be_written_down_is_told_to_who_leaves(session: Session) -> None:
+    """The issue: one clear error; leaving a reply early is no reason to lose it in silence."""
+    memory = await Memory.open()
+    chat = Chat(session, await memory.get("42"), sampling=ENDLESS)
+
+    async def leave() -> None:
+        async with chat.stream(COUNT) as stream:
+            await anext(stream)
+            await memory.aclose()
+
+    with anyio.fail_after(BOUND), pytest.raises(ClosedError):
+        await leave()
+
+
+async def test_who_joins_a_reply_hears_what_was_left_out(session: Session, conversation: Conversation) -> None:
+    """CAPABILITIES D4, C16: it is the same reply in all that is known of it."""
+    chat = Chat(session, conversation, sampling=GREEDY, max_tokens=16)
+    text, number = f"say yes {'and so on ' * 40}", 0
+    replies: list[Completion] = []
+
+    async def ask(key: str) -> None:
+        replies.append(await chat.send(text, key=key))
+
+    with anyio.fail_after(BOUND):
+        while not any(reply.dropped for reply in replies):
+            assert number < 10
+            number += 1
+            replies.clear()
+            async with anyio.create_task_group() as tasks:
+                for _ in range(2):
+                    tasks.start_soon(ask, str(number))
+    assert replies[0] == replies[1]
