@@ -54,6 +54,30 @@ def test_the_import_brings_no_server_and_no_heavy_library() -> None:
     assert heavy & set(done.stdout.split()) == set()
 
 
+def test_a_first_reply_brings_no_library_of_the_command_lines() -> None:
+    """DESIGN 9, P2: the way to the first token imports what it needs; httpx would bring click and rich with it."""
+    code = (
+        "import asyncio, sys, llmsession\n"
+        "async def main():\n"
+        " async with llmsession.Session(threads=1) as session:\n"
+        "  print(await session.prompt('reply with \"ok chief\"'))\n"
+        "asyncio.run(main())\n"
+        "print(*sorted({name.partition('.')[0] for name in sys.modules}))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    reply, loaded = done.stdout.splitlines()
+    assert "ok chief" == reply
+    assert "httpx" in loaded.split()
+    assert {"click", "prompt_toolkit", "pygments", "rich", "typer"} & set(loaded.split()) == set()
+
+
+def test_what_httpx_leaves_out_can_still_be_had() -> None:
+    """`llmsession.wire.lean_httpx`: another's program, in which httpx is used as well, is not changed by it."""
+    code = "import llmsession.wire.http, httpx._main; print(httpx._main.main.name, httpx.get.__name__)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "main get" == done.stdout.strip()
+
+
 def test_every_public_method_of_a_session_has_a_docstring() -> None:
     """STYLE 3: the first line of a public call is a sentence."""
     bare = [name for name, value in vars(Session).items() if not name.startswith("_") and not value.__doc__]

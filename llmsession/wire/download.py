@@ -16,9 +16,9 @@ from typing import BinaryIO
 
 import anyio
 import anyio.to_thread
-import httpx
 
 from llmsession.errors import FetchError
+from llmsession.wire.lean_httpx import httpx
 
 # Seconds for a connection, and between two pieces: beyond this the line is dead.
 TIMEOUT = httpx.Timeout(30.0, connect=15.0)

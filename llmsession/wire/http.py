@@ -12,7 +12,6 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Protocol, cast
 
 import anyio
-import httpx
 
 from llmsession.errors import (
     AuthError,
@@ -26,6 +25,7 @@ from llmsession.errors import (
     ReplyTimeoutError,
     ServerError,
 )
+from llmsession.wire.lean_httpx import httpx
 from llmsession.wire.transport import DirectTransport
 
 # For the small questions (health, tokens, slots), which the server answers beside its work, or between two batches.
@@ -107,7 +107,7 @@ class HttpClient:
                 headers=always | dict(headers or {}),
                 transport=transport or DirectTransport(tls),
                 trust_env=False,
-                timeout=None,  # noqa: S113 - each call has a bound of its own
+                timeout=None,  # each call has a bound of its own
             )
 
     async def get(self, path: str, *, timeout: float = SMALL_TIMEOUT) -> bytes:

@@ -14,7 +14,6 @@ from collections.abc import Callable, Coroutine
 from typing import Any, Protocol, Self
 
 import anyio
-import httpx
 import msgspec
 
 from llmsession.completion import Completion, StopReason, Timings, Usage
@@ -28,6 +27,7 @@ from llmsession.wire.assembly import Assembly
 from llmsession.wire.continuing import Delivered, NothingLeftError
 from llmsession.wire.events import Delta, Ended, Event, Finished, TextDelta
 from llmsession.wire.http import ByteStream, decode_error_frame, map_error
+from llmsession.wire.lean_httpx import httpx
 from llmsession.wire.patience import Limits, Patience
 from llmsession.wire.reading import Readable
 from llmsession.wire.request import GenerationRequest

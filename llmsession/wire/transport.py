@@ -10,9 +10,8 @@ from __future__ import annotations
 import ssl
 from collections.abc import AsyncIterator
 
-import httpx
-
 from llmsession.wire.connection import Connection, open_connection
+from llmsession.wire.lean_httpx import httpx
 
 # A larger head is no HTTP server of ours.
 LARGEST_HEAD = 65_536
