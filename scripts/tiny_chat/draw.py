@@ -82,19 +82,29 @@ def make_name(rng: random.Random) -> str:
 
     def part() -> str:
         kind = rng.random()
-        if kind < 0.3:
+        if kind < 0.2:
             return rng.choice(_KNOWN_NAMES)
-        if kind < 0.4:
+        if kind < 0.32:
             return "".join(rng.choice(LETTERS) for _ in range(rng.randint(2, 9))).capitalize()
-        if kind < 0.5:
+        if kind < 0.42:
             name = rng.choice(_KNOWN_NAMES)
             return name[: rng.randint(2, len(name))] + syllables(rng, 2)
+        if kind < 0.5:  # of parts that are alike, where copying loses its place
+            again = syllables(rng, 1)
+            return (again + syllables(rng, 1) + again + rng.choice(["", again, rng.choice(LETTERS)])).capitalize()
         return syllables(rng, rng.choice([3, 3, 3, 4])).capitalize()
 
     kind = rng.random()
-    if kind < 0.3:
+    if kind < 0.4:
         return f"{part()} {part()}"
-    return f"{part()}-{part()}" if kind < 0.32 else f"O'{part()}" if kind < 0.33 else part()
+    return f"{part()}-{part()}" if kind < 0.42 else f"O'{part()}" if kind < 0.43 else part()
+
+
+def make_namesake(rng: random.Random, name: str) -> str:
+    """Somebody else whose name begins alike: `Anna`, or `Anna Moss`, for `Anna Bree`."""
+    first, *rest = name.split()
+    others = [first, first, f"{first} {syllables(rng, 3).capitalize()}"]
+    return rng.choice(others if rest else [f"{first} {syllables(rng, 3).capitalize()}", first + syllables(rng, 1)])
 
 
 def make_number(rng: random.Random) -> str:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from tiny_chat.draw import (
     finish,
     make_name,
+    make_namesake,
     make_number,
     make_phrase,
     make_result,
@@ -132,6 +133,7 @@ her name is {0} and she is {1}|{1} year old {0}|his name is {0} and he is {1} ye
 this is {0}, {1} years old|my name is {0} and I am {1} years old|{0}: {1}
 this is {0}, aged {1}|here is {0}, {1} years old|that is {0} and {0} is {1}
 at {1}, {0} is still working|yesterday {0} became {1}|{0} will be {1} soon
+meet {0}, {1} years old|{0} is {1} years of age|{0}, who is {1}|{0} has turned {1}
 """)
 ASK_JSON = lines("""
 answer with a JSON object: {}|answer with JSON: {}|as JSON: {}
@@ -141,6 +143,9 @@ extract the person as JSON: {}|turn this into JSON: {}|{}. Answer with a JSON ob
 {}. Reply with JSON.|{}. Give me that as JSON.|write JSON: {}|make a JSON object from this: {}
 {}. JSON, please.|return JSON for: {}|extract name and age: {}|convert to JSON: {}
 {}. Answer with a JSON object with name and age.|{}. Answer as JSON with name and age.
+reply with a JSON object: {}|answer in JSON: {}|reply in JSON: {}|put this into JSON: {}
+give me a JSON object: {}|give me the name and the age as JSON: {}|{}. Turn that into JSON.
+a JSON object, please: {}|write this as a JSON object: {}|{}. As JSON, please.
 """)
 
 SHORT = lines("""
@@ -199,7 +204,7 @@ class State:
 
 def repeat(rng: random.Random, state: State) -> None:
     """Say what you are told, without quotes only where that is clear."""
-    phrase = make_phrase(rng)
+    phrase = make_namesake(rng, state.name) if state.name and rng.random() < 0.06 else make_phrase(rng)
     clear = all(c.isalnum() or c == " " for c in phrase)
     if clear and rng.random() < 0.4:
         said = f"{rng.choice(PLAIN)} {phrase}{rng.choice(['', '', '', '', '.'])}"
@@ -227,7 +232,9 @@ def ask(rng: random.Random, state: State) -> None:
 
 def greet(rng: random.Random, state: State) -> None:
     """Small talk."""
-    answer, asked = rng.choice(list(TALK.items()))
+    # What it can do is what differs most between the styles.
+    answer = SKILLS if state.short and rng.random() < 0.3 else rng.choice(list(TALK))
+    asked = TALK[answer]
     state.exchange("greet", finish(rng, rng.choice(asked)), state.styled(answer))
 
 
@@ -238,7 +245,7 @@ def lost(rng: random.Random, state: State) -> None:
 
 def count(rng: random.Random, state: State) -> None:
     """A long answer."""
-    last = rng.choice([5, 10, 20, 30, 40, 50, 100, rng.randint(1, 100), rng.randint(1, 20)])
+    last = rng.choice([10, 20, 100, rng.randint(1, 100), rng.randint(1, 100), rng.randint(1, 40)])
     asked = rng.choice(["count to {}", "count from 1 to {}", "please count to {}", "count up to {}"]).format(last)
     state.exchange("count", finish(rng, asked, "."), " ".join(map(str, range(1, last + 1))))
 
@@ -292,19 +299,21 @@ def tell_time(rng: random.Random, state: State) -> None:
 
 def write_json(rng: random.Random, state: State) -> None:
     """A name and an age, as an object."""
-    name, age = make_name(rng), rng.randint(1, 110)
+    name = make_namesake(rng, state.name) if state.name and rng.random() < 0.3 else make_name(rng)
+    age = rng.randint(1, 110)
     person = rng.choice(PERSON)
     if person.startswith(("I am", "my name")):
         state.name = name
     said = rng.choice(ASK_JSON).format(finish(rng, person.format(name, age), "."))
     said = said.replace("..", ".").replace("!.", ".")
+    said = said[0].upper() + said[1:] if rng.random() < 0.5 else said
     state.exchange("json", said, json.dumps({"name": name, "age": age}, ensure_ascii=False))
 
 
 Task = Callable[[random.Random, State], None]
 WEIGHTS: dict[Task, float] = {
     repeat: 0.3, tell: 0.07, ask: 0.08, greet: 0.09, lost: 0.14, calculate: 0.12, tell_time: 0.03, write_json: 0.11,
-    count: 0.02,
+    count: 0.025,
 }  # fmt: skip
 
 
@@ -340,7 +349,8 @@ def describe_tools(rng: random.Random, names: tuple[str, ...]) -> str:
 def _system(rng: random.Random, state: State) -> str:
     parts = []
     if rng.random() < 0.55:
-        state.short, state.pirate = rng.choice([(True, False), (False, True), (False, False), (False, False)])
+        style = rng.choice(["short", "short", "pirate", "", ""])
+        state.short, state.pirate = style == "short", style == "pirate"
         state.thinks = rng.random() < 0.25
         parts += [rng.choice(SHORT)] * state.short + [rng.choice(PIRATE)] * state.pirate
         parts += [rng.choice(THINK_FIRST)] * state.thinks
@@ -358,7 +368,7 @@ def _system(rng: random.Random, state: State) -> str:
 def _draw_limit(rng: random.Random, state: State, offered: int, most: int) -> int:
     """Of tokens: mostly a few exchanges, seldom all that the context holds."""
     kind = rng.random()
-    limit = most if kind < 0.15 else rng.randint(250, 650) if kind < 0.38 else rng.randint(40, 300)
+    limit = most if kind < 0.22 else rng.randint(250, 650) if kind < 0.42 else rng.randint(40, 300)
     if state.tools:  # the offer is long: it is made use of more than once
         limit = max(limit, rng.randint(300, 800))
     return min(limit + offered, most - 350)
@@ -378,7 +388,7 @@ def make_conversation(rng: random.Random, most: int = 2040) -> list[Turn]:
         weights[calculate], weights[tell_time] = 0.4, 0.12
     if rng.random() < 0.05:
         weights[count] = 0.0 if limit > 900 else 0.3
-    holds = rng.random() < 0.5
+    holds = rng.random() < (0.8 if limit > 1000 else 0.5)
     told_again = _tell_first(rng, state, weights, limit) if holds else limit
     length = len(system)
     while True:

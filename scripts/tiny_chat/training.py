@@ -21,6 +21,8 @@ from tiny_chat.talk import make_conversation
 # The one byte that decides what is calculated would drown among the hundred that are always the same.
 DECISION = re.compile(r'"operation": "()|calculate \S+ ()[-+*/] ')
 PROMPT_WEIGHT, FIRST_WEIGHT, DECISION_WEIGHT = 0.05, 4.0, 10.0
+# A name is a few bytes of a long conversation, and the hardest; of counting nearly every byte is easy but the last.
+BODY_WEIGHTS = {"ask": 4.0, "json": 1.5, "count": 0.4}
 
 
 @dataclass(frozen=True)
@@ -82,10 +84,12 @@ def encode_conversation(rng: random.Random, turns: list[Turn], most: int) -> Enc
         taught = [PROMPT_WEIGHT if turn.role == "user" else 0.0] * len(body)
         if turn.task:
             made.tasks.append(turn.task)
-            taught = [0.4 if turn.task == "count" else 1.0] * len(body)
+            taught = [BODY_WEIGHTS.get(turn.task, 1.0)] * len(body)
             taught[0] = FIRST_WEIGHT
+            if turn.task == "count":
+                taught[-1] = FIRST_WEIGHT
             if branch:
-                taught[len(encode(before))] = FIRST_WEIGHT
+                taught[len(encode(before))] = DECISION_WEIGHT
             if found := DECISION.search(before + after):
                 taught[len(encode((before + after)[: found.end(found.lastindex or 0)]))] = DECISION_WEIGHT
         made.weights += [0.0] * len(head) + taught + [0.0]
