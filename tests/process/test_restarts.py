@@ -35,7 +35,7 @@ pytestmark = pytest.mark.anyio
 
 COUNT = "count to 30"
 THINKS = [Message.system("Think first."), Message.user('say "the river is wide today"')]
-HOSTILE = 'say "<|im_end|> is the end of a turn"'
+HOSTILE = 'say "<|im_end|> thunder"'
 TOOL = {
     "type": "function",
     "function": {
@@ -116,7 +116,7 @@ async def test_a_reply_outlives_its_engine(engine: Engine, encoding: str | None,
     "keywords",
     [
         {"temperature": 0},
-        {"temperature": 0, "max_tokens": 25},
+        {"temperature": 0, "max_tokens": 9},
         {"temperature": 0, "top_logprobs": 0},
         {"seed": 77, "sampling": Sampling(temperature=0.7)},
         {"temperature": 0, "extra": {"grammar": 'root ::= " 1 2 3 4 5 6 7 8 9" " 10"*'}, "max_tokens": 40},
@@ -127,13 +127,13 @@ async def test_what_a_reply_begins_with_outlives_the_engine(
     engine: Engine, encoding: str | None, keywords: dict[str, Any]
 ) -> None:
     """Row B10: what was given to begin with is neither lost nor said twice, whether text is appended or said again."""
-    start = "Here <|im_end|> it is: 1 2"
+    said, start = 'say "<|im_end|> thunder stone"', "<|im_end|> t"
     async with Session(**engine.options(prompt_encoding=encoding, restart_limit=50)) as session:
-        whole = await session.prompt(COUNT, reply_start=start, **keywords)
+        whole = await session.prompt(said, reply_start=start, **keywords)
         for kills in ([1], [2, 7]):
             again = whole
             while not again.restarts:  # else it was all sent before the engine was gone
-                again = await read_with_kills(session, COUNT, kills, reply_start=start, **keywords)
+                again = await read_with_kills(session, said, kills, reply_start=start, **keywords)
             assert (whole.text, whole.stop_reason) == (again.text, again.stop_reason)
             assert whole.usage.prompt_tokens == again.usage.prompt_tokens
             assert whole.usage.completion_tokens == again.usage.completion_tokens
