@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +18,10 @@ from tests.hub_server import FILES, REPO, Hub, serve
 # Sessions that outlive a test; what belongs to them was there before it.
 SHARED = ("session", "engine_session")
 UNIT = Path(__file__).with_name("unit")
+
+# Under nohup, in a background job, it is ignored, and every program that a test starts would inherit that.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

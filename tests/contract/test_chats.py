@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from datetime import datetime
+from pathlib import Path
 
 import anyio
 import pytest
@@ -83,7 +84,7 @@ async def test_a_stream_is_read_as_any_reply(session: Session, conversation: Con
     assert 4 == len(conversation.path)
 
 
-async def test_a_turn_costs_its_new_tokens(session: Session, conversation: Conversation) -> None:
+async def test_a_turn_costs_its_new_tokens(session: Session, conversation: Conversation, tmp_path: Path) -> None:
     """DESIGN 6: what was sent is extended and never rendered anew; the reply tells what came from the cache."""
     chat = Chat(session, conversation, system_prompt="Now it is {now}.", sampling=GREEDY)
     before = await chat.send(OK)
@@ -92,7 +93,8 @@ async def test_a_turn_costs_its_new_tokens(session: Session, conversation: Conve
         assert reply.usage.cached_tokens >= before.usage.total_tokens - SLACK
         assert (await chat.inspect()).missed is None
         before = reply
-    await conversation.set_system_prompt("Be brief.")
+    # One that no other test has sent: the session is shared, and so is what its engine has in its cache.
+    await conversation.set_system_prompt(f"Be brief in {tmp_path.name}.")
     await chat.send(OK)
     assert "the system prompt has changed" in ((await chat.inspect()).missed or "")
 
