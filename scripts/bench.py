@@ -146,7 +146,7 @@ async def _first_token(backend: str) -> dict[str, Any]:
 
 
 def _bare_first_token(command: dict[str, Any]) -> float:
-    from llmsession.backends.child_mode import find_address
+    from llmsession.backends.probes import find_address
 
     with tempfile.TemporaryDirectory() as folder:
         out, log = Path(folder, "out"), Path(folder, "log")

@@ -14,7 +14,7 @@ from typing import NoReturn
 import anyio
 import msgspec
 
-from llmsession.backends.release_table import (
+from llmsession.backends.install.pinned import (
     ArchiveName,
     Asset,
     Build,
@@ -24,7 +24,7 @@ from llmsession.backends.release_table import (
     read_table,
     shipped_table,
 )
-from llmsession.errors import LLMSessionError
+from llmsession.types.errors import LLMSessionError
 from llmsession.wire.download import fetch_small
 
 API = "https://api.github.com/repos/ggml-org/llama.cpp/releases/tags"

@@ -38,7 +38,7 @@ CHAT_RESTARTS = "integration/test_chat_restarts.py"
 STORED = "process/test_memory_processes.py"
 MEMORY = "unit/memory/test_memory.py"
 TALKING = "unit/memory/test_conversation.py"
-BUDGET = "unit/answering/test_budget.py"
+BUDGET = "unit/chat/test_context_window.py"
 
 
 class Capability(NamedTuple):
@@ -102,7 +102,7 @@ CAPABILITIES = {
         "text cannot become control, through both APIs; ordinary text is untouched and cached",
         (
             "contract/test_injection.py",
-            "unit/wire/test_rewriting.py",
+            "unit/wire/test_stream_filters.py",
             f"{REMOTE}::test_a_spelling_is_defused_for_a_remote_as_well",
         ),
     ),
@@ -156,15 +156,15 @@ CAPABILITIES = {
     ),
     "B5": Capability(
         "backend remote: host:port or URL, key, TLS, path prefix; whatever speaks OpenAI's API, less what it lacks",
-        (REMOTE, "unit/test_remote_address.py"),
+        (REMOTE, "unit/backends/test_remote_address.py"),
     ),
     "B6": Capability(
         "release download: pinned build, digest, variant by platform and GPU, staged install, smoke test, roll back",
         (
             RELEASE,
             SERVER_COMMAND,
-            "unit/backends/test_release_table.py",
-            "unit/backends/test_unpack.py",
+            "unit/backends/test_pinned.py",
+            "unit/backends/test_archive.py",
             "unit/wire/test_download.py",
         ),
     ),
@@ -175,7 +175,7 @@ CAPABILITIES = {
     "B8": Capability("stop: bounded, in every state, with replies in flight", (CHILD, ENDINGS, WALK)),
     "B10": Capability(
         "crash: restart with back-off and a breaker; the reply in flight goes on",
-        (RESTARTS, "unit/test_restarts.py", "unit/wire/test_continuing.py"),
+        (RESTARTS, "unit/session/test_restart_policy.py", "unit/wire/test_resume.py"),
     ),
     "B11": Capability(
         "hang: no token for idle_timeout while no slot moves: treated as a crash",
@@ -193,13 +193,13 @@ CAPABILITIES = {
             FAILED,
             "unit/backends/test_diagnosis.py",
             "unit/processes/test_cgroups.py",
-            "unit/models/test_fitting.py",
+            "unit/models/test_memory_advice.py",
         ),
     ),
     "B13": Capability(
         "available_devices(); device=; threads on shared machines (GPUs by recorded listings)",
         (
-            "unit/backends/test_devices.py",
+            "unit/backends/test_machine.py",
             "integration/test_devices_command.py",
             f"{ENGINE_OPTIONS}::test_the_cpu_with_its_threads",
             f"{ENGINE_OPTIONS}::test_a_gpu_where_there_is_none",
@@ -250,7 +250,7 @@ CAPABILITIES = {
     "C2": Capability(
         "{now} and {model} in the system prompt, to the minute; nothing else is rendered",
         (
-            "unit/test_system_prompt.py",
+            "unit/prompts/test_system_prompt.py",
             f"{REPLIES}::test_the_system_prompt_is_filled_in",
             f"{CHATS}::test_the_time_in_the_system_prompt_is_told_once",
         ),
@@ -321,7 +321,7 @@ CAPABILITIES = {
         "durable: what was acknowledged is on disk, over kill -9, and for several processes on one file",
         ("process/test_memory_crash.py", STORED, "unit/memory/test_files.py", "property/test_memory.py"),
     ),
-    "D3": Capability("the Go package's JSON, in and out", ("unit/memory/test_interchange.py",)),
+    "D3": Capability("the Go package's JSON, in and out", ("unit/memory/test_go_format.py",)),
     "D4": Capability(
         "exactly once: a key that was answered, is being answered, or was cut by a crash; what a bot should take up",
         (

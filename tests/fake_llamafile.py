@@ -17,7 +17,7 @@ import sys
 from pathlib import Path
 from typing import Any, NoReturn
 
-EMBEDDED_SERVER = Path(__file__).parents[1] / "llmsession" / "backends" / "embedded_server.py"
+EMBEDDED_SERVER = Path(__file__).parents[1] / "llmsession" / "backends" / "embedded_child.py"
 
 # Of 0.9 --server, as its server_params_parse has them: with a value, and without.
 OLD_VALUES = {
@@ -130,7 +130,7 @@ def hand_over_to_binary(binary: str, given: dict[str, str], left: list[str], key
 
 def hand_over_to_wheel(wheel: str, given: dict[str, str], key: str) -> NoReturn:
     """Host its server, on another port than was asked for: as 0.9 does where that one is taken."""
-    spec = importlib.util.spec_from_file_location("embedded_server", EMBEDDED_SERVER)
+    spec = importlib.util.spec_from_file_location("embedded_child", EMBEDDED_SERVER)
     assert spec is not None
     assert spec.loader is not None
     embedded = importlib.util.module_from_spec(spec)

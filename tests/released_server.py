@@ -38,7 +38,7 @@ def main() -> None:
             print(f"{flag + (' N' if flag not in BARE else ''):<40}as llama-server has it")
         return
     given = dict(zip(sys.argv[1:], sys.argv[2:], strict=False))
-    embedded = load("embedded_server")
+    embedded = load("embedded_child")
     embedded.die_with(os.getppid())
     embedded.say("loading", value=0.0)
     server = embedded.serve(

@@ -12,7 +12,7 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
-from llmsession.backends.accelerators import this_platform
+from llmsession.backends.install.platforms import this_platform
 from tests.engines import ENGINES
 from tests.hub_server import Hub
 

@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 
 import llmsession
-from llmsession import Session, errors
+import public_stub
+from llmsession import Session
+from llmsession.types import errors
 
 
 def test_all_is_sorted_and_without_duplicates() -> None:
@@ -22,6 +24,11 @@ def test_all_is_sorted_and_without_duplicates() -> None:
 def test_every_public_name_can_be_imported(name: str) -> None:
     """STYLE 1: `__all__` is exactly what can be imported."""
     assert getattr(llmsession, name).__name__ == name
+
+
+def test_type_checkers_see_the_same_names() -> None:
+    """HOUSE: one table of the public names; the stub is written from it by scripts/public_stub.py."""
+    assert public_stub.make_stub() == public_stub.STUB.read_text(encoding="utf-8")
 
 
 def test_every_error_is_public() -> None:
@@ -43,7 +50,7 @@ def test_every_error_is_drawn_in_the_tree() -> None:
 def test_an_unknown_name_is_an_attribute_error() -> None:
     """Python's own contract for modules."""
     with pytest.raises(AttributeError, match="no_such_thing"):
-        _ = llmsession.no_such_thing
+        getattr(llmsession, "no_such_thing")  # noqa: B009 - a type checker would not let it pass
 
 
 def test_the_import_brings_no_server_and_no_heavy_library() -> None:

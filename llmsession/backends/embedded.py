@@ -1,4 +1,4 @@
-"""llama.cpp's own server from the xllamacpp wheel, in a child process of its own: see embedded_server."""
+"""llama.cpp's own server from the xllamacpp wheel, in a child process of its own: see embedded_child."""
 
 from __future__ import annotations
 
@@ -13,24 +13,20 @@ from pathlib import Path
 import anyio
 import msgspec
 
-from llmsession.backends.backend import (
-    Endpoint,
-    Launch,
-    allowed_environment,
-    child_environment,
-    new_api_key,
-    start_engine,
-)
-from llmsession.backends.child_mode import EXIT, ChildModeProbe
-from llmsession.backends.devices import pick_gpu
-from llmsession.backends.embedded_flags import Setting, translate_flags
-from llmsession.backends.engine_flags import value_flags
-from llmsession.backends.extra_args import check_extra_args
-from llmsession.backends.room import check_room
-from llmsession.device import Gpu
-from llmsession.errors import StartFailedError
+from llmsession.backends.diagnosis.preflight import check_room
+from llmsession.backends.endpoint import Endpoint
+from llmsession.backends.environment import allowed_environment, child_environment, new_api_key
+from llmsession.backends.flags.argv import value_flags
+from llmsession.backends.flags.embedded import Setting, translate_flags
+from llmsession.backends.flags.extra_args import check_extra_args
+from llmsession.backends.gpus import pick_gpu
+from llmsession.backends.launch import Launch
+from llmsession.backends.probes import EXIT, ChildModeProbe
+from llmsession.backends.start import start_engine
 from llmsession.processes.child import Child, Command
 from llmsession.processes.logfile import LogFile
+from llmsession.types.device import Gpu
+from llmsession.types.errors import StartFailedError
 
 # Importing the wheel and asking it takes a tenth of a second; finding the GPUs of a large machine takes some.
 LISTING_TIMEOUT = 20.0
@@ -52,7 +48,7 @@ class Embedded:
 
     def _argv(self, *words: str) -> list[str]:
         # -I and -S: neither the user's Python settings nor site-packages are read, which saves half the start.
-        program = Path(__file__).with_name("embedded_server.py")
+        program = Path(__file__).with_name("embedded_child.py")
         return [sys.executable, "-I", "-S", str(program), str(self._wheel_folder), *words]
 
     async def list_gpus(self) -> list[Gpu]:

@@ -2,55 +2,29 @@
 
 from __future__ import annotations
 
-import contextlib
-import socket
 from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
 
-from llmsession.backends.backend import (
-    Endpoint,
-    Launch,
-    child_environment,
-    new_api_key,
-    start_engine,
-)
-from llmsession.backends.capabilities import Capabilities, ask_devices, probe_capabilities
-from llmsession.backends.child_mode import EXIT, ChildModeProbe
-from llmsession.backends.devices import may_have_gpu, parse_listed_gpus, pick_gpu
-from llmsession.backends.engine_flags import write_engine_flags
-from llmsession.backends.extra_args import check_extra_args
-from llmsession.backends.flags import translate, translate_extra
-from llmsession.backends.room import check_room
-from llmsession.device import Gpu
-from llmsession.errors import AuthError, LLMSessionError, ProtocolError, StartFailedError
+from llmsession.backends.diagnosis.preflight import check_room
+from llmsession.backends.endpoint import Endpoint
+from llmsession.backends.environment import child_environment, new_api_key
+from llmsession.backends.flags.argv import build_argv
+from llmsession.backends.flags.capabilities import Capabilities, ask_devices, probe_capabilities
+from llmsession.backends.flags.extra_args import check_extra_args
+from llmsession.backends.gpus import parse_listed_gpus, pick_gpu
+from llmsession.backends.launch import Launch
+from llmsession.backends.machine import may_have_gpu
+from llmsession.backends.probes import EXIT, ChildModeProbe, HealthProbe, find_free_port
+from llmsession.backends.start import start_engine
 from llmsession.processes.child import Child, Command
 from llmsession.processes.logfile import LogFile
-from llmsession.processes.readiness import Reading
-
-# A cancelled request is let go after the batch at hand: that took 8 s with the default of 2048, 0.6 s with 256.
-BATCH = "512"
+from llmsession.types.device import Gpu
+from llmsession.types.errors import AuthError, ProtocolError, StartFailedError
 
 # A port that was free a moment ago may be taken by the time the server binds it: then another.
 PORT_TRIES = 4
-
-# What a build may lack: it then has nothing of the kind to switch on or off.
-_OPTIONAL = frozenset(
-    [
-        "--no-kv-unified",
-        "--cont-batching",
-        "--no-context-shift",
-        "--ubatch-size",
-        "--cache-ram",
-        "--slots",
-        "--no-ui",
-        "--jinja",
-        "--offline",
-        "--log-colors",
-        "--verbosity",
-    ]
-)
 
 
 class LlamaServer:
@@ -112,48 +86,3 @@ class LlamaServer:
         )
         # Old ones do not say it in /props.
         return msgspec.structs.replace(endpoint, version=endpoint.version or capabilities.version)
-
-
-class HealthProbe:
-    """For builds without child mode: ready when /health says so. Progress is any word in the log."""
-
-    def __init__(self, log: LogFile, base_url: str) -> None:
-        self.base_url: str | None = base_url
-        self._address = base_url
-        self._log = log
-
-    async def __call__(self) -> Reading:
-        """One question; refused, 503 and no answer within a second all mean: not yet."""
-        from llmsession.wire.http import HttpClient
-
-        status = 0
-        with contextlib.suppress(LLMSessionError):
-            status = await HttpClient(self._address).get_status("/health", timeout=1.0)
-        return Reading(ready=status == 200, progress=self._log.size())
-
-
-def build_argv(binary: Path, launch: Launch, capabilities: Capabilities, *, port: int) -> list[str]:
-    """The command line. Everything that matters is said, since defaults change and configuration leaks in."""
-    words = ["--model", str(launch.model_path), "--alias", launch.alias]
-    words += ["--host", "127.0.0.1", "--port", str(port)]
-    # Explicit slots, each with its own share: with the default, concurrent chats kill each other (LLAMA_SERVER F4).
-    words += ["--parallel", str(launch.parallel), "--ctx-size", str(launch.context_length * launch.parallel)]
-    words += ["--no-kv-unified", "--cont-batching"]
-    # Where a conversation is too long, that is said: once the engine forgot its beginning in silence.
-    words += ["--no-context-shift"]
-    words += ["--threads", str(launch.threads), "--threads-batch", str(launch.threads)]
-    words += ["--batch-size", BATCH, "--ubatch-size", BATCH, "--cache-ram", str(launch.cache_ram_mib)]
-    words += ["--metrics", "--slots", "--no-ui", "--jinja", "--offline", "--log-colors", "off", "--verbosity", "3"]
-    words += write_engine_flags(launch, capabilities, backend=LlamaServer.name)
-    return [
-        str(binary),
-        *translate(words, capabilities, optional=_OPTIONAL),
-        *translate_extra(launch.extra_args, capabilities),
-    ]
-
-
-def find_free_port() -> int:
-    """One on loopback that is free now; by the time a server binds it, it may be taken."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

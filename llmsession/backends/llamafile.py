@@ -14,22 +14,19 @@ from pathlib import Path
 
 import msgspec
 
-from llmsession.backends.announced import AnnouncedProbe
-from llmsession.backends.backend import (
-    Endpoint,
-    Feature,
-    Launch,
-    child_environment,
-    new_api_key,
-    start_engine,
-)
-from llmsession.backends.capabilities import probe_capabilities, run_for_words
-from llmsession.backends.devices import may_have_gpu
-from llmsession.backends.extra_args import check_extra_args
-from llmsession.backends.llama_server import BATCH, PORT_TRIES, build_argv, find_free_port
-from llmsession.backends.room import check_room
-from llmsession.errors import ConfigError, StartFailedError, UnsupportedFeatureError
+from llmsession.backends.diagnosis.preflight import check_room
+from llmsession.backends.endpoint import Endpoint, Feature
+from llmsession.backends.environment import child_environment, new_api_key
+from llmsession.backends.flags.argv import BATCH, build_argv
+from llmsession.backends.flags.capabilities import probe_capabilities, run_for_words
+from llmsession.backends.flags.extra_args import check_extra_args
+from llmsession.backends.launch import Launch
+from llmsession.backends.llama_server import PORT_TRIES
+from llmsession.backends.machine import may_have_gpu
+from llmsession.backends.probes import AnnouncedProbe, find_free_port
+from llmsession.backends.start import start_engine
 from llmsession.processes.child import Child, Command
+from llmsession.types.errors import ConfigError, StartFailedError, UnsupportedFeatureError
 
 # By its absolute path: ours may be empty.
 _SHELL = "/bin/sh"

@@ -19,9 +19,16 @@ from urllib.parse import urlsplit
 import anyio
 import msgspec
 
-from llmsession.backends.backend import TRANSFORMERS_FEATURES, Endpoint, Facts, Feature, parse_facts
-from llmsession.backends.features import Props, find_features
-from llmsession.errors import (
+from llmsession.backends.endpoint import (
+    TRANSFORMERS_FEATURES,
+    Endpoint,
+    Facts,
+    Feature,
+    Props,
+    find_features,
+    parse_facts,
+)
+from llmsession.types.errors import (
     AuthError,
     ConfigError,
     OverloadedError,

@@ -12,8 +12,8 @@ from typing import Annotated, Any
 
 import typer
 
-from llmsession.errors import LLMSessionError, UsageError
-from llmsession.terminal.reasoning import Reasoning
+from llmsession.terminal.reply_view import Reasoning
+from llmsession.types.errors import LLMSessionError, UsageError
 
 app = typer.Typer(
     help="Run a local language model, and be sure that it is gone when you are.",

@@ -12,9 +12,9 @@ import anyio
 import msgspec
 
 from llmsession.cli.start import load_options, started
-from llmsession.errors import UsageError
-from llmsession.options import Options
-from llmsession.terminal.reasoning import Reasoning
+from llmsession.session.config.options import Options
+from llmsession.terminal.reply_view import Reasoning
+from llmsession.types.errors import UsageError
 
 
 class Remembered(msgspec.Struct, frozen=True, kw_only=True):
@@ -54,7 +54,7 @@ async def _chat(
     shown: dict[str, Any],
     opening: dict[str, bool],
 ) -> None:
-    from llmsession.chat import Chat
+    from llmsession.chat.chat import Chat
     from llmsession.memory.conversation import Conversation
     from llmsession.memory.memory import Memory
     from llmsession.terminal.interact import interact

@@ -9,9 +9,9 @@ import msgspec
 from rich.console import Console
 from rich.table import Table
 
-from llmsession.backends.devices import available_devices
-from llmsession.device import Device
-from llmsession.options import Options
+from llmsession.backends.choose import available_devices
+from llmsession.session.config.options import Options
+from llmsession.types.device import Device
 
 
 def show_devices(*, options: dict[str, Any], as_json: bool) -> None:

@@ -14,18 +14,17 @@ from typing import Any
 import anyio
 import msgspec
 
-from llmsession.backends.devices import available_devices, default_threads, describe_machine, free_memory
-from llmsession.backends.find import HINT
-from llmsession.backends.survey import Candidate, find_engines
-from llmsession.device import Device, parse_device
-from llmsession.errors import LLMSessionError
+from llmsession.backends.choose import HINT, Candidate, available_devices, find_engines
+from llmsession.backends.machine import default_threads, describe_machine, free_memory
 from llmsession.models import bundled
-from llmsession.models.hub import is_offline
-from llmsession.models.hub_errors import hub_address
-from llmsession.options import Options
-from llmsession.paths import cache_folder, engines_folder, logs_folder, records_folder
+from llmsession.models.hub.cache import is_offline
+from llmsession.models.hub.errors import hub_address
 from llmsession.processes.records import read_records
-from llmsession.session import Session
+from llmsession.session.config.options import Options
+from llmsession.session.session import Session
+from llmsession.system.paths import cache_folder, engines_folder, logs_folder, records_folder
+from llmsession.types.device import Device, parse_device
+from llmsession.types.errors import LLMSessionError
 from llmsession.wire.download import reach
 
 PROMPT = 'reply with "ok"'

@@ -11,11 +11,11 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from llmsession.errors import LLMSessionError, UnsupportedFeatureError
-from llmsession.options import Options
-from llmsession.paths import cache_folder, records_folder
 from llmsession.processes.records import read_records
-from llmsession.session import Session
+from llmsession.session.config.options import Options
+from llmsession.session.session import Session
+from llmsession.system.paths import cache_folder, records_folder
+from llmsession.types.errors import LLMSessionError, UnsupportedFeatureError
 from llmsession.wire.metrics import Metrics
 
 PAUSE = 1.0

@@ -11,15 +11,17 @@ import msgspec
 from rich.console import Console
 from rich.table import Table
 
-from llmsession.chosen_model import fit_context, resolve_model
-from llmsession.cli.progress import shown_progress
+from llmsession.cli.start import shown_progress
 from llmsession.models.gguf import ModelInfo, read_model_info
-from llmsession.models.hub import ensure_model, find_cached, list_cached, resolve_ref
+from llmsession.models.hub.cache import find_cached, list_cached
+from llmsession.models.hub.ensure import ensure_model, resolve_ref
 from llmsession.models.lockfile import lock_model, read_lock, write_lock
-from llmsession.models.quantization import describe_size, parse_quantization
-from llmsession.models.registry import KnownLLM, load_known_llms
-from llmsession.models.registry_file import read_registry
-from llmsession.options import Options
+from llmsession.models.quantization import list_shards, parse_quantization
+from llmsession.models.registry import KnownLLM
+from llmsession.models.registry_file import load_known_llms, read_registry
+from llmsession.session.config.options import Options
+from llmsession.session.server.model_choice import fit_context, resolve_model
+from llmsession.types.units import describe_size
 
 # Where stdout is no terminal, nothing is cut to fit.
 WIDE = 200
@@ -149,3 +151,26 @@ def lock_models(models: list[str], *, file: Path, registry: Path | None) -> None
 
 def _options(**given: Any) -> Options:
     return Options.load(**{name: value for name, value in given.items() if value is not None})
+
+
+def pull(ref: str, *, registry: Path | None, offline: bool, as_json: bool) -> None:
+    """Print where it is. Raises LLMSessionError; after Ctrl-C what had arrived is kept."""
+    options = Options.load(**{"registry": registry} if registry is not None else {})
+    with shown_progress("asking Hugging Face") as show:
+
+        async def fetch() -> Path:
+            return await ensure_model(
+                ref,
+                hf_token=options.hf_token,
+                offline=True if offline else options.offline,
+                on_progress=show,
+                registry=options.registry,
+                refresh=True,
+            )
+
+        path = anyio.run(fetch)
+    size = sum(path.with_name(name).stat().st_size for name in list_shards(path.name))
+    if as_json:
+        print(msgspec.json.encode({"ref": ref, "path": str(path), "size_bytes": size}).decode())  # noqa: T201
+    else:
+        print(path)  # noqa: T201

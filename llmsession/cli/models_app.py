@@ -32,7 +32,7 @@ def pull(
     as_json: Json = False,
 ) -> None:
     """Fetch a model, or its newest version, and print where it is. What was cut short goes on from there."""
-    from llmsession.cli import pull as command
+    from llmsession.cli import models as command
 
     with reported_errors():
         command.pull(model, registry=registry, offline=offline, as_json=as_json)

@@ -9,9 +9,9 @@ from typing import Any
 import anyio
 
 from llmsession.cli.start import load_options, started
-from llmsession.errors import UsageError
-from llmsession.messages import Message
-from llmsession.options import Options
+from llmsession.session.config.options import Options
+from llmsession.types.errors import UsageError
+from llmsession.types.messages import Message
 
 
 def run_prompt(

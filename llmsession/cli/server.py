@@ -13,12 +13,11 @@ import msgspec
 from rich.console import Console
 from rich.table import Table
 
-from llmsession.backends.accelerators import Platform, present_accelerators, this_platform
-from llmsession.backends.capabilities import ask_version
-from llmsession.backends.find import BINARY_HINT, find_llama_server
-from llmsession.backends.install import install, remove, use
-from llmsession.backends.release import Installed, list_installed, require_installed, require_previous
-from llmsession.backends.release_table import (
+from llmsession.backends.choose import BINARY_HINT, find_llama_server
+from llmsession.backends.flags.capabilities import ask_version
+from llmsession.backends.install.installed import Installed, list_installed, require_installed, require_previous
+from llmsession.backends.install.installer import install, remove, use
+from llmsession.backends.install.pinned import (
     PAGE,
     Chosen,
     ReleaseTable,
@@ -27,12 +26,12 @@ from llmsession.backends.release_table import (
     choose_release,
     read_table,
 )
-from llmsession.cli.progress import shown_progress
-from llmsession.cli.start import say
-from llmsession.errors import BackendNotFoundError, UsageError
-from llmsession.models.hub import is_offline
-from llmsession.options import Options
-from llmsession.paths import cache_folder
+from llmsession.backends.install.platforms import Platform, present_accelerators, this_platform
+from llmsession.cli.start import say, shown_progress
+from llmsession.models.hub.cache import is_offline
+from llmsession.session.config.options import Options
+from llmsession.system.paths import cache_folder
+from llmsession.types.errors import BackendNotFoundError, UsageError
 
 # Where stdout is no terminal, nothing is cut to fit.
 WIDE = 200

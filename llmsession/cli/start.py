@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
 import anyio.to_thread
 import msgspec
 from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+from rich.progress import Progress as Bar
 
-from llmsession.cli.progress import shown_progress
-from llmsession.errors import ConfigError
 from llmsession.models import bundled
-from llmsession.options import Options
-from llmsession.session import Session
+from llmsession.session.config.options import Options
+from llmsession.session.session import Session
+from llmsession.types.errors import ConfigError
+from llmsession.types.progress import Progress, ProgressCallback
 
 
 def say(sentence: str) -> None:
@@ -51,9 +53,9 @@ async def started(options: Options, *, verbose: bool, locked: bool = False) -> A
 
 async def _pinned(options: Options) -> Options:
     """The model at its locked commit, once its bytes are those that were locked. Raises ConfigError, FetchError."""
-    from llmsession.chosen_model import resolve_model
-    from llmsession.models.hub import ensure_model
+    from llmsession.models.hub.ensure import ensure_model
     from llmsession.models.lockfile import NAME, check_locked, read_lock
+    from llmsession.session.server.model_choice import resolve_model
 
     ref = resolve_model(options).ref if options.remote is None else None
     if ref is None:
@@ -65,3 +67,34 @@ async def _pinned(options: Options) -> Options:
     )
     await anyio.to_thread.run_sync(check_locked, lock.models[ref], path)
     return msgspec.structs.replace(options, model=pinned)
+
+
+_WORDS = {"engine": "fetching llama.cpp", "download": "fetching the model", "load": "loading the model"}
+
+
+@contextlib.contextmanager
+def shown_progress(words: str = "starting") -> Iterator[ProgressCallback]:
+    """A bar that is gone when the block is left; nothing where stderr is no terminal."""
+    console = Console(stderr=True, highlight=False)
+    if not console.is_terminal:
+        yield lambda _: None
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=None),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Bar(*columns, console=console, transient=True) as bar:
+        task = bar.add_task(words, total=None)
+        stage = ""
+
+        def show(progress: Progress) -> None:
+            nonlocal stage
+            if progress.stage != stage:
+                stage = progress.stage
+                bar.reset(task, total=progress.total, completed=progress.done, description=_WORDS[stage])
+            bar.update(task, total=progress.total, completed=progress.done)
+
+        yield show

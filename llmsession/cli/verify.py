@@ -9,12 +9,12 @@ from typing import Any
 import anyio
 import msgspec
 
-from llmsession.cli.progress import shown_progress
-from llmsession.errors import ConfigError, ServerError
-from llmsession.messages import Message
+from llmsession.cli.start import shown_progress
 from llmsession.models.encoding import PromptEncoding
-from llmsession.options import Options
-from llmsession.session import Session
+from llmsession.session.config.options import Options
+from llmsession.session.session import Session
+from llmsession.types.errors import ConfigError, ServerError
+from llmsession.types.messages import Message
 
 CONVERSATIONS: dict[str, list[Message]] = {
     "a question": [Message.user("Hi, who are you?")],

@@ -12,15 +12,16 @@ from typing import Any, TypeAlias
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from llmsession.completion import Completion
-from llmsession.errors import InvalidMessagesError, StoreError, UsageError
-from llmsession.memory.in_ram import InRam
+from llmsession.memory.database import damaged
+from llmsession.memory.ram_store import InRam
 from llmsession.memory.rows import ConversationRow
-from llmsession.memory.sqlite import damaged
 from llmsession.memory.store import Store
 from llmsession.memory.tree import Change, Tree
 from llmsession.memory.turn import Turn, TurnState
-from llmsession.messages import Message, MessageLike, as_message, is_unicode, with_data_urls
+from llmsession.types.completion import Completion
+from llmsession.types.errors import InvalidMessagesError, StoreError, UsageError
+from llmsession.types.message_input import MessageLike, as_message, is_unicode, with_data_urls
+from llmsession.types.messages import Message
 
 # Where conversations are kept. Its `guard` is held while what a Conversation knows is changed or read.
 Keeper: TypeAlias = Store | InRam

@@ -16,10 +16,9 @@ import anyio.lowlevel
 import anyio.to_thread
 import msgspec
 
-from llmsession.errors import ConfigError, UsageError
 from llmsession.memory.conversation import Conversation, check_system_prompt
-from llmsession.memory.erasing import delete_conversations, erase_traces
-from llmsession.memory.interchange import Told, read_json, write_json
+from llmsession.memory.erase import delete_conversations, erase_traces
+from llmsession.memory.go_format import Told, read_json, write_json
 from llmsession.memory.rows import (
     CONVERSATION_COLUMNS,
     ConversationRow,
@@ -31,7 +30,8 @@ from llmsession.memory.rows import (
 from llmsession.memory.store import Store, check_not_there, insert_told
 from llmsession.memory.tree import Tree
 from llmsession.memory.turn import Turn
-from llmsession.messages import is_unicode
+from llmsession.types.errors import ConfigError, UsageError
+from llmsession.types.message_input import is_unicode
 
 # Of a million conversations, so many are made before others may run.
 _AT_ONCE = 1000

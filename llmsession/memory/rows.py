@@ -8,9 +8,9 @@ from typing import Any
 import msgspec
 from msgspec.structs import replace
 
-from llmsession.completion import Completion
 from llmsession.memory.turn import Turn, TurnState
-from llmsession.messages import Message, Role, ToolCall
+from llmsession.types.completion import Completion
+from llmsession.types.messages import Message, Role, ToolCall
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)

@@ -18,8 +18,9 @@ import msgspec
 from msgspec import UNSET
 from msgspec.structs import replace
 
-from llmsession.errors import ClosedError, StoreError, UsageError
-from llmsession.memory.interchange import Told
+from llmsession.memory.database import connect, connect_reader, damaged, explain
+from llmsession.memory.file_guard import Watched
+from llmsession.memory.go_format import Told
 from llmsession.memory.rows import (
     CONVERSATION_COLUMNS,
     TURN_COLUMNS,
@@ -31,12 +32,11 @@ from llmsession.memory.rows import (
     read_turn,
     write_turn,
 )
-from llmsession.memory.sqlite import connect, connect_reader, damaged, explain
 from llmsession.memory.tree import NEW, Change
 from llmsession.memory.turn import Turn
 from llmsession.memory.turn_lock import Queues, TurnLocks
-from llmsession.memory.watched import Watched
 from llmsession.memory.writer import Work, Writer
+from llmsession.types.errors import ClosedError, StoreError, UsageError
 
 T = TypeVar("T")
 

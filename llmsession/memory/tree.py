@@ -10,10 +10,11 @@ import msgspec
 from msgspec import UNSET, UnsetType
 from msgspec.structs import replace
 
-from llmsession.completion import Completion
-from llmsession.errors import DuplicateKeyError, InvalidMessagesError, UsageError
 from llmsession.memory.turn import Turn, TurnState
-from llmsession.messages import Message, Role, find_fault
+from llmsession.types.completion import Completion
+from llmsession.types.errors import DuplicateKeyError, InvalidMessagesError, UsageError
+from llmsession.types.message_input import find_fault
+from llmsession.types.messages import Message, Role
 
 # The id of a turn that the store has not numbered yet.
 NEW: Final = 0

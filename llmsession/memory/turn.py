@@ -7,8 +7,8 @@ from datetime import datetime
 
 import msgspec
 
-from llmsession.completion import Completion
-from llmsession.messages import Message
+from llmsession.types.completion import Completion
+from llmsession.types.messages import Message
 
 
 class TurnState(enum.StrEnum):

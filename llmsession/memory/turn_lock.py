@@ -17,8 +17,8 @@ from pathlib import Path
 
 import anyio
 
-from llmsession.errors import StoreError
-from llmsession.latch import Latch
+from llmsession.system.latch import Latch
+from llmsession.types.errors import StoreError
 
 # Between two looks at a lock that another process has: short beside the reply that is waited for.
 _LOOK_EVERY = 0.05

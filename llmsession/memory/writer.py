@@ -19,10 +19,10 @@ from typing import Any, Generic, TypeVar
 
 import anyio
 
-from llmsession.errors import ClosedError, LLMSessionError
-from llmsession.latch import Latch, call_soon, current_loop
-from llmsession.memory.sqlite import execute_patiently, explain, is_busy
-from llmsession.memory.watched import Watched
+from llmsession.memory.database import execute_patiently, explain, is_busy
+from llmsession.memory.file_guard import Watched
+from llmsession.system.latch import Latch, call_soon, current_loop
+from llmsession.types.errors import ClosedError, LLMSessionError
 
 T = TypeVar("T")
 Work = Callable[[sqlite3.Connection], T]

@@ -11,8 +11,9 @@ from typing import Any, Literal
 
 import msgspec
 
-from llmsession.errors import UnsupportedFeatureError
-from llmsession.messages import Control, Message, MessagesLike, Role, Text, as_messages
+from llmsession.types.errors import UnsupportedFeatureError
+from llmsession.types.message_input import MessagesLike, as_messages
+from llmsession.types.messages import Control, Message, Role, Text
 
 Piece = Control | Text
 Part = tuple[Role | None, list[Piece]]

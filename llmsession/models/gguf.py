@@ -16,9 +16,9 @@ from typing import Any, BinaryIO, TypeVar
 
 import msgspec
 
-from llmsession.errors import InvalidModelError
-from llmsession.models.memory import estimate_memory
+from llmsession.models.memory_estimate import estimate_memory
 from llmsession.models.quantization import list_shards
+from llmsession.types.errors import InvalidModelError
 
 _T = TypeVar("_T")
 

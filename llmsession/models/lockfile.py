@@ -11,9 +11,9 @@ from pathlib import Path
 
 import msgspec
 
-from llmsession.errors import ConfigError, DigestError
 from llmsession.models.quantization import list_shards
 from llmsession.models.references import PackedFileRef
+from llmsession.types.errors import ConfigError, DigestError
 
 NAME = "llmsession.lock"
 

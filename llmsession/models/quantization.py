@@ -88,14 +88,5 @@ def find_nearest(wanted: str, names: Iterable[str]) -> str | None:
     return best if best is not None and likeness(best) >= LEAST_LIKENESS else None
 
 
-def describe_size(size: float) -> str:
-    """As people write it: `4.9 GB`."""
-    for unit in ("B", "kB", "MB", "GB", "TB"):
-        if size < 1000 or unit == "TB":
-            break
-        size /= 1000
-    return f"{size:.0f} {unit}" if unit == "B" or size >= 100 else f"{size:.1f} {unit}"
-
-
 def _stem(name: str) -> str:
     return re.sub(r"\.gguf$", "", _SHARD.sub("", name), flags=re.IGNORECASE)

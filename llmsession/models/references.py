@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from typing import Self
 
-from llmsession.errors import InvalidRefError
+from llmsession.types.errors import InvalidRefError
 
 SCHEME = "hf:"
 SITE = "https://huggingface.co"

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import difflib
-import functools
 import re
-from pathlib import Path
 from typing import Literal
 
 import msgspec
 
-from llmsession.errors import ConfigError, InvalidRefError
 from llmsession.models import bundled
 from llmsession.models.encoding import PromptEncoding
 from llmsession.models.references import HEAD, SCHEME, PackedFileRef, PackedRepoRef
-from llmsession.sampling import Sampling
+from llmsession.types.errors import ConfigError, InvalidRefError
+from llmsession.types.sampling import Sampling
 
 # What an alias without a quantization means where its entry has no default: small, and hardly worse than the original.
 USUAL_QUANTIZATION = "Q4_K_M"
@@ -116,28 +114,3 @@ class Registry(msgspec.Struct, frozen=True):
         """With another's entries in front: what both have is the other's."""
         mine = [known for known in self.llms if known.source not in {theirs.source for theirs in other.llms}]
         return Registry((*other.llms, *mine), self.encodings | other.encodings)
-
-
-def shipped_path() -> Path:
-    """The registry that comes with the package; at the top of the repository where it runs from a checkout."""
-    beside = Path(__file__).with_name("knownllms.yaml")
-    return beside if beside.exists() else Path(__file__).parents[2] / "knownllms.yaml"
-
-
-@functools.cache
-def load_shipped() -> Registry:
-    """The shipped registry, read once."""
-    from llmsession.models.registry_file import read_registry
-
-    own = Registry(encodings={bundled.NAME: bundled.ENCODING})
-    return own.extended(read_registry(shipped_path()))
-
-
-def load_known_llms(path: str | Path | None = None) -> Registry:
-    """The shipped registry, with the entries of the file at `path` before it. Raises ConfigError with file and line."""
-    if path is None:
-        return load_shipped()
-    from llmsession.models.registry_file import read_registry
-
-    shipped = load_shipped()
-    return shipped.extended(read_registry(Path(path), encodings=shipped.encodings))

@@ -6,6 +6,7 @@ The schema of the file, for editors, is made from the same types.
 from __future__ import annotations
 
 import difflib
+import functools
 import json
 import re
 from collections.abc import Iterator, Mapping
@@ -15,11 +16,12 @@ from typing import Any, Literal
 import msgspec
 import yaml
 
-from llmsession.errors import ConfigError, InvalidRefError
+from llmsession.models import bundled
 from llmsession.models.encoding import PromptEncoding
 from llmsession.models.references import PackedRepoRef
 from llmsession.models.registry import Described, KnownLLM, Registry
-from llmsession.sampling import Sampling
+from llmsession.types.errors import ConfigError, InvalidRefError
+from llmsession.types.sampling import Sampling
 
 # libyaml's is eight times faster, where PyYAML was built with it.
 _Loader: type[yaml.SafeLoader] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -217,3 +219,28 @@ def make_schema() -> str:
     schema = msgspec.json.schema(File)
     schema = {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "knownllms.yaml", **schema}
     return json.dumps(schema, indent=1, sort_keys=True) + "\n"
+
+
+def shipped_path() -> Path:
+    """The registry that comes with the package; at the top of the repository where it runs from a checkout."""
+    beside = Path(__file__).with_name("knownllms.yaml")
+    return beside if beside.exists() else Path(__file__).parents[2] / "knownllms.yaml"
+
+
+@functools.cache
+def load_shipped() -> Registry:
+    """The shipped registry, read once."""
+    from llmsession.models.registry_file import read_registry
+
+    own = Registry(encodings={bundled.NAME: bundled.ENCODING})
+    return own.extended(read_registry(shipped_path()))
+
+
+def load_known_llms(path: str | Path | None = None) -> Registry:
+    """The shipped registry, with the entries of the file at `path` before it. Raises ConfigError with file and line."""
+    if path is None:
+        return load_shipped()
+    from llmsession.models.registry_file import read_registry
+
+    shipped = load_shipped()
+    return shipped.extended(read_registry(Path(path), encodings=shipped.encodings))

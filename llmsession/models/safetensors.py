@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from llmsession.errors import InvalidModelError
+from llmsession.types.errors import InvalidModelError
 
 CONFIG = "config.json"
 _INDEX = "model.safetensors.index.json"

@@ -19,12 +19,12 @@ from pathlib import Path
 import anyio
 import msgspec
 
-from llmsession.errors import ClosedError, StartFailedError, StartTimeoutError
-from llmsession.latch import Latch
 from llmsession.processes import lifetime
 from llmsession.processes.cgroups import count_memory_kills
 from llmsession.processes.logfile import LogFile
 from llmsession.processes.readiness import NotReadyError, Probe, await_ready
+from llmsession.system.latch import Latch
+from llmsession.types.errors import ClosedError, StartFailedError, StartTimeoutError
 
 # A server that has closed its connections ends in 1.0 s at the latest (LLAMA_SERVER F1); then comes the next rung.
 ASK_GRACE = 1.1

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Hashable
 import anyio
 import msgspec
 
-from llmsession.latch import Latch
+from llmsession.system.latch import Latch
 
 # A small model loads in 25 ms, so the first looks come often; after a second nobody notices 10 ms.
 FIRST_INTERVAL = 0.001

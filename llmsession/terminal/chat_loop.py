@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 from rich.console import Console
 
-from llmsession.completion import Completion, StopReason
-from llmsession.errors import ClosedError, LLMSessionError, UsageError
-from llmsession.messages import Role
-from llmsession.terminal.commands import COMMANDS, show_help
 from llmsession.terminal.facts import header_of
 from llmsession.terminal.input_line import (
     BeginReply,
@@ -24,23 +21,31 @@ from llmsession.terminal.input_line import (
     parse_command,
     parse_line,
 )
+from llmsession.terminal.keyboard import stoppable
 from llmsession.terminal.printable import printable, printable_line
 from llmsession.terminal.reading import Reader
-from llmsession.terminal.reasoning import Reasoning
-from llmsession.terminal.reply_view import MarkdownView, PlainView, ReplyView
+from llmsession.terminal.reply_view import MarkdownView, PlainView, Reasoning, ReplyView
 from llmsession.terminal.replying import Shown, show_reply
-from llmsession.terminal.stopping import stoppable
+from llmsession.terminal.talk import Talk, TalkStream
+from llmsession.types.completion import Completion, StopReason
+from llmsession.types.errors import ClosedError, LLMSessionError, UsageError
+from llmsession.types.messages import Role
 
 if TYPE_CHECKING:
-    from llmsession.answering.stream import ChatStream
-    from llmsession.chat import Chat
-    from llmsession.memory.conversation import Conversation
     from llmsession.memory.memory import Memory
-    from llmsession.terminal.line_history import LineHistory
+    from llmsession.terminal.reading import LineHistory
 
 # Of what was said before, so many lines are shown again.
 SHOWN_AGAIN = 8
 _STOPPED = "(stopped: Enter gives another reply)"
+
+
+class Command(msgspec.Struct, frozen=True):
+    """What `!name` does. `run` raises LLMSessionError, which is shown."""
+
+    usage: str
+    description: str
+    run: Callable[[ChatLoop, str], Awaitable[None]]
 
 
 class ChatLoop:
@@ -51,10 +56,11 @@ class ChatLoop:
 
     def __init__(
         self,
-        chat: Chat,
+        chat: Talk,
         reader: Reader,
         console: Console,
         *,
+        commands: Mapping[str, Command],
         is_interactive: bool,
         reasoning: Reasoning = Reasoning.DIM,
         stream: bool = True,
@@ -64,6 +70,7 @@ class ChatLoop:
         keywords: dict[str, Any] | None = None,
     ) -> None:
         self.chat = chat
+        self.commands = commands
         self.reader = reader
         self.console = console
         self.can_reroll = False
@@ -144,25 +151,12 @@ class ChatLoop:
             old = self.chat.conversation
             await self._memory.forget_user(old.user)
             fresh = await self._memory.get(old.user, old.channel, system_prompt=self._system_prompt)
-            self.chat = self._make_chat(fresh)
+            self.chat = self.chat.with_conversation(fresh)
         if self._history is not None:
             try:
                 self._history.forget()
             except OSError as error:
                 raise UsageError(f"the lines that you typed are still kept: {error}") from error
-
-    def _make_chat(self, conversation: Conversation) -> Chat:
-        """Like the one before, with another conversation."""
-        old = self.chat
-        return type(old)(
-            old.session,
-            conversation,
-            history=old.history,
-            tools=old.tools,
-            sampling=old.sampling,
-            max_tokens=old.max_tokens,
-            overflow=old.overflow,
-        )
 
     def show_last_exchange(self) -> None:
         """So that a person knows where they are."""
@@ -190,7 +184,7 @@ class ChatLoop:
             case SetSystemPrompt(text):
                 await self._set_system_prompt(text)
             case Run("", _):
-                await show_help(self)
+                await self.commands["help"].run(self, "")
                 if (line := await self.reader.ask("! ")) is not None and line.strip():
                     await self._run(parse_command(line))
             case Run():
@@ -225,9 +219,9 @@ class ChatLoop:
         self.note("(the system prompt is set)" if text.strip() else "(there is no system prompt any more)")
 
     async def _run(self, asked: Run) -> None:
-        command = COMMANDS.get(asked.name)
+        command = self.commands.get(asked.name)
         if command is None:
-            near = find_near(asked.name, COMMANDS)
+            near = find_near(asked.name, self.commands)
             instead = f"did you mean !{near}?" if near is not None else "!help lists them."
             self.console.print(f"There is no command !{printable_line(asked.name)}: {instead}", markup=False)
             self.note("A space before it says it to the model.")
@@ -237,7 +231,7 @@ class ChatLoop:
         if stop.was_asked:
             self.note("(stopped)")
 
-    async def _answer(self, make_stream: Callable[[], ChatStream]) -> None:
+    async def _answer(self, make_stream: Callable[[], TalkStream]) -> None:
         shown = await show_reply(make_stream, self._make_view(), is_interactive=self._is_interactive)
         if shown.error is not None:
             if not self._is_interactive or isinstance(shown.error, ClosedError):

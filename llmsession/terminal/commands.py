@@ -2,29 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import msgspec
 from rich.table import Table
 from rich.text import Text
 
-from llmsession.errors import UsageError
-from llmsession.messages import Role
+from llmsession.terminal.chat_loop import ChatLoop, Command
 from llmsession.terminal.printable import printable_line
+from llmsession.types.errors import UsageError
+from llmsession.types.messages import Role
 
 if TYPE_CHECKING:
     from llmsession.memory.turn import Turn
-    from llmsession.terminal.chat_loop import ChatLoop
-
-
-class Command(msgspec.Struct, frozen=True):
-    """`run` raises LLMSessionError, which is shown."""
-
-    usage: str
-    description: str
-    run: Callable[[ChatLoop, str], Awaitable[None]]
 
 
 async def show_help(loop: ChatLoop, argument: str = "") -> None:

@@ -10,11 +10,11 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from llmsession.answering.inspection import InspectedPiece
-from llmsession.completion import Completion
-from llmsession.errors import LLMSessionError
-from llmsession.session import Session
 from llmsession.terminal.printable import printable_line
+from llmsession.terminal.talk import TalkSession
+from llmsession.types.completion import Completion
+from llmsession.types.errors import LLMSessionError
+from llmsession.types.inspection import InspectedPiece
 from llmsession.wire.metrics import Metrics
 
 # Of a piece of a prompt so many characters are shown.
@@ -23,7 +23,7 @@ SHOWN = 200
 NARROW = 60
 
 
-def header_of(session: Session) -> str:
+def header_of(session: TalkSession) -> str:
     """The model, the engine and the context in one line."""
     facts = [session.model, f"{session.backend} {session.version}"]
     with contextlib.suppress(LLMSessionError):  # a remote one may not tell
@@ -31,7 +31,7 @@ def header_of(session: Session) -> str:
     return printable_line(" · ".join(facts))
 
 
-def model_facts(session: Session) -> Table:
+def model_facts(session: TalkSession) -> Table:
     """What is known of the model and its server; nothing is said of what is not."""
     asked: list[tuple[str, Callable[[], Any]]] = [
         ("model", lambda: session.model),

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.theme import Theme
 
-from llmsession.paths import cache_folder, history_folder
+from llmsession.system.paths import cache_folder, history_folder
 from llmsession.terminal.chat_loop import ChatLoop
 from llmsession.terminal.commands import COMMANDS
 from llmsession.terminal.reading import PipeReader, TerminalReader
-from llmsession.terminal.reasoning import Reasoning
+from llmsession.terminal.reply_view import Reasoning
+from llmsession.terminal.talk import Talk
 
 if TYPE_CHECKING:
-    from llmsession.chat import Chat
     from llmsession.memory.memory import Memory
 
 
@@ -31,7 +31,7 @@ def is_interactive() -> bool:
 
 
 async def interact(
-    chat: Chat,
+    chat: Talk,
     *,
     color: bool = True,
     header: str | None = None,
@@ -50,10 +50,12 @@ async def interact(
     _have_all_text_written()
     if not is_interactive():
         console = Console(stderr=True, highlight=False, emoji=False)
-        plain = ChatLoop(chat, PipeReader(), console, is_interactive=False, stream=stream, keywords=keywords)
+        plain = ChatLoop(
+            chat, PipeReader(), console, commands={}, is_interactive=False, stream=stream, keywords=keywords
+        )
         await plain.run()
         return
-    from llmsession.terminal.line_history import LineHistory, history_file
+    from llmsession.terminal.reading import LineHistory, history_file
 
     console = Console(highlight=False, emoji=False, no_color=None if color else True, theme=_THEME)
     user = chat.conversation.user if memory is not None else ""
@@ -65,6 +67,7 @@ async def interact(
             history, commands=[f"{name} " if command.usage else name for name, command in COMMANDS.items()], color=color
         ),
         console,
+        commands=COMMANDS,
         is_interactive=True,
         reasoning=reasoning,
         stream=stream,

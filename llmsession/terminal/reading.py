@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
+import os
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import anyio
 import anyio.to_thread
+from prompt_toolkit.completion import CompleteEvent, Completer, Completion, PathCompleter
+from prompt_toolkit.document import Document
+from prompt_toolkit.history import FileHistory
 
-from llmsession.latch import Latch, call_soon
+from llmsession.system.latch import Latch, call_soon
 
 if TYPE_CHECKING:
     from prompt_toolkit import PromptSession
@@ -65,7 +72,7 @@ class TerminalReader:
         from prompt_toolkit.output import ColorDepth
         from prompt_toolkit.shortcuts import CompleteStyle
 
-        from llmsession.terminal.completing import CommandCompleter
+        from llmsession.terminal.reading import CommandCompleter
 
         shared: dict[str, Any] = {
             "color_depth": None if color else ColorDepth.MONOCHROME,
@@ -172,3 +179,70 @@ async def _prompt_in_thread(session: PromptSession[str], prompt: Callable[..., s
             with anyio.CancelScope(shield=True):
                 await over.wait()
         raise
+
+
+class CommandCompleter(Completer):
+    """Words for the model are not completed. A command that takes something has a space at its end."""
+
+    def __init__(self, commands: Sequence[str]) -> None:
+        self._commands = sorted(commands)
+        self._paths = PathCompleter(expanduser=True)
+
+    def get_completions(self, document: Document, complete_event: CompleteEvent) -> Iterable[Completion]:
+        """What the line may become."""
+        line = document.text_before_cursor
+        if not line.startswith("!") or line.startswith("!!"):
+            return
+        name, space, path = line[1:].partition(" ")
+        if space:
+            if name.lower() == "save":
+                yield from self._paths.get_completions(Document(path, len(path)), complete_event)
+            return
+        for command in self._commands:
+            if command.startswith(name.lower()):
+                yield Completion(command, start_position=-len(name))
+
+
+# Of a file that has grown beyond this many bytes, the newest half is kept.
+LIMIT = 1_000_000
+
+
+def history_file(folder: Path, user: str) -> Path:
+    """One for each user of a memory, who may be called anything."""
+    return folder / f"lines-{hashlib.sha256(user.encode(errors='replace')).hexdigest()[:16]}"
+
+
+class LineHistory(FileHistory):
+    """A disk that is full, or a file that is not ours, costs the history and not the chat."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self._path = path
+
+    def load_history_strings(self) -> Iterable[str]:
+        """The newest first."""
+        try:
+            self._trim()
+            return list(super().load_history_strings())
+        except OSError:
+            return []
+
+    def store_string(self, string: str) -> None:
+        """At the end of the file."""
+        with contextlib.suppress(OSError):
+            os.close(os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600))
+            super().store_string(string)
+
+    def forget(self) -> None:
+        """No line of it is left. Raises OSError."""
+        self._loaded_strings = []
+        self._path.unlink(missing_ok=True)
+
+    def _trim(self) -> None:
+        if not self._path.exists() or self._path.stat().st_size <= LIMIT:
+            return
+        _, _, kept = self._path.read_bytes()[-LIMIT // 2 :].partition(b"\n\n#")  # what an entry begins with
+        side = self._path.with_name(f"{self._path.name}.new-{os.getpid()}")
+        side.touch(mode=0o600)
+        side.write_bytes(b"\n#" + kept)
+        side.replace(self._path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import math
 import time
 from collections.abc import Sequence
@@ -15,7 +16,6 @@ from rich.text import Text
 
 from llmsession.terminal.live_lines import Line, LiveLines
 from llmsession.terminal.printable import printable
-from llmsession.terminal.reasoning import Reasoning
 
 # Drawing takes at most about this share of the time, so that a long block does not slow its own arrival.
 SHARE = 0.2
@@ -24,6 +24,14 @@ TICK = 0.08
 _FRAMES = "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏"
 _ASCII_FRAMES = "|/-\\"
 _DIM = Style(dim=True)
+
+
+class Reasoning(enum.StrEnum):
+    """As it is, dimmed, or not at all."""
+
+    SHOW = "show"
+    DIM = "dim"
+    HIDE = "hide"
 
 
 class ReplyView(Protocol):

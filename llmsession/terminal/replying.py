@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import anyio
 import msgspec
 
-from llmsession.completion import Completion
-from llmsession.errors import LLMSessionError
-from llmsession.terminal.echo import without_echo
+from llmsession.terminal.keyboard import Stop, stoppable, without_echo
 from llmsession.terminal.reply_view import ReplyView
-from llmsession.terminal.stopping import Stop, stoppable
-from llmsession.wire.events import ReasoningDelta, TextDelta
-
-if TYPE_CHECKING:
-    from llmsession.answering.stream import ChatStream
+from llmsession.terminal.talk import TalkStream
+from llmsession.types.completion import Completion
+from llmsession.types.errors import LLMSessionError
+from llmsession.types.events import ReasoningDelta, TextDelta
 
 
 class Shown(msgspec.Struct, frozen=True):
@@ -26,7 +22,7 @@ class Shown(msgspec.Struct, frozen=True):
     error: LLMSessionError | None = None
 
 
-async def show_reply(make_stream: Callable[[], ChatStream], view: ReplyView, *, is_interactive: bool) -> Shown:
+async def show_reply(make_stream: Callable[[], TalkStream], view: ReplyView, *, is_interactive: bool) -> Shown:
     """Until it is all on the screen. Ctrl-C ends it."""
     shown = Shown()
     try:
@@ -40,7 +36,7 @@ async def show_reply(make_stream: Callable[[], ChatStream], view: ReplyView, *, 
     return shown
 
 
-async def _follow(make_stream: Callable[[], ChatStream], view: ReplyView, stop: Stop) -> Shown:
+async def _follow(make_stream: Callable[[], TalkStream], view: ReplyView, stop: Stop) -> Shown:
     """An error is given back and not raised: it would leave the group of tasks wrapped into another."""
     try:
         stream = make_stream()

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import msgspec
 
-from llmsession.errors import UsageError
-from llmsession.messages import Message, Role
+from llmsession.types.errors import UsageError
+from llmsession.types.messages import Message, Role
 
 _NAMES = {Role.SYSTEM: "System", Role.USER: "You", Role.TOOL: "Tool"}
 

@@ -11,9 +11,9 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from llmsession.completion import StopReason, Timings, Token, TokenPerformance, Usage
-from llmsession.errors import UndecodableError
-from llmsession.wire.events import Delta, Ended, TextDelta
+from llmsession.types.completion import StopReason, Timings, Token, TokenPerformance, Usage
+from llmsession.types.errors import UndecodableError
+from llmsession.types.events import Delta, Ended, TextDelta
 from llmsession.wire.request import GenerationRequest, encode_json
 
 PATH = "/completion"

@@ -16,7 +16,7 @@ from typing import Protocol
 import anyio
 import anyio.abc
 
-from llmsession.latch import current_loop
+from llmsession.system.latch import current_loop
 
 RECEIVE_BYTES = 65_536
 

@@ -17,7 +17,7 @@ from typing import BinaryIO
 import anyio
 import anyio.to_thread
 
-from llmsession.errors import FetchError
+from llmsession.types.errors import FetchError
 from llmsession.wire.lean_httpx import httpx
 
 # Seconds for a connection, and between two pieces: beyond this the line is dead.

@@ -13,7 +13,7 @@ from typing import Any, Protocol, cast
 
 import anyio
 
-from llmsession.errors import (
+from llmsession.types.errors import (
     AuthError,
     BadRequestError,
     ConfigError,

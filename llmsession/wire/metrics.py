@@ -11,8 +11,8 @@ from typing import TypeAlias
 
 import msgspec
 
-from llmsession.completion import TokenPerformance
-from llmsession.errors import UndecodableError
+from llmsession.types.completion import TokenPerformance
+from llmsession.types.errors import UndecodableError
 
 
 class Metrics(msgspec.Struct, frozen=True, kw_only=True):

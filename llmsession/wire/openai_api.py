@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from llmsession.completion import StopReason, Timings, Token, Usage
-from llmsession.errors import UndecodableError
-from llmsession.messages import Message
+from llmsession.types.completion import StopReason, Timings, Token, Usage
+from llmsession.types.errors import UndecodableError
+from llmsession.types.events import Delta, Ended, ReasoningDelta, TextDelta, ToolCallDelta
+from llmsession.types.messages import Message
 from llmsession.wire.completion_api import EngineTimings, Probability, encode_sampling
-from llmsession.wire.events import Delta, Ended, ReasoningDelta, TextDelta, ToolCallDelta
 from llmsession.wire.request import GenerationRequest, encode_json
 
 if TYPE_CHECKING:
-    from llmsession.wire.continuing import Delivered
+    from llmsession.wire.resume import Delivered
 
 PATH = "/v1/chat/completions"
 COUNT_PATH = f"{PATH}/input_tokens"

@@ -16,49 +16,19 @@ from typing import Any, Protocol, Self
 import anyio
 import msgspec
 
-from llmsession.completion import Completion, StopReason, Timings, Usage
-from llmsession.errors import (
-    ContextOverflowError,
-    LLMSessionError,
-    TruncatedReplyError,
-)
-from llmsession.latch import call_soon, current_loop
-from llmsession.wire.assembly import Assembly
-from llmsession.wire.continuing import Delivered, NothingLeftError
-from llmsession.wire.events import Delta, Ended, Event, Finished, TextDelta
+from llmsession.system.latch import call_soon, current_loop
+from llmsession.types.completion import Completion, StopReason, Timings, Usage
+from llmsession.types.errors import ContextOverflowError, LLMSessionError, TruncatedReplyError
+from llmsession.types.events import Delta, Ended, Event, Finished, TextDelta
+from llmsession.wire.accumulator import Assembly
+from llmsession.wire.decoder import EventDecoder
 from llmsession.wire.http import ByteStream, decode_error_frame, map_error
 from llmsession.wire.lean_httpx import httpx
-from llmsession.wire.patience import Limits, Patience
-from llmsession.wire.reading import Readable
+from llmsession.wire.readable import Readable
 from llmsession.wire.request import GenerationRequest
+from llmsession.wire.resume import Delivered, NothingLeftError
 from llmsession.wire.sse import Decoder
-
-
-class EventDecoder(Protocol):
-    """What both APIs offer to read their stream."""
-
-    @property
-    def usage(self) -> Usage:
-        """What is known of it by now."""
-        ...
-
-    @property
-    def error(self) -> bytes | None:
-        """An error frame that came."""
-        ...
-
-    @property
-    def slot(self) -> int | None:
-        """The slot of the server that it came from, once that was said."""
-        ...
-
-    def decode(self, payload: bytes) -> list[Delta | Ended]:
-        """What one event of the stream says."""
-        ...
-
-    def end(self) -> Ended | None:
-        """What it means that the stream is over, if the reply had been finished by then."""
-        ...
+from llmsession.wire.timeouts import Limits, Patience
 
 
 class Source(Protocol):

@@ -8,9 +8,9 @@ from typing import Any
 
 import msgspec
 
-from llmsession.errors import UsageError
-from llmsession.messages import is_unicode
-from llmsession.sampling import Sampling
+from llmsession.types.errors import UsageError
+from llmsession.types.message_input import is_unicode
+from llmsession.types.sampling import Sampling
 
 # The engine takes 32 bits, and reads the largest as "draw one yourself"; 0 means that to us.
 LARGEST_SEED = 2**32 - 2

@@ -6,7 +6,7 @@ https://html.spec.whatwg.org/multipage/server-sent-events.html
 
 from __future__ import annotations
 
-from llmsession.errors import UndecodableError
+from llmsession.types.errors import UndecodableError
 
 # One frame holds one token, or the settings of a whole reply with its prompt; beyond this it is no event stream.
 LARGEST_LINE = 64_000_000

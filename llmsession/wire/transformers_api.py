@@ -13,10 +13,10 @@ from typing import Any
 
 import msgspec
 
-from llmsession.completion import StopReason
-from llmsession.messages import Message
+from llmsession.types.completion import StopReason
+from llmsession.types.events import Delta, Ended
+from llmsession.types.messages import Message
 from llmsession.wire import openai_api
-from llmsession.wire.events import Delta, Ended
 from llmsession.wire.request import GenerationRequest, encode_json
 
 PATH = openai_api.PATH

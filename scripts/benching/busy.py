@@ -25,9 +25,9 @@ BODY = {"prompt": PROMPT, "stream": True, "ignore_eos": True, "n_predict": 1500}
 
 def measure_busy(backend: str, rounds: int) -> None:
     """Both in turn, round by round."""
-    from llmsession.backends.find import find_llama_server
+    from llmsession.backends.choose import find_llama_server
     from llmsession.models.bundled import bundled_path
-    from llmsession.paths import cache_folder
+    from llmsession.system.paths import cache_folder
 
     found = find_llama_server(None, cache_folder())
     if found is None:
@@ -71,7 +71,7 @@ def _rate_of_plain(binary: Path, model: Path) -> float:
 @contextlib.contextmanager
 def plain_server(binary: Path, model: Path, *flags: str) -> Iterator[str]:
     """A bare engine, and where it listens."""
-    from llmsession.backends.child_mode import find_address
+    from llmsession.backends.probes import find_address
 
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder, "log")

@@ -19,7 +19,7 @@ from benching.busy import plain_server
 
 if TYPE_CHECKING:
     from llmsession import Session
-    from llmsession.completion import Usage
+    from llmsession.types.completion import Usage
 
 USERS, TURNS, SLOTS = 200, 6, 4
 CONTEXT = 2048
@@ -88,9 +88,9 @@ class Chats:
 
 def measure_cache(backend: str, rounds: int) -> None:
     """Once: the counts are the same each time, up to who comes first."""
-    from llmsession.backends.find import find_llama_server
+    from llmsession.backends.choose import find_llama_server
     from llmsession.models.bundled import bundled_path
-    from llmsession.paths import cache_folder
+    from llmsession.system.paths import cache_folder
 
     del rounds
     with Progress() as progress, tempfile.TemporaryDirectory(prefix="llmsession-bench-") as cache:

@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from llmsession import Memory, Message, Turn, TurnState
-from llmsession.memory.interchange import Told
+from llmsession.memory.go_format import Told
 from llmsession.memory.rows import ConversationRow
 from llmsession.memory.store import apply_change, insert_told
 from llmsession.memory.tree import Tree

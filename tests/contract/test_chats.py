@@ -9,7 +9,7 @@ from pathlib import Path
 import anyio
 import pytest
 
-import llmsession.system_prompt
+import llmsession.prompts.system_prompt
 from llmsession import (
     Chat,
     ClosedError,
@@ -110,7 +110,7 @@ async def test_the_time_in_the_system_prompt_is_told_once(
         def now(cls, tz: object = None) -> datetime:  # type: ignore[override]
             return next(times)
 
-    monkeypatch.setattr(llmsession.system_prompt, "datetime", Clock)
+    monkeypatch.setattr(llmsession.prompts.system_prompt, "datetime", Clock)
     chat = Chat(session, conversation, system_prompt="It is {now}, you are {model}.", sampling=GREEDY)
     await chat.send(OK)
     assert "It is Friday 2026-11-20 19:19, you are tiny-chat." in await chat.render()

@@ -13,8 +13,9 @@ import msgspec
 import pytest
 
 from llmsession import ConfigError, InvalidModelError, Lora, Session, UsageError, available_devices
-from llmsession.backends import embedded_flags, embedded_server
+from llmsession.backends import embedded_child
 from llmsession.backends.embedded import find_wheel
+from llmsession.backends.flags import embedded
 from llmsession.models.bundled import bundled_path
 from tests.adapter_files import write_lora
 from tests.engines import ENGINES, Engine, own_child
@@ -349,14 +350,14 @@ async def test_other_flags_of_the_users(engine: Engine) -> None:
 
 
 SAMPLES: dict[Any, str] = {
-    embedded_flags._WHOLE: "3",
-    embedded_flags._NUMBER: "0.5",
-    embedded_flags._TEXT: "top_k;temperature",
-    embedded_flags._FOLDER: "/",
-    embedded_flags._SWITCH: "off",
-    embedded_flags._FRACTIONS: "3,1",
-    embedded_flags._KWARGS: '{"a": true}',
-    embedded_flags._CACHE_TYPE: "iq4_nl",
+    embedded._WHOLE: "3",
+    embedded._NUMBER: "0.5",
+    embedded._TEXT: "top_k;temperature",
+    embedded._FOLDER: "/",
+    embedded._SWITCH: "off",
+    embedded._FRACTIONS: "3,1",
+    embedded._KWARGS: '{"a": true}',
+    embedded._CACHE_TYPE: "iq4_nl",
 }
 WORDS = {
     "--flash-attn": "on", "--rope-scaling": "yarn", "--split-mode": "row", "--load-mode": "mmap+mlock",
@@ -365,7 +366,7 @@ WORDS = {
 }  # fmt: skip
 READ_BACK = f"""
 import enum, importlib.util, json, sys
-spec = importlib.util.spec_from_file_location("embedded_server", {embedded_server.__file__!r})
+spec = importlib.util.spec_from_file_location("embedded_child", {embedded_child.__file__!r})
 ours = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(ours)
 sys.path.append(sys.argv[1])
@@ -391,12 +392,12 @@ print(json.dumps(wrong))
 
 def test_every_flag_of_the_embedded_engine_is_a_field_of_its_parameters() -> None:
     """B18: each is set and read back, so that a new wheel tells us which it has lost."""
-    settings: list[embedded_flags.Setting] = []
-    for flags, _, read in embedded_flags._VALUES:
+    settings: list[embedded.Setting] = []
+    for flags, _, read in embedded._VALUES:
         word = SAMPLES.get(read) or next(WORDS[flag] for flag in flags.split() if flag in WORDS)
-        settings += embedded_flags.translate_flags([flags.split()[-1], word])
-    for flags, _, _ in embedded_flags._SWITCHES:
-        settings += embedded_flags.translate_flags([flags.split()[0]])
+        settings += embedded.translate_flags([flags.split()[-1], word])
+    for flags, _, _ in embedded._SWITCHES:
+        settings += embedded.translate_flags([flags.split()[0]])
     done = subprocess.run(
         [sys.executable, "-I", "-S", "-c", READ_BACK, str(find_wheel())],
         input=json.dumps(settings), capture_output=True, text=True, check=False,

@@ -14,8 +14,9 @@ import psutil
 import pytest
 from anyio.lowlevel import checkpoint
 
-from llmsession import Message, Progress, PromptEncoding, Sampling, Session, server_facts
-from llmsession.server_facts import ServerFacts
+from llmsession import Message, Progress, PromptEncoding, Sampling, Session
+from llmsession.session import server_info
+from llmsession.session.server_info import ServerFacts
 from llmsession.wire import completion_api, openai_api
 from llmsession.wire.metrics import Slot
 from llmsession.wire.request import GenerationRequest
@@ -209,7 +210,7 @@ async def test_health_is_ok_then_down_after_a_kill(engine: Engine) -> None:
 
 async def test_metrics_count_what_was_done(engine: Engine, api: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
     """API.md 2: Metrics; LLAMA_SERVER F10: the KV cache's figures come from the slots, here at once again."""
-    monkeypatch.setattr(server_facts, "SLOTS_PAUSE", 0.0)
+    monkeypatch.setattr(server_info, "SLOTS_PAUSE", 0.0)
     async with Session(**engine.options(prompt_encoding=api)) as session:
         before = await session.get_metrics()
         assert 0 == before.prompt.count == before.generated.count == before.kv_cache_tokens
@@ -244,12 +245,12 @@ async def test_the_slots_are_read_rarely_for_the_metrics(engine: Engine, monkeyp
         return await ServerFacts.get_slots(self)
 
     monkeypatch.setattr(Session, "get_slots", count)
-    monkeypatch.setattr(server_facts, "SLOTS_PAUSE", 3600.0)
+    monkeypatch.setattr(server_info, "SLOTS_PAUSE", 3600.0)
     async with Session(**engine.options()) as session:
         for _ in range(5):
             assert 0.0 == (await session.get_metrics()).kv_cache_usage
         assert 1 == asked
-        monkeypatch.setattr(server_facts, "SLOTS_PAUSE", 0.0)
+        monkeypatch.setattr(server_info, "SLOTS_PAUSE", 0.0)
         await session.get_metrics()
     assert 2 == asked
 

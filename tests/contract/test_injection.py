@@ -16,11 +16,11 @@ import anyio
 import pytest
 
 from llmsession import Control, Message, Role, Session, Text, ToolCall, load_known_llms
-from llmsession.backends.chat_prompt import ChatWriter
-from llmsession.backends.defusing import defuse_pieces
-from llmsession.backends.message_texts import map_texts
-from llmsession.backends.vocabulary import Vocabulary as VocabularyOf
 from llmsession.models.bundled import bundled_path
+from llmsession.prompts.message_texts import map_texts
+from llmsession.prompts.placeholders import defuse_pieces
+from llmsession.prompts.template_writer import ChatWriter
+from llmsession.prompts.vocabulary import Vocabulary as VocabularyOf
 from llmsession.wire import openai_api
 from tests.engines import EMBEDDED
 from tests.model_files import write_random_model

@@ -14,8 +14,8 @@ import msgspec
 import pytest
 
 from llmsession import Completion, ConfigError, Message, Session
-from llmsession.backends.kv_files import LEFT_AFTER
-from llmsession.engine_copies import forget_copies
+from llmsession.session.kv.store import LEFT_AFTER
+from llmsession.system.named_files import forget_copies
 from tests.engines import Engine
 from tests.model_files import write_random_model
 

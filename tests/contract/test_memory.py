@@ -12,7 +12,7 @@ import pytest
 
 from llmsession import read_model_info
 from llmsession.models.bundled import bundled_path
-from llmsession.models.memory import BATCH
+from llmsession.models.memory_estimate import BATCH
 from tests.model_files import write_random_model
 
 SHAPES: dict[str, dict[str, Any]] = {

@@ -8,7 +8,7 @@ import math
 import pytest
 
 from llmsession import Message, Sampling, Session, StopReason, TextDelta, UsageError
-from llmsession.wire.events import Finished
+from llmsession.types.events import Finished
 from tests.engines import Engine
 
 pytestmark = pytest.mark.anyio

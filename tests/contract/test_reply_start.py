@@ -18,7 +18,7 @@ from llmsession import (
     UnsupportedFeatureError,
     UsageError,
 )
-from llmsession.wire.events import Finished
+from llmsession.types.events import Finished
 from tests.engines import EMBEDDED, Engine
 from tests.model_files import write_random_model
 

@@ -8,19 +8,12 @@ from typing import Any
 import anyio
 import pytest
 
-from llmsession import (
-    BackendNotFoundError,
-    ConfigError,
-    Session,
-    StartFailedError,
-    UnsupportedFeatureError,
-)
-from llmsession.backends.announced import AnnouncedProbe
-from llmsession.backends.find import choose_backend
+from llmsession import BackendNotFoundError, ConfigError, Session, StartFailedError, UnsupportedFeatureError
+from llmsession.backends.choose import choose_backend, find_engines
 from llmsession.backends.llamafile import Llamafile
-from llmsession.backends.survey import find_engines
-from llmsession.paths import cache_folder
+from llmsession.backends.probes import AnnouncedProbe
 from llmsession.processes.logfile import LogFile
+from llmsession.system.paths import cache_folder
 from tests import fake_llamafile
 from tests.engines import own_child, own_files
 

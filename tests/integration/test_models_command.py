@@ -12,7 +12,7 @@ from pathlib import Path
 import pexpect
 import pytest
 
-from llmsession.models.registry import shipped_path
+from llmsession.models.registry_file import shipped_path
 from tests.hub_server import FILES, REPO, TINY, Hub
 from tests.model_files import write_random_model
 

@@ -20,8 +20,8 @@ from llmsession import (
     StopReason,
     UnsupportedFeatureError,
 )
-from llmsession.backends.capabilities import probe_capabilities
-from llmsession.wire.events import TextDelta
+from llmsession.backends.flags.capabilities import probe_capabilities
+from llmsession.types.events import TextDelta
 from tests.engines import Engine, own_child
 from tests.fake_llama_server import wrapper
 from tests.played_servers import Played, serve_played

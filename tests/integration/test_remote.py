@@ -31,7 +31,7 @@ from llmsession import (
     UnsupportedFeatureError,
 )
 from llmsession.backends import remote
-from llmsession.wire.events import ReasoningDelta
+from llmsession.types.events import ReasoningDelta
 from tests.engines import Engine
 from tests.fake_openai_server import FakeOpenAI, serve_openai
 

@@ -22,11 +22,10 @@ from llmsession import (
     UnknownModelError,
     UnsupportedFeatureError,
 )
-from llmsession.backends.find import choose_backend
-from llmsession.backends.survey import find_engines
-from llmsession.chosen_model import resolve_model
+from llmsession.backends.choose import choose_backend, find_engines
 from llmsession.models.bundled import bundled_path
-from llmsession.paths import cache_folder
+from llmsession.session.server.model_choice import resolve_model
+from llmsession.system.paths import cache_folder
 from tests.hub_server import Hub
 
 pytestmark = pytest.mark.anyio

@@ -13,7 +13,7 @@ from typing import Any
 import pexpect
 import pytest
 
-from llmsession.backends.release_table import read_table
+from llmsession.backends.install.pinned import read_table
 from tests.hub_server import Hub
 from tests.releases import HANDED_OVER, REPO, archive_name, pack, script, write_table
 

@@ -14,10 +14,10 @@ import anyio.from_thread
 import psutil
 import pytest
 
-from llmsession.backends.child_mode import EXIT, ChildModeProbe
-from llmsession.errors import ClosedError, StartFailedError, StartTimeoutError
+from llmsession.backends.probes import EXIT, ChildModeProbe
 from llmsession.processes.child import Child, Command, State
 from llmsession.processes.logfile import LogFile
+from llmsession.types.errors import ClosedError, StartFailedError, StartTimeoutError
 from tests import fake_llama_server
 
 pytestmark = pytest.mark.anyio

@@ -30,11 +30,11 @@ from llmsession import (
     StartTimeoutError,
     UnsupportedFeatureError,
 )
-from llmsession.backends import backend as backend_module
+from llmsession.backends import endpoint
 from llmsession.backends import llama_server
-from llmsession.engine_files import EngineFiles
 from llmsession.models.bundled import bundled_path
-from llmsession.preparation import Preparation
+from llmsession.session.server.launch_plan import Preparation
+from llmsession.session.server.model_files import EngineFiles
 from tests import fake_llama_server
 from tests.engines import BINARIES, Engine
 from tests.model_files import write_random_model
@@ -331,7 +331,7 @@ async def test_a_library_that_is_not_there(engine: Engine, tmp_path: Path, monke
         package = tmp_path / "xllamacpp"
         package.mkdir()
         package.joinpath("__init__.py").write_text(f"import ctypes\nctypes.CDLL('{missing}')\n")
-        monkeypatch.setattr("llmsession.backends.find.find_wheel", lambda: tmp_path)
+        monkeypatch.setattr("llmsession.backends.choose.find_wheel", lambda: tmp_path)
         error = await fail(engine)
     else:
         assert engine.server_path is not None
@@ -380,7 +380,7 @@ async def test_a_server_that_answers_health_and_nothing_else(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str, way: str
 ) -> None:
     """Issue: it is none of llama.cpp's, or too old; it is ended."""
-    monkeypatch.setattr(backend_module, "PROPS_TIMEOUT", 0.3)
+    monkeypatch.setattr(endpoint, "PROPS_TIMEOUT", 0.3)
     path = fake_llama_server.wrapper(tmp_path, f"--only-health {way}{mode}")
     error = await fail(Engine("llama-server", str(path)))
     assert isinstance(error, ProtocolError)
@@ -493,7 +493,7 @@ async def test_a_full_disk_is_seen_before_the_start(engine: Engine, monkeypatch:
     """Issue: nothing is spawned, and the folder and the option are named."""
     real = os.statvfs
     full = lambda path: os.statvfs_result((*real(path)[:4], 0, *real(path)[5:]))  # noqa: E731
-    monkeypatch.setattr("llmsession.backends.room.os.statvfs", full)
+    monkeypatch.setattr("llmsession.backends.diagnosis.preflight.os.statvfs", full)
     error = await fail(engine)
     assert isinstance(error, StartFailedError)
     assert re.search("the disk of .*/logs is full: make room there, or name another folder with cache_dir=", str(error))

@@ -31,8 +31,9 @@ from llmsession import (
     UnknownModelError,
     ensure_model,
 )
-from llmsession.models.hub import ensure_weights, find_cached
-from llmsession.models.hub_fetch import CHUNK
+from llmsession.models.hub.cache import find_cached
+from llmsession.models.hub.download import CHUNK
+from llmsession.models.hub.ensure import ensure_weights
 from llmsession.models.references import PackedFileRef
 from tests.engines import Engine
 from tests.hub_server import FILES, REPO, TINY, Hub

@@ -12,7 +12,7 @@ import anyio
 import pytest
 
 from llmsession import Message, Session
-from llmsession.backends.kv_files import KvFiles
+from llmsession.session.kv.store import KvFiles
 from tests.engines import EMBEDDED
 
 pytestmark = pytest.mark.anyio

@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 
 from llmsession import LLMSessionError, Session
 from llmsession.processes.child import Child, State
-from llmsession.server import Server
+from llmsession.session.server.owned import Server
 from tests import fake_llama_server
 
 

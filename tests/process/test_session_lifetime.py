@@ -28,10 +28,10 @@ from llmsession import (
     StartFailedError,
     StartTimeoutError,
 )
-from llmsession.backends import llama_server
-from llmsession.paths import records_folder
+from llmsession.backends import llama_server, probes
 from llmsession.processes.child import State
 from llmsession.processes.records import read_records, write_record
+from llmsession.system.paths import records_folder
 from tests import fake_llama_server
 from tests.engines import BINARIES, Engine, own_child, own_files
 from tests.model_files import write_random_model
@@ -428,7 +428,7 @@ async def test_a_build_without_child_mode_is_started_by_port_and_health(
     """DESIGN 4: a free port that we choose; taken in between, another is tried. The real one, too, as an old build."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         ports = [taken.getsockname()[1]]
-        real = llama_server.find_free_port
+        real = probes.find_free_port
         monkeypatch.setattr(llama_server, "find_free_port", lambda: ports.pop() if ports else real())
         fake = binary == "fake"
         server = (

@@ -8,12 +8,18 @@ from pathlib import Path
 
 import pytest
 
-from llmsession.backends.backend import Launch
-from llmsession.backends.diagnosis import Death, describe_death, explain_start
-from llmsession.backends.loading import explain_refusal
-from llmsession.errors import ConfigError, InvalidModelError, LLMSessionError, NotEnoughMemoryError, StartFailedError
+from llmsession.backends.diagnosis.causes import Death, describe_death, explain_start
+from llmsession.backends.diagnosis.loader import explain_refusal
+from llmsession.backends.launch import Launch
 from llmsession.models.bundled import bundled_path
 from llmsession.models.gguf import read_model_info
+from llmsession.types.errors import (
+    ConfigError,
+    InvalidModelError,
+    LLMSessionError,
+    NotEnoughMemoryError,
+    StartFailedError,
+)
 
 WORDS = Path(__file__).parents[2] / "fixtures" / "last_words"
 MODEL = Path("/models/m.gguf")

@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 
 from llmsession import ConfigError, Lora, UnsupportedFeatureError
-from llmsession.backends.backend import Launch
-from llmsession.backends.capabilities import Capabilities, Option
-from llmsession.backends.embedded_flags import translate_flags
-from llmsession.backends.engine_flags import write_csv, write_engine_flags
-from llmsession.backends.extra_args import check_extra_args
-from llmsession.device import DeviceChoice, Gpu
+from llmsession.backends.flags.argv import write_csv, write_engine_flags
+from llmsession.backends.flags.capabilities import Capabilities, Option
+from llmsession.backends.flags.embedded import translate_flags
+from llmsession.backends.flags.extra_args import check_extra_args
+from llmsession.backends.launch import Launch
+from llmsession.types.device import DeviceChoice, Gpu
 
 # What the build of 2026-11 knows of it.
 ALL = (

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from llmsession.backends.capabilities import Capabilities, parse_help
-from llmsession.backends.flags import translate, translate_extra
-from llmsession.errors import ConfigError, UnsupportedFeatureError
+from llmsession.backends.flags.capabilities import Capabilities, parse_help
+from llmsession.backends.flags.translate import translate, translate_extra
+from llmsession.types.errors import ConfigError, UnsupportedFeatureError
 from tests.played_servers import FIXTURES
 
 TODAY = """\

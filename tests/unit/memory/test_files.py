@@ -13,7 +13,7 @@ import anyio
 import pytest
 
 from llmsession import ConfigError, Memory, Message, StoreError, StoreVersionError
-from llmsession.memory import sqlite
+from llmsession.memory.database import APPLICATION_ID, VERSION, connect
 
 pytestmark = pytest.mark.anyio
 
@@ -36,9 +36,9 @@ def sql(database: Path) -> Iterator[sqlite3.Connection]:
 
 def test_every_column_that_is_written_is_there() -> None:
     """The migrations make what the statements name: the newest version is the number of them."""
-    connection = sqlite.connect(None)
-    assert (sqlite.VERSION,) == connection.execute("PRAGMA user_version").fetchone()
-    assert (sqlite.APPLICATION_ID,) == connection.execute("PRAGMA application_id").fetchone()
+    connection = connect(None)
+    assert (VERSION,) == connection.execute("PRAGMA user_version").fetchone()
+    assert (APPLICATION_ID,) == connection.execute("PRAGMA application_id").fetchone()
     connection.close()
 
 
@@ -62,7 +62,7 @@ async def test_a_newer_version_is_refused_and_left_alone(database: Path) -> None
     """With what to do about it."""
     await say(database, "hello")
     with sql(database) as connection:
-        connection.execute(f"PRAGMA user_version = {sqlite.VERSION + 1}")
+        connection.execute(f"PRAGMA user_version = {VERSION + 1}")
     before = database.read_bytes()
     with pytest.raises(StoreVersionError, match=r"newer llmsession .*: upgrade"):
         await Memory.open(database)

@@ -409,7 +409,7 @@ async def test_nothing_of_a_forgotten_user_is_left_in_the_files(database: Path) 
 
 async def test_one_who_reads_for_too_long_is_named(database: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Row D7: the text is in the log until the last reader's transaction is over; the next call makes it good."""
-    monkeypatch.setattr("llmsession.memory.erasing._READER_TIMEOUT", 0.1)
+    monkeypatch.setattr("llmsession.memory.erase._READER_TIMEOUT", 0.1)
     async with Memory.open(database) as memory:
         await (await memory.get("ann")).add("my secret")
         with contextlib.closing(sqlite3.connect(database, isolation_level=None)) as reader:
@@ -425,7 +425,7 @@ async def test_one_who_reads_for_too_long_is_named(database: Path, monkeypatch: 
 
 async def test_one_who_writes_for_too_long_is_named(database: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Row D2: the file is locked, and the next call works."""
-    monkeypatch.setattr("llmsession.memory.sqlite.LOCK_TIMEOUT", 0.1)
+    monkeypatch.setattr("llmsession.memory.database.LOCK_TIMEOUT", 0.1)
     async with Memory.open(database) as memory:
         conversation = await memory.get("ann")
         with contextlib.closing(sqlite3.connect(database, isolation_level=None)) as writer:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from llmsession.errors import InvalidMessagesError
-from llmsession.messages import Control, Message, Role, Text, ToolCall
 from llmsession.models.encoding import PromptEncoding
-from llmsession.models.registry import load_known_llms
+from llmsession.models.registry_file import load_known_llms
+from llmsession.types.errors import InvalidMessagesError
+from llmsession.types.messages import Control, Message, Role, Text, ToolCall
 
 CHATML = load_known_llms().encodings["chatml"]
 

@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 import yaml
 
-from llmsession.errors import UnsupportedFeatureError
-from llmsession.messages import Control, Text
 from llmsession.models.encoding import PromptEncoding
-from llmsession.models.registry import load_known_llms
+from llmsession.models.registry_file import load_known_llms
+from llmsession.types.errors import UnsupportedFeatureError
+from llmsession.types.messages import Control, Text
 
 REGISTRY = Path(__file__).parents[3] / "knownllms.yaml"
 

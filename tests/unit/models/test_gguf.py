@@ -12,10 +12,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from llmsession.backends.vocabulary import read_vocabulary_of
-from llmsession.errors import InvalidModelError
 from llmsession.models.bundled import bundled_path
 from llmsession.models.gguf import read_model_info, read_vocabulary
+from llmsession.prompts.vocabulary import read_vocabulary_of
+from llmsession.types.errors import InvalidModelError
 from tests.model_files import TEMPLATE, write_random_model
 from tests.vocabularies import CHATML
 

@@ -4,14 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from llmsession.models.quantization import (
-    describe_size,
-    find_meant,
-    find_nearest,
-    list_models,
-    list_shards,
-    parse_quantization,
-)
+from llmsession.models.quantization import find_meant, find_nearest, list_models, list_shards, parse_quantization
+from llmsession.types.units import describe_size
 
 
 @pytest.mark.parametrize(

@@ -18,9 +18,8 @@ from llmsession import (
     UnknownModelError,
     load_known_llms,
 )
-from llmsession.models.hub import resolve_ref
-from llmsession.models.registry import shipped_path
-from llmsession.models.registry_file import SCHEMA, make_schema
+from llmsession.models.hub.ensure import resolve_ref
+from llmsession.models.registry_file import SCHEMA, make_schema, shipped_path
 
 SHIPPED = load_known_llms()
 

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from llmsession import InvalidModelError
-from llmsession.backends.vocabulary import read_vocabulary_of
 from llmsession.models.safetensors import is_whole, read_added_tokens, read_weights_info
+from llmsession.prompts.vocabulary import read_vocabulary_of
 
 
 def write(folder: Path, **files: Any) -> Path:

@@ -7,8 +7,8 @@ from collections.abc import Hashable
 import anyio
 import pytest
 
-from llmsession.latch import Latch
 from llmsession.processes.readiness import NotReadyError, Probe, Reading, await_ready
+from llmsession.system.latch import Latch
 
 pytestmark = pytest.mark.anyio
 

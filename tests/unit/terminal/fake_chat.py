@@ -9,11 +9,11 @@ from typing import Any, Self
 
 import anyio
 
-from llmsession.answering.inspection import InspectedPiece, Inspection
-from llmsession.completion import Completion, StopReason, Usage
-from llmsession.errors import LLMSessionError
-from llmsession.messages import Message, Role
-from llmsession.wire.events import Event, Finished, TextDelta
+from llmsession.types.completion import Completion, StopReason, Usage
+from llmsession.types.errors import LLMSessionError
+from llmsession.types.events import Event, Finished, TextDelta
+from llmsession.types.inspection import InspectedPiece, Inspection
+from llmsession.types.messages import Message, Role
 
 STARTED = datetime(2026, 1, 2, 3, 4, tzinfo=UTC)
 
@@ -99,10 +99,6 @@ class FakeStream:
 class FakeChat:
     """`replies`: the events of each, in order; then "ok"."""
 
-    history = max_tokens = sampling = None
-    tools = ()
-    overflow = "cut"
-
     def __init__(
         self,
         session: Any = None,
@@ -137,6 +133,9 @@ class FakeChat:
 
     async def set_system_prompt(self, text: str | None) -> None:
         self.conversation.system_prompt = text
+
+    def with_conversation(self, conversation: FakeConversation) -> FakeChat:
+        return FakeChat(self.session, conversation)
 
     async def stats(self) -> str:
         return "443 / 8192 tokens\n5 % of context\n7 messages"

@@ -13,11 +13,12 @@ import anyio
 import pytest
 from rich.console import Console
 
-from llmsession.completion import StopReason
-from llmsession.errors import ClosedError, ServerExitedError, UsageError
-from llmsession.messages import Message
 from llmsession.terminal.chat_loop import ChatLoop
-from llmsession.wire.events import ReasoningDelta
+from llmsession.terminal.commands import COMMANDS
+from llmsession.types.completion import StopReason
+from llmsession.types.errors import ClosedError, ServerExitedError, UsageError
+from llmsession.types.events import ReasoningDelta
+from llmsession.types.messages import Message
 from tests.unit.terminal.fake_chat import FakeChat, FakeConversation
 
 pytestmark = pytest.mark.anyio
@@ -43,7 +44,7 @@ async def talk(chat: Any, reader: Typed, *, is_interactive: bool = True, **setti
     """To the end of what was typed. Returns what was shown, without our own control sequences."""
     out = io.StringIO()
     console = Console(file=out, width=100, height=50, highlight=False, emoji=False)
-    loop = ChatLoop(chat, reader, console, is_interactive=is_interactive, **settings)
+    loop = ChatLoop(chat, reader, console, commands=COMMANDS, is_interactive=is_interactive, **settings)
     with anyio.fail_after(20):
         await loop.run()
     return re.sub(r"\x1b\[(\?7[lh]|[KJ]|\d+A)", "", out.getvalue())
@@ -209,6 +210,7 @@ async def test_a_user_is_forgotten_by_the_memory_only_when_that_was_meant() -> N
         chat,  # type: ignore[arg-type]
         Typed("!forget", "!forget", answers=("no", "Yes ")),
         Console(file=out, width=100),
+        commands=COMMANDS,
         is_interactive=True,
         memory=memory,
         system_prompt="Be kind.",

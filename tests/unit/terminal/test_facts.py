@@ -9,11 +9,11 @@ from typing import Any
 
 from rich.console import Console
 
-from llmsession.answering.inspection import InspectedPiece
-from llmsession.completion import TokenPerformance
-from llmsession.errors import UnsupportedFeatureError
-from llmsession.messages import Role
 from llmsession.terminal.facts import header_of, metrics_table, model_facts, pieces_shown
+from llmsession.types.completion import TokenPerformance
+from llmsession.types.errors import UnsupportedFeatureError
+from llmsession.types.inspection import InspectedPiece
+from llmsession.types.messages import Role
 from llmsession.wire.metrics import Metrics
 
 

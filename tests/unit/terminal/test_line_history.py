@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from llmsession.terminal import line_history
-from llmsession.terminal.line_history import LineHistory, history_file
+from llmsession.terminal import reading
+from llmsession.terminal.reading import LineHistory, history_file
 
 
 def read(path: Path) -> list[str]:
@@ -60,7 +60,7 @@ def test_where_nothing_can_be_written_there_is_no_history_and_no_failure(tmp_pat
 
 def test_a_file_that_grew_too_long_keeps_its_newest_half(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Our decision: a history is a convenience, and no archive."""
-    monkeypatch.setattr(line_history, "LIMIT", 1000)
+    monkeypatch.setattr(reading, "LIMIT", 1000)
     path = tmp_path / "lines"
     history = LineHistory(path)
     for number in range(100):

@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 
 from llmsession.terminal import reply_view
 from llmsession.terminal.markdown_lines import markdown_lines
-from llmsession.terminal.reasoning import Reasoning
-from llmsession.terminal.reply_view import MarkdownView, PlainView
+from llmsession.terminal.reply_view import MarkdownView, PlainView, Reasoning
 from tests.unit.terminal.screen import Screen
 
 CODE = "".join(f"row_{number} = {number}\n" for number in range(25))

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from llmsession.errors import UsageError
-from llmsession.messages import Message, Role, ToolCall
 from llmsession.terminal.saving import write_conversation
+from llmsession.types.errors import UsageError
+from llmsession.types.messages import Message, Role, ToolCall
 
 MESSAGES = [
     Message.system("Be brief."),

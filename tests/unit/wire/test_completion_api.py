@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from llmsession.completion import StopReason, Usage
-from llmsession.errors import UndecodableError, UsageError
-from llmsession.sampling import Sampling
+from llmsession.types.completion import StopReason, Usage
+from llmsession.types.errors import UndecodableError, UsageError
+from llmsession.types.events import Ended, TextDelta
+from llmsession.types.sampling import Sampling
 from llmsession.wire import completion_api, openai_api
-from llmsession.wire.events import Ended, TextDelta
 from llmsession.wire.request import LARGEST_SEED, GenerationRequest
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from llmsession.errors import FetchError
+from llmsession.types.errors import FetchError
 from llmsession.wire import download
 
 pytestmark = pytest.mark.anyio

@@ -8,7 +8,7 @@ from typing import Any
 import httpx
 import pytest
 
-from llmsession import errors
+from llmsession.types import errors
 from llmsession.wire.http import HttpClient, decode_error, decode_error_frame
 
 pytestmark = pytest.mark.anyio

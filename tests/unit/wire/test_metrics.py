@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmsession.errors import UndecodableError
+from llmsession.types.errors import UndecodableError
 from llmsession.wire.metrics import Slot, parse_metrics, parse_samples, parse_slots
 
 TODAY = """\

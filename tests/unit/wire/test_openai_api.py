@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from llmsession.completion import StopReason, Usage
-from llmsession.messages import Message, Role, ToolCall
-from llmsession.sampling import Sampling
+from llmsession.types.completion import StopReason, Usage
+from llmsession.types.events import Ended, ReasoningDelta, TextDelta, ToolCallDelta
+from llmsession.types.messages import Message, Role, ToolCall
+from llmsession.types.sampling import Sampling
 from llmsession.wire import openai_api
-from llmsession.wire.events import Ended, ReasoningDelta, TextDelta, ToolCallDelta
 from tests.unit.wire.test_completion_api import make
 
 

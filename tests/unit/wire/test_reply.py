@@ -12,8 +12,8 @@ import anyio
 import httpx
 import pytest
 
-from llmsession.completion import Completion, StopReason
-from llmsession.errors import (
+from llmsession.types.completion import Completion, StopReason
+from llmsession.types.errors import (
     ClosedError,
     ConnectionLostError,
     ContextOverflowError,
@@ -25,12 +25,13 @@ from llmsession.errors import (
     TruncatedReplyError,
     UsageError,
 )
-from llmsession.messages import ToolCall
+from llmsession.types.events import Finished, TextDelta
+from llmsession.types.messages import ToolCall
 from llmsession.wire import completion_api, openai_api
-from llmsession.wire.continuing import Continued, Delivered, NothingLeftError
-from llmsession.wire.events import Finished, TextDelta
-from llmsession.wire.patience import Limits
-from llmsession.wire.reply import EventDecoder, ReplyStream
+from llmsession.wire.decoder import EventDecoder
+from llmsession.wire.reply import ReplyStream
+from llmsession.wire.resume import Continued, Delivered, NothingLeftError
+from llmsession.wire.timeouts import Limits
 from tests.unit.wire.test_completion_api import FIRST, LAST, make
 
 pytestmark = pytest.mark.anyio

@@ -8,11 +8,11 @@ import msgspec
 import pytest
 
 from llmsession import ContextOverflowError, Message, Sampling, StopReason, TextDelta
+from llmsession.types.events import Ended
 from llmsession.wire import transformers_api
-from llmsession.wire.events import Ended
 from llmsession.wire.http import decode_error, decode_error_frame
 from llmsession.wire.request import GenerationRequest
-from llmsession.wire.rewriting import CutAtPhrase
+from llmsession.wire.stream_filters import CutAtPhrase
 from llmsession.wire.transformers_api import EventDecoder, encode_request, find_unsupported
 
 

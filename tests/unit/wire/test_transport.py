@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmsession.errors import ConnectionLostError, LLMSessionError, ServerError
+from llmsession.types.errors import ConnectionLostError, LLMSessionError, ServerError
 from llmsession.wire.http import HttpClient
 from llmsession.wire.transport import BodyDecoder
 

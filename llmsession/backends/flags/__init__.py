@@ -1,0 +1,1 @@
+"""Command-line flags: from a Launch, for the build that gets them."""

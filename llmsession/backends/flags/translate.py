@@ -1,0 +1,210 @@
+"""A command line in today's words, said in those of the build that gets it; what it cannot do is refused by name.
+
+Options were renamed, removed, and given values that they did not take before: https://github.com/ggml-org/llama.cpp
+(common/arg.cpp). What a build has, its --help says.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Callable, Collection, Iterator, Sequence
+
+import msgspec
+
+from llmsession.backends.flags.capabilities import Capabilities, Option
+from llmsession.types.errors import ConfigError, UnsupportedFeatureError
+
+
+class Argument(msgspec.Struct, frozen=True):
+    """An option with what it is given."""
+
+    flag: str
+    values: tuple[str, ...] = ()
+
+    def words(self) -> list[str]:
+        """As on the command line."""
+        return [self.flag, *self.values]
+
+
+# Spellings of one thing, of which a build has one or the other.
+_SYNONYMS = (
+    ("--spec-draft-n-max", "--draft-max", "--draft-n", "--draft"),
+    ("--spec-draft-n-min", "--draft-min", "--draft-n-min"),
+    ("--spec-draft-p-min", "--draft-p-min"),
+    ("--spec-draft-model", "--model-draft", "-md"),
+    ("--spec-draft-ngl", "--gpu-layers-draft", "--n-gpu-layers-draft", "-ngld"),
+    ("--spec-draft-device", "--device-draft", "-devd"),
+    ("--spec-draft-threads", "--threads-draft", "-td"),
+    ("--spec-draft-type-k", "--cache-type-k-draft", "-ctkd"),
+    ("--spec-draft-type-v", "--cache-type-v-draft", "-ctvd"),
+    ("--ui", "--webui"),
+    ("--no-ui", "--no-webui"),
+    ("--verbosity", "--log-verbosity", "-lv"),
+    ("--gpu-layers", "--n-gpu-layers", "-ngl"),
+    ("--n-predict", "--predict", "-n"),
+    ("--embeddings", "--embedding"),
+    ("--reranking", "--rerank"),
+    ("--mmproj", "-mm"),
+    ("--flash-attn", "-fa"),
+    ("--no-slots", "--slots-endpoint-disable"),
+)
+_SAME = {flag: group for group in _SYNONYMS for flag in group}
+
+# Takes on, off or auto today; was bare once, and off where it was not there.
+_ONCE_BARE = {"--flash-attn", "-fa", "--log-colors"}
+_ON = {"on", "true", "1", "enabled"}
+
+# Today's modes of loading, in the words before them.
+_LOAD_MODES = {
+    "auto": [],
+    "mmap": [],
+    "none": ["--no-mmap"],
+    "mlock": ["--no-mmap", "--mlock"],
+    "mmap+mlock": ["--mlock"],
+}
+# And the other way round: what of the two old words was said.
+_OLD_LOAD_MODES = {
+    frozenset({"--no-mmap"}): "none",
+    frozenset({"--mlock"}): "mmap+mlock",
+    frozenset({"--no-mmap", "--mlock"}): "mlock",
+}
+_EVERY_LAYER = "9999"
+
+_IS_FLAG = re.compile(r"--?[A-Za-z]")
+
+
+def read_arguments(words: Sequence[str]) -> list[Argument]:
+    """Options with their values. Raises ConfigError where a word belongs to no option."""
+    arguments: list[Argument] = []
+    for word in words:
+        if _IS_FLAG.match(word):
+            if word.startswith("--"):
+                word = word.replace("_", "-") if "=" not in word else word  # noqa: PLW2901 - as the engine reads it
+            arguments.append(Argument(word))
+        elif not arguments:
+            raise ConfigError(f"extra_args begins with {word!r}, which is no flag")
+        else:
+            last = arguments[-1]
+            arguments[-1] = Argument(last.flag, (*last.values, word))
+    return arguments
+
+
+def translate(
+    words: Sequence[str], capabilities: Capabilities, *, optional: Collection[str] = (), backend: str = "llama-server"
+) -> list[str]:
+    """What this build is told instead of these words. An `optional` flag is left away where it has none like it.
+
+    Raises UnsupportedFeatureError for the first other one.
+    """
+
+    def refuse(argument: Argument, why: str) -> UnsupportedFeatureError:
+        return UnsupportedFeatureError(
+            f"this {backend} (version {capabilities.version}) {why}: leave away the option that needs it, or name a "
+            "newer build with server_path=",
+            feature=argument.flag,
+            backend=backend,
+        )
+
+    return list(_translate_all(read_arguments(words), capabilities, optional, refuse))
+
+
+def translate_extra(words: Sequence[str], capabilities: Capabilities, *, backend: str = "llama-server") -> list[str]:
+    """The same for flags of the user's own. Raises ConfigError, with a spelling that is near where there is one."""
+
+    def refuse(argument: Argument, why: str) -> ConfigError:
+        del argument
+        return ConfigError(f"extra_args: this {backend} (version {capabilities.version}) {why}")
+
+    return list(_translate_all(read_arguments(words), capabilities, (), refuse))
+
+
+_Refuse = Callable[[Argument, str], Exception]
+
+
+def _translate_all(
+    arguments: Sequence[Argument], capabilities: Capabilities, optional: Collection[str], refuse: _Refuse
+) -> Iterator[str]:
+    for argument in _join_load_modes(arguments, capabilities):
+        words = _translate(argument, capabilities)
+        if words is not None:
+            yield from words
+        elif argument.flag not in optional:
+            raise refuse(argument, _explain(argument, capabilities))
+
+
+def _translate(argument: Argument, capabilities: Capabilities) -> list[str] | None:
+    """None where the build cannot do it."""
+    flag, values = argument.flag, argument.values
+    names = (flag, *_SAME.get(flag, ()))
+    known = next((name for name in names if name in capabilities.by_flag), None)
+    if known is None:
+        return _say_otherwise(argument, capabilities)
+    option = capabilities.by_flag[known]
+    if flag in _ONCE_BARE and bool(values) != bool(option.takes):
+        if not values:
+            return [known, "on"]
+        return [known] if values[0] in _ON else []
+    if flag in _SAME["--verbosity"] and values and "info" not in option.text:
+        # Before there were levels, a number was how much of the debugging to tell, prompts among it.
+        return []
+    if flag in _SAME["--gpu-layers"] and values in (("all",), ("auto",)) and "'all'" not in option.text:
+        return [known, _EVERY_LAYER] if values[0] == "all" else []
+    if flag in ("--lora", "--lora-scaled") and values and "comma" not in option.text:
+        return _say_loras(known, values[0])
+    if bool(values) != bool(option.takes) and not option.takes.startswith("["):
+        return None
+    return [known, *values]
+
+
+def _say_otherwise(argument: Argument, capabilities: Capabilities) -> list[str] | None:
+    """Where the build has no such option under any name, but does the same when told so, or anyway."""
+    has = capabilities.by_flag
+    match argument:
+        case Argument("--load-mode" | "-lm", (mode,)) if mode in _LOAD_MODES and has.keys() >= set(_LOAD_MODES[mode]):
+            return _LOAD_MODES[mode]
+        case Argument("--kv-offload" | "-kvo") if "--no-kv-offload" in has:
+            return []
+        case Argument("--spec-type", ("draft-simple",)) if "--model-draft" in has:
+            return []
+        case Argument("--device" | "-dev", ("none",)):
+            return _translate(Argument("--gpu-layers", ("0",)), capabilities) or []
+        case Argument("--fit" | "-fit", ("off",)):
+            return []
+        case Argument("--no-context-shift") if "--context-shift" in has:
+            return []
+    return None
+
+
+def _say_loras(flag: str, value: str) -> list[str]:
+    """Adapters once were an option each, and a scale a word of its own."""
+    words: list[str] = []
+    for entry in value.split(","):
+        path, _, scale = entry.rpartition(":") if flag == "--lora-scaled" else (entry, "", "")
+        words += [flag, path, *([scale] if scale else [])]
+    return words
+
+
+def _join_load_modes(arguments: Sequence[Argument], capabilities: Capabilities) -> list[Argument]:
+    """`--no-mmap` and `--mlock`, which became one option together."""
+    said = frozenset(argument.flag for argument in arguments if argument.flag in ("--no-mmap", "--mlock"))
+    if not said or "--load-mode" not in capabilities.by_flag or said <= capabilities.by_flag.keys():
+        return list(arguments)
+    kept = [argument for argument in arguments if argument.flag not in said]
+    return [*kept, Argument("--load-mode", (_OLD_LOAD_MODES[said],))]
+
+
+def _explain(argument: Argument, capabilities: Capabilities) -> str:
+    flag, values = argument.flag, argument.values
+    known: Option | None = capabilities.by_flag.get(flag)
+    if known is not None:
+        if values:
+            return f"takes nothing after {flag}, and was given {' '.join(values)!r}"
+        return f"wants a value after {flag}: {known.takes}"
+    for option in capabilities.removed:
+        if flag in option.flags:
+            return f"has no {flag} any more; it says: {option.text.partition('. ')[2].partition(' (env')[0]}"
+    if "=" in flag:
+        return f"does not take {flag!r}: give the flag and its value as two arguments"
+    near = difflib.get_close_matches(flag, capabilities.by_flag, n=1, cutoff=0.75)
+    return f"has no {flag}" + (f"; did you mean {near[0]}?" if near else "")

@@ -1,0 +1,53 @@
+"""GPUs as an engine's build lists them, and the one that was asked for."""
+
+from __future__ import annotations
+
+import re
+from typing import Protocol, runtime_checkable
+
+from llmsession.backends.machine import _MIB
+from llmsession.types.device import DeviceChoice, Gpu
+from llmsession.types.errors import ConfigError
+
+_LISTED = re.compile(
+    r"^ {2}(?P<name>\S+): (?P<text>.*) \((?P<total>\d+) MiB, (?P<free>\d+) MiB free\)\s*$", re.MULTILINE
+)
+
+
+@runtime_checkable
+class ListsGpus(Protocol):
+    """A backend whose build can be asked."""
+
+    async def list_gpus(self) -> list[Gpu]:
+        """Those that it sees, in its order."""
+        ...
+
+
+def parse_listed_gpus(said: str) -> list[Gpu]:
+    """What llama-server prints to --list-devices. One without memory, as BLAS is, computes for the CPU."""
+    found_gpus = [found for found in _LISTED.finditer(said) if int(found["total"])]
+    return [
+        Gpu(
+            name=found["name"],
+            index=index,
+            text=found["text"],
+            memory_bytes=int(found["total"]) * _MIB,
+            free_bytes=int(found["free"]) * _MIB,
+        )
+        for index, found in enumerate(found_gpus)
+    ]
+
+
+def pick_gpu(choice: DeviceChoice, gpus: list[Gpu], engine: str) -> Gpu | None:
+    """The one that was asked for; None where it may be any of them. Raises ConfigError where it is not there."""
+    if not gpus:
+        raise ConfigError(
+            f'a GPU was asked for, but {engine} sees none here: use device="cpu", or name a llama-server that was '
+            "built for yours (CUDA, ROCm, Vulkan or Metal) with server_path="
+        )
+    if choice.index is None:
+        return None
+    if choice.index >= len(gpus):
+        there = ", ".join(f"gpu:{gpu.index} ({gpu.text})" for gpu in gpus)
+        raise ConfigError(f"device='gpu:{choice.index}' is not there: {engine} sees {there}")
+    return gpus[choice.index]

@@ -1,0 +1,1 @@
+"""Releases of llama.cpp: fetched, verified, unpacked and chosen."""

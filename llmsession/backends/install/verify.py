@@ -1,0 +1,79 @@
+"""Does a llama-server run on this machine? It says its version, then the demonstration model has to answer rightly.
+
+So a build for another processor, a missing library and a driver that computes nonsense are noticed before it is used.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import msgspec
+
+from llmsession.backends.flags.capabilities import require_version
+from llmsession.backends.launch import Launch
+from llmsession.backends.llama_server import LlamaServer
+from llmsession.models import bundled
+from llmsession.system.paths import logs_folder, records_folder
+from llmsession.types.errors import LLMSessionError, StartFailedError
+from llmsession.types.messages import Message
+
+PROMPT, ANSWER = 'reply with "ok chief"', "ok chief"
+# A model of two megabytes; a GPU that compiles its programs first takes its time.
+REPLY_TIMEOUT = 120.0
+
+
+class _Reply(msgspec.Struct):
+    content: str
+
+
+async def smoke_test(binary: Path, name: str, *, cache: Path, scratch: Path) -> str:
+    """Its version. `scratch` is a folder that is made, and removed.
+
+    Raises StartFailedError; whatever happens, no process is left.
+    """
+    try:
+        version = await require_version(binary)
+        said = await _ask(binary, cache, scratch)
+    except LLMSessionError as error:
+        raise StartFailedError(
+            f"{name} does not run on this machine: {error}",
+            returncode=getattr(error, "returncode", None),
+            log_tail=getattr(error, "log_tail", ""),
+        ) from error
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    if said.strip() != ANSWER:
+        raise StartFailedError(
+            f"{name} runs on this machine, but computes nonsense: the demonstration model said {said[:40]!r} and not "
+            f"{ANSWER!r}; try another variant, such as cpu, or a newer driver",
+            returncode=None,
+            log_tail="",
+        )
+    return version
+
+
+async def _ask(binary: Path, cache: Path, scratch: Path) -> str:
+    scratch.mkdir(exist_ok=True)
+    launch = Launch(
+        model_path=bundled.bundled_path(),
+        alias=bundled.NAME,
+        context_length=512,
+        parallel=1,
+        threads=1,
+        cache_ram_mib=0,
+        start_timeout=REPLY_TIMEOUT,
+        cache=scratch,  # what is learnt of a file that will be renamed is of no use later
+        logs=logs_folder(cache),
+        records=records_folder(cache),
+    )
+    endpoint = await LlamaServer(binary).prepare(launch, lambda _: None)
+    assert endpoint.child is not None  # noqa: S101 - it is our own
+    try:
+        asked = {"prompt": bundled.ENCODING.render([Message.user(PROMPT)]), "n_predict": 16, "temperature": 0}
+        body = await endpoint.client.post("/completion", msgspec.json.encode(asked), timeout=REPLY_TIMEOUT)
+        return msgspec.json.decode(body, type=_Reply).content
+    except msgspec.DecodeError as error:
+        raise StartFailedError(f"its answer cannot be read: {error}", returncode=None, log_tail="") from error
+    finally:
+        await endpoint.child.aclose()

@@ -1,0 +1,55 @@
+"""Launch: what an engine is asked to run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from llmsession.types.device import DeviceChoice, Gpu
+from llmsession.types.lora import Lora
+
+if TYPE_CHECKING:
+    from llmsession.models.gguf import ModelInfo
+
+
+class Launch(msgspec.Struct, frozen=True, kw_only=True):
+    """What an engine is asked to run. `context_length` is for one conversation; folders are ours to write in. `info` is
+    what the model's header says, where it was read.
+
+    None: as the engine thinks best; `gpu` is the one of `device`, once the build was asked. `lora` are files, numbered
+    as they stand; with them `cache_ram_mib` is 0, since the engine would find prompts there again that another adapter
+    has read (seen in build 11434). `metadata` is what the model's own header is to be read as saying, such as
+    `llama.context_length=int:4096`. Into `kv_folder` the engine may write what it has read.
+    """
+
+    model_path: Path
+    info: ModelInfo | None = None
+    check_memory: bool = True
+    alias: str
+    context_length: int
+    parallel: int
+    threads: int
+    cache_ram_mib: int
+    device: DeviceChoice = DeviceChoice()
+    gpu: Gpu | None = None
+    gpu_layers: int | None = None
+    flash_attention: bool | None = None
+    kv_offload: bool = True
+    cache_type_k: str | None = None
+    cache_type_v: str | None = None
+    rope_freq_base: float | None = None
+    metadata: tuple[str, ...] = ()
+    lora: tuple[Lora, ...] = ()
+    draft_model: Path | None = None
+    mmproj: Path | None = None
+    chat_template: Path | None = None
+    kv_folder: Path | None = None
+    extra_args: tuple[str, ...] = ()
+    start_timeout: float = 120.0
+    cache: Path
+    logs: Path
+    records: Path
+    on_progress: Callable[[float], None] | None = None

@@ -1,0 +1,91 @@
+"""What this machine has to offer an engine: cores and memory, less what it shares."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+import sys
+from pathlib import Path
+
+import psutil
+
+from llmsession.processes.cgroups import allowed_cores, read_free_memory
+from llmsession.types.device import Device
+
+# The part of free memory that the engine may use to keep prompts of idle conversations, and the most it is good for.
+CACHE_SHARE = 0.1
+LARGEST_CACHE_MIB = 8192
+# What an engine takes of its address space beside what it computes with: code, stacks, arenas (measured: 400 MB).
+ADDRESS_SPACE = 500_000_000
+
+_MIB = 2**20
+
+
+def default_threads() -> int:
+    """Physical cores less what is busy now, this program counted as one; no more than we are allowed, at least 1."""
+    usable = _usable_cores()
+    machine = psutil.cpu_count(logical=False) or usable
+    busy = max(1, round(psutil.getloadavg()[0]))
+    return max(1, min(machine - busy, usable, allowed_cores() or usable))
+
+
+def _usable_cores() -> int:
+    """Physical ones among those that this process may run on."""
+    if not hasattr(os, "sched_getaffinity"):
+        return psutil.cpu_count(logical=False) or os.cpu_count() or 1
+    cores: set[str] = set()
+    for number in os.sched_getaffinity(0):
+        siblings = Path(f"/sys/devices/system/cpu/cpu{number}/topology/thread_siblings_list")
+        try:
+            cores.add(siblings.read_text())
+        except OSError:
+            cores.add(str(number))
+    return len(cores)
+
+
+def describe_machine() -> str:
+    """For people: `2 cores, 23.4 GiB of memory, 21.0 GiB of it free`."""
+    total, free = psutil.virtual_memory().total / 2**30, free_memory() / 2**30
+    return f"{os.cpu_count()} cores, {total:.1f} GiB of memory, {free:.1f} GiB of it free"
+
+
+def free_memory() -> int:
+    """Bytes that a process of ours may still take: of the machine, the container and the user's limit, the least."""
+    free = [psutil.virtual_memory().available]
+    if (left := read_free_memory()) is not None:
+        free.append(left)
+    if sys.platform != "win32":
+        import resource
+
+        space = resource.getrlimit(resource.RLIMIT_AS)[0]
+        if space != resource.RLIM_INFINITY:
+            free.append(max(0, space - ADDRESS_SPACE))
+    return min(free)
+
+
+def may_have_gpu() -> bool:
+    """Whether something here may be one with memory of its own. Apple's use that of the machine."""
+    if sys.platform != "linux":
+        return sys.platform != "darwin"
+    devices = Path("/dev")
+    return any((devices / name).exists() for name in ("nvidiactl", "kfd", "dxg")) or any(devices.glob("dri/render*"))
+
+
+def cache_ram_mib() -> int:
+    """A budget for the engine's cache of prompts, in MiB."""
+    return int(min(LARGEST_CACHE_MIB, free_memory() * CACHE_SHARE / _MIB))
+
+
+def describe_cpu() -> Device:
+    """The CPU as a Device, with the memory of the machine."""
+    memory = psutil.virtual_memory()
+    return Device(id="cpu", name=_name_cpu(), kind="cpu", memory_bytes=memory.total, free_bytes=memory.available)
+
+
+def _name_cpu() -> str:
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()

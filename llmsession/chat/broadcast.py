@@ -1,0 +1,88 @@
+"""A reply that is being given, heard by every call in this process that asks for it with the same key."""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from typing import TYPE_CHECKING
+
+from llmsession.system.latch import Latch
+
+if TYPE_CHECKING:
+    from llmsession.memory.conversation import Conversation
+    from llmsession.types.completion import Completion
+    from llmsession.types.events import Event
+    from llmsession.types.messages import Message
+
+
+class Broadcast:
+    """What one call reads, for the others. It ends with a Completion, or without: then one of them goes on with it."""
+
+    def __init__(self, message: Message) -> None:
+        self.message = message
+        self._lock = threading.Lock()
+        self._events: list[Event] = []
+        self._is_over = False
+        self._completion: Completion | None = None
+        self._news: Latch | None = None
+
+    def tell(self, event: Event) -> None:
+        """The next thing that happened in it."""
+        self._add([event], is_over=False)
+
+    def end(self, completion: Completion | None) -> None:
+        """It is whole, or its reader has left. The first word counts."""
+        with self._lock:
+            if self._is_over:
+                return
+            self._completion = completion
+        self._add([], is_over=True)
+
+    def _add(self, events: list[Event], *, is_over: bool) -> None:
+        with self._lock:
+            self._events += events
+            self._is_over = self._is_over or is_over
+            news, self._news = self._news, None
+        if news is not None:
+            news.set()
+
+    async def hear(self, index: int) -> Event | None:
+        """The event with that number, waited for; None after the last."""
+        while True:
+            with self._lock:
+                if index < len(self._events):
+                    return self._events[index]
+                if self._is_over:
+                    return None
+                news = self._news = self._news or Latch()
+            await news.wait()
+
+    @property
+    def completion(self) -> Completion | None:
+        """The whole reply, once it is over; None where its reader left before its end."""
+        return self._completion
+
+
+_running: weakref.WeakKeyDictionary[Conversation, dict[str, Broadcast]] = weakref.WeakKeyDictionary()
+_lock = threading.Lock()
+
+
+def find_running(conversation: Conversation, key: str) -> Broadcast | None:
+    """The reply with that key, where one is being given in this process."""
+    with _lock:
+        return _running.get(conversation, {}).get(key)
+
+
+def begin_running(conversation: Conversation, key: str, message: Message) -> Broadcast:
+    """From now on it can be joined by who says the same."""
+    with _lock:
+        found = _running.setdefault(conversation, {})[key] = Broadcast(message)
+    return found
+
+
+def end_running(conversation: Conversation, key: str, completion: Completion | None) -> None:
+    """It can be joined no longer."""
+    with _lock:
+        broadcast = _running.get(conversation, {}).pop(key, None)
+    if broadcast is not None:
+        broadcast.end(completion)

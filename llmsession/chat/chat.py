@@ -1,0 +1,249 @@
+"""Chat: a session and a conversation. What is said is on disk before and after the model is asked; see ChatStream."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Unpack
+
+from llmsession.chat.cache_report import CacheWatch
+from llmsession.chat.context_window import Budget, GivenPrompt, Overflow, check_overflow
+from llmsession.chat.stream import ChatStream
+from llmsession.memory.conversation import Conversation, check_system_prompt
+from llmsession.session.session import GenerateKeywords, Session
+from llmsession.types.completion import Completion
+from llmsession.types.errors import InvalidMessagesError, LLMSessionError, UnsupportedFeatureError, UsageError
+from llmsession.types.inspection import ChatStats, InspectedPiece, Inspection
+from llmsession.types.message_input import MessageLike, as_message, is_unicode, with_data_urls
+from llmsession.types.messages import Message, Role
+from llmsession.types.sampling import Sampling
+
+
+class Chat:
+    """A conversation that a model takes part in. It answers one turn at a time; others for it wait, in order: so none
+    can be said inside the block of a stream of the same conversation, which would wait for itself.
+
+    `conversation`: None for a new one, which only this object knows. `history`: send only that many exchanges before
+    the newest. `overflow`: what to do when the context is full: "cut" the oldest exchanges, "refuse" with
+    ContextOverflowError, "summarize" in the model's own words, or a function that is given the messages and how many
+    tokens they may take, and gives those to be sent.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        conversation: Conversation | None = None,
+        *,
+        system_prompt: str | None = None,
+        history: int | None = None,
+        tools: Sequence[object] = (),
+        sampling: Sampling | None = None,
+        max_tokens: int | None = None,
+        overflow: Overflow = "cut",
+    ) -> None:
+        if history is not None and not _is_number(history, least=0):
+            raise UsageError(f"history is a number of exchanges, 0 or more, or None for all of them, not {history!r}")
+        if tools:
+            raise UnsupportedFeatureError("a chat cannot call tools yet", feature="tools", backend="chat")
+        if max_tokens is not None and not _is_number(max_tokens, least=1):
+            raise UsageError(f"max_tokens is a number from 1 upwards, or None, not {max_tokens!r}")
+        self.session = session
+        self.conversation = conversation if conversation is not None else Conversation.in_ram()
+        self.history = history
+        self.tools = tuple(tools)
+        self.sampling = sampling
+        self.max_tokens = max_tokens
+        self.overflow: Overflow = check_overflow(overflow)
+        check_system_prompt(system_prompt)
+        self._given = GivenPrompt(system_prompt)  # an empty one takes away what the conversation has
+        self._watch = CacheWatch()
+
+    @property
+    def system_prompt(self) -> str | None:
+        """The conversation's, once something was said; the one that the chat was made with goes before it."""
+        return self._given.text if self._given.text is not None else self.conversation.system_prompt
+
+    @property
+    def last(self) -> Completion | None:
+        """The last reply of this chat; None before the first."""
+        return self._watch.last
+
+    # Saying something.
+
+    async def send(
+        self, text_or_message: MessageLike, *, key: str | None = None, **keywords: Unpack[GenerateKeywords]
+    ) -> Completion:
+        """Say it and have it answered; both are on disk then. The same `key` again gives the same reply, once.
+
+        Raises DuplicateKeyError where the key came with another text before, and what `Session.prompt` raises.
+        """
+        async with self.stream(text_or_message, key=key, **keywords) as stream:
+            return await stream.result()
+
+    def stream(
+        self, text_or_message: MessageLike, *, key: str | None = None, **keywords: Unpack[GenerateKeywords]
+    ) -> ChatStream:
+        """The same as a stream: `async with` it. Raises UsageError at once where the call is wrong."""
+        if key is not None and not _is_key(key):
+            raise UsageError(f"a key is a text that is not empty, such as the id of an event, not {key!r}")
+        return self._stream(_read_message(text_or_message), key, keywords)
+
+    async def retry(self, **keywords: Unpack[GenerateKeywords]) -> Completion:
+        """Answer the last turn of the user's anew. The earlier reply stays in the tree, beside the new one."""
+        async with self.stream_retry(**keywords) as stream:
+            return await stream.result()
+
+    def stream_retry(self, **keywords: Unpack[GenerateKeywords]) -> ChatStream:
+        """The same as a stream."""
+        return self._stream(None, None, keywords)
+
+    def _stream(self, message: Message | None, key: str | None, keywords: GenerateKeywords) -> ChatStream:
+        merged: dict[str, Any] = dict(keywords)
+        if self.sampling is not None:
+            given = keywords.get("sampling")
+            merged["sampling"] = self.sampling.merge(given) if given is not None else self.sampling
+        if merged.get("max_tokens") is None:
+            merged["max_tokens"] = self.max_tokens
+        self.session.prompt_streaming(Message.user("?"), **merged)  # raises what is wrong with the keywords
+        return ChatStream(
+            self.session,
+            self.conversation,
+            self._budget(merged["max_tokens"]),
+            message=message,
+            key=key,
+            keywords=merged,
+            note=lambda messages, completion: self._watch.note(self.session, messages, completion),
+        )
+
+    def _budget(self, max_tokens: int | None) -> Budget:
+        return Budget(
+            self.session,
+            self.conversation,
+            given=self._given,
+            history=self.history,
+            overflow=self.overflow,
+            max_tokens=max_tokens,
+        )
+
+    async def set_system_prompt(self, text: str | None) -> None:
+        """The conversation's, from the next turn on. It takes the place of the one that the chat was made with."""
+        await self.conversation.set_system_prompt(text)
+        self._given.text = None
+
+    def with_conversation(self, conversation: Conversation) -> Chat:
+        """The same chat, with another conversation and that one's system prompt."""
+        return Chat(
+            self.session,
+            conversation,
+            history=self.history,
+            tools=self.tools,
+            sampling=self.sampling,
+            max_tokens=self.max_tokens,
+            overflow=self.overflow,
+        )
+
+    async def interact(self, *, color: bool = True, header: str | None = None, stream: bool = True) -> None:
+        """Talk with a person in the terminal, until they leave; or answer the lines of a pipe, until it ends.
+
+        `header` stands above it, None for facts about the model. Without `stream` a reply is shown when it is whole.
+        Raises LLMSessionError in a pipe; a person is told, and may go on.
+        """
+        from llmsession.terminal.interact import interact
+
+        await interact(self, color=color, header=header, stream=stream)
+
+    # Looking at it.
+
+    async def ingest(self, text: str = "") -> int:
+        """Have the engine read the conversation, and what a user has typed by now; the next turn finds it in the cache.
+
+        Returns the tokens evaluated. Nothing is added to the conversation.
+        """
+        messages = await self._next_messages()
+        if text:
+            messages.append(Message.user(text))
+        if not messages:
+            return 0
+        folder = self.session.kv_folder
+        name = await self.conversation.name_copy(folder) if folder is not None else None
+        return await self.session.ingest_for(name, messages, typing=bool(text))
+
+    async def render(self) -> str:
+        """Exactly what would be sent next, with the template's marks: to be looked at."""
+        messages = await self._next_messages()
+        return "".join(piece.text for piece in await self.session.inspect_prompt(messages)) if messages else ""
+
+    async def stats(self) -> ChatStats:
+        """How many tokens of the context the conversation takes now. Printing it shows three lines.
+
+        Of a server that cannot count, as it said with the last reply.
+        """
+        tokens = await self._count(await self._next_messages())
+        try:
+            context_length = self.session.context_length
+        except LLMSessionError:  # a remote server that does not tell
+            context_length = None
+        percent = 100 * tokens / context_length if context_length else None
+        return ChatStats(
+            tokens=tokens,
+            context_length=context_length,
+            percent=percent,
+            messages=len(self.conversation.messages),
+        )
+
+    async def inspect(self) -> Inspection:
+        """Each piece of what would be sent next: its role, control or text, tokens, cached or not."""
+        messages = await self._next_messages()
+        known = self._watch.cached_tokens(self.session)
+        pieces, position = list[InspectedPiece](), 0
+        for piece in await self.session.inspect_prompt(messages) if messages else []:
+            position += len(piece.token_ids)
+            pieces.append(
+                InspectedPiece(
+                    role=piece.role,
+                    is_control=piece.is_control,
+                    text=piece.text,
+                    tokens=len(piece.token_ids),
+                    is_cached=None if known is None else position <= known,
+                )
+            )
+        return Inspection(pieces, missed=self._watch.missed)
+
+    def as_text(self) -> str:
+        """What was said, for people."""
+        return self.conversation.as_text()
+
+    async def _count(self, messages: list[Message]) -> int:
+        if not messages:
+            return 0
+        try:
+            return sum(len(piece.token_ids) for piece in await self.session.inspect_prompt(messages))
+        except UnsupportedFeatureError:
+            path = self.conversation.path
+            if not path or path[-1].completion is None:
+                raise
+            return path[-1].completion.usage.total_tokens
+
+    async def _next_messages(self) -> list[Message]:
+        """What the next turn would be put after."""
+        await self.conversation.refresh()
+        return await self._budget(self.max_tokens).so_far()
+
+
+def _is_number(value: object, *, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+def _is_key(value: object) -> bool:
+    return isinstance(value, str) and bool(value) and is_unicode(value)
+
+
+def _read_message(value: MessageLike) -> Message:
+    """A user's turn, or the result of a tool."""
+    (message,) = with_data_urls([as_message(value)])
+    if message.role not in (Role.USER, Role.TOOL):
+        raise InvalidMessagesError(
+            f"a message of the role {message.role} is not answered: send a user's, or a tool's result", index=0
+        )
+    if not message.content and not message.images:
+        raise InvalidMessagesError("the message is empty: there is nothing to answer", index=0)
+    return message

@@ -1,0 +1,403 @@
+"""ChatStream: the reply to one turn of a conversation, read as a ReplyStream is, with every step of it on disk.
+
+The user's turn is there before the model is asked, what it says is written down as it comes, and its end. A call with
+the key of a turn that is being answered hears that reply, or takes it up where its reader left; a key that was answered
+gets what was said then. It holds no task and no cancel scope between two reads.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import os
+import threading
+import time
+import warnings
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import partial
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+import anyio
+import msgspec
+
+from llmsession.chat.broadcast import Broadcast, find_running
+from llmsession.chat.turn_record import Record
+from llmsession.memory.turn import TurnState
+from llmsession.system.latch import call_soon, current_loop
+from llmsession.types.completion import Completion, StopReason, Usage
+from llmsession.types.errors import (
+    ContextOverflowError,
+    LLMSessionError,
+    TotalTimeoutError,
+    UnsupportedFeatureError,
+    UsageError,
+)
+from llmsession.types.events import Event, Finished, ReasoningDelta, TextDelta
+from llmsession.wire.readable import Readable
+
+if TYPE_CHECKING:
+    from llmsession.chat.context_window import Budget
+    from llmsession.memory.conversation import Conversation
+    from llmsession.session.session import Session
+    from llmsession.types.messages import Message
+    from llmsession.wire.reply import ReplyStream
+
+# Seconds of a reply that a kill may cost: what came before is on disk. More often would have fast models wait for it.
+CHECKPOINT_EVERY = 0.5
+
+_numbers = itertools.count(1)
+
+
+class ChatStream(Readable):
+    """A reply as it arrives: `async with` it, iterate it for pieces of text or `events()`, then `await result()`.
+
+    Left before its end, a turn with a key waits for the next call with that key; one without keeps what was said.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        conversation: Conversation,
+        budget: Budget,
+        *,
+        message: Message | None,
+        key: str | None,
+        keywords: dict[str, Any],
+        note: Callable[[list[Message], Completion], None],
+    ) -> None:
+        self._session = session
+        self._conversation = conversation
+        self._budget = budget
+        self._key = key
+        self._record = Record(conversation, message, key)
+        self._keywords = keywords
+        self._note = note
+        self._id = f"turn-{os.getpid()}-{next(_numbers)}"
+        self._deadline = math.inf
+        self._lock = threading.Lock()
+        self._verdict: StopReason | LLMSessionError | None = None
+        self._waiting: tuple[anyio.CancelScope, Any] | None = None
+        # What is read: another call's reply, what is known already, or the model's.
+        self._heard: Broadcast | None = None
+        self._heard_count = 0
+        self._heard_text = ""
+        self._known: deque[Event] = deque()
+        self._inner: ReplyStream | None = None
+        self._events: AsyncIterator[Event] | None = None
+        self._stored: Completion | None = None  # what was said to the key before, or to another call with it
+        self._begun: Completion | None = None  # what a reply that was cut goes on from
+        self._copy_name: str | None = None  # of what the engine keeps of the conversation
+        self._sent: list[Message] = []
+        self._dropped: tuple[Message, ...] = ()
+        self._written_at = 0.0
+        # Letters that the source has said, and that the reader has.
+        self._said = 0
+        self._given = 0
+
+    @property
+    def id(self) -> str:
+        """As in the log: the reply's, once the model is asked for it."""
+        return self._inner.id if self._inner is not None else self._id
+
+    @property
+    def queue_position(self) -> int | None:
+        """How many requests are in front of this one while it waits for a slot; None otherwise."""
+        return self._inner.queue_position if self._inner is not None else None
+
+    async def __aenter__(self) -> Self:
+        self._enter()
+        if (timeout := self._keywords.get("timeout")) is not None:
+            self._deadline = time.monotonic() + timeout
+        self._session.remember(self)
+        try:
+            await self._stoppable(self._begin)
+        except LLMSessionError as error:
+            await self._fail(error)
+            await self._leave()
+            raise
+        except BaseException:
+            await self._leave()
+            raise
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        known = self._error
+        await self._leave()
+        if kind is None and known is None and self._error is not None:
+            raise self._error  # what was said so far could not be written down
+
+    def __del__(self) -> None:
+        if self._entered and not self._left:
+            warnings.warn(f"{self._id} was never left: use `async with`", ResourceWarning, stacklevel=1, source=self)
+            self._session.forget(self)
+
+    def cancel(self) -> None:
+        """End it now, with what has arrived and StopReason.INTERRUPTED. From any task or thread."""
+        self.end(StopReason.INTERRUPTED)
+
+    def end(self, verdict: StopReason | LLMSessionError) -> None:
+        """End it with a reason or an error; the first verdict counts. Thread-safe, never blocks."""
+        with self._lock:
+            if self._verdict is not None or self._completion is not None or self._error is not None:
+                return
+            self._verdict = verdict
+            waiting, inner = self._waiting, self._inner
+        if inner is not None:
+            inner.end(verdict)
+        if waiting is not None:
+            scope, loop = waiting
+            call_soon(loop, scope.cancel)
+
+    # Whose turn it is.
+
+    async def _begin(self) -> None:
+        if self._key is not None and (running := find_running(self._conversation, self._key)) is not None:
+            self._record.check_same(running.message)
+            self._heard = running
+        else:
+            await self._take_turn()
+
+    async def _take_turn(self) -> None:
+        """Wait for it, and ask, unless that was answered before."""
+        self._stored = await self._record.take_turn()
+        if self._stored is not None:
+            self._remain(self._stored)
+        else:
+            await self._ask()
+
+    def _remain(self, completion: Completion) -> None:
+        """Nothing has to be asked any more."""
+        if completion.reasoning:
+            self._known.append(ReasoningDelta(text=completion.reasoning))
+        self._known.append(TextDelta(text=completion.text, completion_tokens=completion.usage.completion_tokens))
+        self._known.append(Finished(completion=completion))
+
+    async def _ask(self) -> None:
+        await self._record.ask()
+        self._begun = begun = self._record.begun
+        most = self._keywords.get("max_tokens")
+        if begun is not None and most is not None and most <= begun.usage.completion_tokens:
+            # It was whole: only its end was not written down.
+            self._begun = None
+            self._remain(msgspec.structs.replace(begun, stop_reason=StopReason.LENGTH))
+        else:
+            await self._open()
+
+    async def _open(self) -> None:
+        await self._budget.render_system()
+        if (folder := self._session.kv_folder) is not None:
+            self._copy_name = await self._conversation.name_copy(folder)
+        plan = await self._budget.plan(self._record.path)
+        while True:
+            self._sent, self._dropped = plan.messages, self._dropped + plan.dropped
+            inner = self._make_inner(plan.messages)
+            with self._lock:
+                self._inner = inner
+                verdict = self._verdict
+            if verdict is not None:
+                inner.end(verdict)
+            try:
+                await inner.__aenter__()
+            except ContextOverflowError as error:
+                plan = await self._budget.plan_less(self._record.path, error)
+                continue
+            self._events = inner.events()
+            self._written_at = time.monotonic()
+            return
+
+    def _make_inner(self, messages: list[Message]) -> ReplyStream:
+        """One that goes on where a reply was cut, where the server can; else all of it is said again."""
+        keywords = dict(self._keywords)
+        if self._deadline < math.inf:
+            keywords["timeout"] = max(self._deadline - time.monotonic(), 0.001)
+        ask = partial(self._session.stream_for, self._copy_name, messages)
+        if (begun := self._begun) is None:
+            return ask(**keywords)
+        whole, keywords["reply_start"] = dict(keywords), begun.text
+        if keywords.get("max_tokens") is not None:
+            keywords["max_tokens"] -= begun.usage.completion_tokens
+        try:
+            return ask(**keywords)
+        except UnsupportedFeatureError as error:
+            if error.feature != "reply_start":
+                raise
+            self._begun = None
+            return ask(**whole)
+
+    # What is read.
+
+    async def _next(self) -> Event | None:
+        """The next event, or None after the last."""
+        if self._error is not None:
+            raise self._error
+        if self._completion is not None:
+            return None
+        self._check_inside()
+        while True:
+            try:
+                event = await self._read()
+                if self._is_due(event):
+                    await self._record.checkpoint(self._so_far())
+                    self._written_at = time.monotonic()
+            except LLMSessionError as error:
+                await self._fail(error)
+                raise
+            match event:
+                case Finished():
+                    return await self._finish(event.completion)
+                case TextDelta() if (new := self._leave_away(event.text)) != event.text:
+                    if new:
+                        return msgspec.structs.replace(event, text=new)
+                case ReasoningDelta() if self._given:
+                    pass  # taken up after it had been thought
+                case _:
+                    return event
+
+    def _leave_away(self, text: str) -> str:
+        """What the reader has not had from the source before this one."""
+        start, self._said = self._said, self._said + len(text)
+        new = text[max(self._given - start, 0) :]
+        self._given = max(self._given, self._said)
+        return new
+
+    def _is_due(self, event: Event) -> bool:
+        """Whether what was said is to be written down now: not where this is the end, nor while it only thinks."""
+        if self._inner is None or isinstance(event, Finished):
+            return False
+        return time.monotonic() - self._written_at >= CHECKPOINT_EVERY and bool(self._inner.partial.text)
+
+    async def _read(self) -> Event:
+        if self._events is not None:
+            event = await anext(self._events)
+            if self._record.broadcast is not None and not isinstance(event, Finished):
+                self._record.broadcast.tell(event)
+            return event
+        if not self._known:
+            await self._stoppable(self._hear)
+        if self._known:
+            return self._known.popleft()
+        return await self._read()
+
+    async def _hear(self) -> None:
+        """What another call reads; where that one left before the end, it is our turn."""
+        heard = self._heard
+        assert heard is not None  # noqa: S101 - nothing else is waited for
+        event = await heard.hear(self._heard_count)
+        if event is not None:
+            self._heard_count += 1
+            self._heard_text += event.text if isinstance(event, TextDelta) else ""
+            self._known.append(event)
+        elif heard.completion is not None:
+            self._stored = heard.completion
+            self._known.append(Finished(completion=heard.completion))
+        else:
+            self._heard, self._said = None, 0
+            await self._take_turn()
+
+    async def _stoppable(self, wait: Callable[[], Awaitable[None]]) -> None:
+        """Until it is done, or there is a verdict, or no time left."""
+        with anyio.CancelScope() as scope:
+            if self._deadline < math.inf:
+                scope.deadline = anyio.current_time() + self._deadline - time.monotonic()
+            with self._lock:
+                if self._verdict is None:
+                    self._waiting = (scope, current_loop())
+                else:
+                    scope.cancel()
+            try:
+                await wait()
+            finally:
+                with self._lock:
+                    self._waiting = None
+            return
+        if self._verdict is None:
+            raise TotalTimeoutError(f"the reply was not complete within timeout={self._keywords['timeout']:g} s")
+        if isinstance(self._verdict, LLMSessionError):
+            raise self._verdict
+        self._known.append(Finished(completion=self._so_far()))
+
+    def _so_far(self) -> Completion:
+        """Cut here."""
+        if self._inner is not None:
+            return self._count_begun(self._inner.partial)
+        if self._stored is not None:
+            return self._stored
+        return Completion(
+            id=self.id, text=self._heard_text, stop_reason=StopReason.INTERRUPTED, seed=0, model=self._session.model
+        )
+
+    def _count_begun(self, completion: Completion) -> Completion:
+        """What was said before a cut is a part of the reply, and no longer of the prompt."""
+        if self._begun is None:
+            return completion
+        usage, said = completion.usage, self._begun.usage.completion_tokens
+        prompt = max(usage.prompt_tokens - said, 0)
+        counted = Usage(
+            prompt_tokens=prompt,
+            completion_tokens=usage.completion_tokens + said,
+            cached_tokens=min(usage.cached_tokens, prompt),
+        )
+        return msgspec.structs.replace(completion, usage=counted)
+
+    # How it ends.
+
+    async def _finish(self, completion: Completion) -> Finished:
+        """It is whole, or was interrupted: on disk, then said."""
+        if self._inner is not None:
+            with anyio.CancelScope(shield=True):  # it is whole: who is cancelled now has it written down all the same
+                await self._inner.__aexit__(None, None, None)  # its slot is free
+        if self._stored is None:
+            completion = msgspec.structs.replace(self._count_begun(completion), dropped=self._dropped)
+            try:
+                await self._record.settle(completion, self._sent)
+            except LLMSessionError as error:
+                error.partial = completion
+                self._error = error
+                await self._record.give_back(None)
+                raise
+        self._completion = completion
+        await self._record.give_back(completion)
+        if self._inner is not None:
+            self._note(self._sent, completion)
+        return Finished(completion=completion)
+
+    async def _fail(self, error: LLMSessionError) -> None:
+        """The turn is there to be taken up, with its key; else what was said of the reply is kept."""
+        self._error = error
+        if error.partial is None:
+            error.partial = self._so_far()
+        elif self._inner is not None:
+            error.partial = self._count_begun(error.partial)
+        for_good = isinstance(error, UsageError | ContextOverflowError)
+        await self._cut(error.partial, TurnState.FAILED, for_good=for_good)
+
+    async def _cut(self, partial: Completion, state: TurnState, *, for_good: bool = False) -> None:
+        """A store that fails as well has nothing to add to what ended it."""
+        try:
+            await self._record.cut(partial, state, for_good=for_good)
+        except LLMSessionError as error:
+            if self._error is None:
+                self._error = error
+        finally:
+            await self._record.give_back(None)
+
+    async def _leave(self) -> None:
+        """The slot is free, and the next turn may be taken."""
+        if self._left:
+            return
+        self._left = True
+        self._session.forget(self)
+        with anyio.CancelScope(shield=True):
+            inner = self._inner
+            if inner is not None:
+                await inner.__aexit__(None, None, None)
+            if self._completion is None and self._error is None:
+                partial = self._so_far()
+                await self._cut(partial, TurnState.INTERRUPTED)
+                self._completion = partial
+            else:
+                await self._record.give_back(None)

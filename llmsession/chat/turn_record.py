@@ -1,0 +1,164 @@
+"""Record: a user's turn and the reply to it in their conversation, from the moment that it is ours to write them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractAsyncContextManager
+from typing import TYPE_CHECKING
+
+import anyio
+
+from llmsession.chat.broadcast import Broadcast, begin_running, end_running
+from llmsession.memory.turn import Turn, TurnState
+from llmsession.types.completion import Completion, StopReason
+from llmsession.types.errors import DuplicateKeyError, UsageError
+from llmsession.types.messages import Role
+
+if TYPE_CHECKING:
+    from llmsession.memory.conversation import Conversation
+    from llmsession.types.messages import Message
+
+
+class Record:
+    """`message`: None where the last turn is answered anew. `begun`: what is on disk of a reply that was cut."""
+
+    def __init__(self, conversation: Conversation, message: Message | None, key: str | None) -> None:
+        self.broadcast: Broadcast | None = None
+        self.begun: Completion | None = None
+        self._conversation = conversation
+        self._message = message
+        self._key = key
+        self._lock: AbstractAsyncContextManager[None] | None = None
+        self._asked: Turn | None = None
+        self._reply: Turn | None = None
+
+    @property
+    def path(self) -> list[Turn]:
+        """From the first turn to the one that is to be answered."""
+        return self._conversation.path_to(self._found.id)
+
+    @property
+    def _found(self) -> Turn:
+        assert self._asked is not None  # noqa: S101 - only what was asked is answered
+        return self._asked
+
+    def check_same(self, message: Message) -> None:
+        """Raise DuplicateKeyError where the key came with something else before."""
+        if self._message != message:
+            raise DuplicateKeyError(
+                f"the key {self._key!r} was given before, with another text: a key is for one event",
+                key=self._key or "",
+            )
+
+    async def take_turn(self) -> Completion | None:
+        """Wait until nobody else answers there, in any process. Gives the reply that the key has, where it is whole."""
+        lock = self._conversation.answering()
+        await lock.__aenter__()
+        self._lock = lock
+        asked = self._conversation.find(self._key) if self._key is not None else None
+        if asked is None:
+            return None
+        self.check_same(asked.message)
+        reply = self._conversation.reply_to(asked.id)
+        if reply is not None and reply.completion is not None:
+            if reply.state not in (TurnState.PENDING, TurnState.FAILED):
+                return reply.completion
+            self._reply, self.begun = reply, reply.completion
+        self._asked = asked
+        return None
+
+    async def ask(self) -> None:
+        """The user's turn is on disk, before the model hears of it."""
+        conversation = self._conversation
+        if self._asked is not None:
+            asked = await conversation.ask_again(self._asked.id)
+        elif self._message is None:
+            asked = find_retry(conversation)
+            if asked.state is TurnState.FAILED:
+                asked = await conversation.ask_again(asked.id)
+        elif self._message.role is Role.TOOL:
+            asked = await conversation.add(self._message)
+        else:
+            asked = await conversation.ask(self._message, key=self._key)
+        self._asked = asked
+        if self._key is not None:
+            self.broadcast = begin_running(conversation, self._key, asked.message)
+
+    async def checkpoint(self, partial: Completion) -> None:
+        """What came so far: a kill does not cost it."""
+        await self._save(partial, TurnState.PENDING, None)
+
+    async def settle(self, completion: Completion, sent: Sequence[Message]) -> None:
+        """It is whole, or was interrupted. `sent` are the messages that it was an answer to."""
+        if self._asked is None:
+            return
+        if completion.stop_reason is not StopReason.INTERRUPTED:
+            await self._save(completion, TurnState.COMPLETE, self._count_asked(completion, sent))
+        elif completion.text:
+            await self._save(completion, TurnState.INTERRUPTED, None)
+        else:
+            await self._abandon()
+
+    async def cut(self, partial: Completion, state: TurnState, *, for_good: bool) -> None:
+        """It ended before its end. With a key it waits for that to come again, unless it never can be answered."""
+        if self._asked is None:
+            return
+        waits = self._key is not None and not for_good
+        if partial.text:
+            await self._save(partial, TurnState.PENDING if waits else state, None)
+        elif not waits:
+            await self._abandon()
+
+    async def give_back(self, completion: Completion | None) -> None:
+        """The next turn may be taken; who joined this one has the whole of it, or goes on with it."""
+        lock, self._lock = self._lock, None
+        if lock is None:
+            return
+        if self.broadcast is not None and self._key is not None:
+            end_running(self._conversation, self._key, completion)
+        with anyio.CancelScope(shield=True):
+            await lock.__aexit__(None, None, None)
+
+    async def _save(self, completion: Completion, state: TurnState, asked_tokens: int | None) -> None:
+        """Also where the caller is cancelled: what was said is not forgotten for that."""
+        with anyio.CancelScope(shield=True):
+            self._reply = await self._conversation.save_reply(
+                self._found.id,
+                completion,
+                state,
+                reply=self._reply.id if self._reply is not None else None,
+                tokens=completion.usage.completion_tokens or None,
+                asked_tokens=asked_tokens,
+            )
+
+    async def _abandon(self) -> None:
+        """Nothing was said to it. One that is answered anew keeps its answer."""
+        if self._conversation.reply_to(self._found.id) is None:
+            with anyio.CancelScope(shield=True):
+                await self._conversation.fail(self._found.id)
+
+    def _count_asked(self, completion: Completion, sent: Sequence[Message]) -> int | None:
+        """What the user's turn adds to the prompt, by the engine's own count: known where all before it was sent."""
+        path = self.path
+        before = path[-2].completion if len(path) > 1 else None
+        said = [message for message in sent if message.role is not Role.SYSTEM]
+        is_known = completion.usage.prompt_tokens and (len(path) == 1 or before is not None)
+        if not is_known or said != [turn.message for turn in path]:
+            return None
+        return max(0, completion.usage.prompt_tokens - (before.usage.total_tokens if before is not None else 0))
+
+
+def find_retry(conversation: Conversation) -> Turn:
+    """The user's turn that is answered anew: one that nothing was said to, or the last on the path.
+
+    Raises UsageError where there is none.
+    """
+    path = conversation.path
+    end = path[-1].id if path else None
+    failed = [turn for turn in conversation.turns if turn.parent == end and turn.state is TurnState.FAILED]
+    if failed and failed[-1].message.role is not Role.ASSISTANT:
+        return failed[-1]
+    for turn in reversed(path):
+        if turn.message.role in (Role.USER, Role.TOOL):
+            return turn
+    raise UsageError("there is nothing to answer anew: nothing was said yet")

@@ -1,0 +1,187 @@
+"""A model's file on this disk, from Hugging Face: from its cache at once, else fetched by a process of its own.
+
+What is in the cache is used without a word to the hub, so that a program starts where there is no network; only
+`refresh` asks whether a branch has moved on. https://huggingface.co/docs/huggingface_hub/guides/manage-cache
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+import anyio
+import anyio.to_thread
+import msgspec
+from anyio.streams.buffered import BufferedByteReceiveStream
+
+from llmsession.models.hub.cache import find_cached, find_snapshot, hub_cache, is_offline, is_readable
+from llmsession.models.hub.protocol import Request, Told
+from llmsession.models.references import HEAD, SCHEME, PackedFileRef, PackedRepoRef
+from llmsession.models.registry import Registry
+from llmsession.models.registry_file import load_known_llms
+from llmsession.models.safetensors import is_whole
+from llmsession.types import errors
+from llmsession.types.errors import FetchError, OfflineError, UnknownModelError
+from llmsession.types.progress import Progress, ProgressCallback, Speedometer
+
+if TYPE_CHECKING:
+    from anyio.abc import Process
+
+# What the transformers backend needs of a repository, and a fine-tuning.
+WEIGHTS = ("*.safetensors", "*.json", "tokenizer*", "*.model", "*.jinja", "merges.txt", "vocab.txt")
+
+# The process tells the names of at most some thousand files.
+LONGEST_LINE = 1 << 22
+
+StopCallback = Callable[[Callable[[], None]], None]
+
+
+async def ensure_model(
+    ref: str,
+    *,
+    hf_token: str | None = None,
+    offline: bool | None = None,
+    on_progress: ProgressCallback | None = None,
+    registry: str | Path | None = None,
+    refresh: bool = False,
+    on_start: StopCallback | None = None,
+) -> Path:
+    """The file of a reference or an alias, fetched where it is not there; of a split model the first shard.
+
+    `offline` None: as HF_HUB_OFFLINE says. `refresh` asks the hub also for what is there. `on_start` is given a
+    function that ends the download from any thread. Cancelling ends it at once; what had arrived is kept. Raises
+    UnknownModelError, InvalidRefError and FetchError.
+    """
+    file = resolve_ref(ref, load_known_llms(registry))
+    cached = await anyio.to_thread.run_sync(find_cached, file)
+    damaged = cached is not None and not await anyio.to_thread.run_sync(is_readable, cached)
+    if cached is not None and not damaged and not refresh:
+        return cached
+    if is_offline(offline):
+        if cached is not None and not damaged:
+            return cached
+        state = "is damaged in the cache" if damaged else "is not in the cache"
+        raise OfflineError(f"{file} {state}, and this is offline (offline= or HF_HUB_OFFLINE): fetch it once online")
+    request = Request(repo_id=file.repo_id, revision=file.revision, file=file.basename, token=hf_token, recheck=damaged)
+    try:
+        return (await _fetch(request, on_progress, on_start))[0]
+    except FetchError as error:
+        if cached is not None and not damaged and type(error) is FetchError:  # the hub is away, or in trouble
+            return cached
+        raise
+
+
+async def ensure_weights(
+    ref: PackedRepoRef,
+    *,
+    revision: str = HEAD,
+    hf_token: str | None = None,
+    offline: bool | None = None,
+    on_progress: ProgressCallback | None = None,
+    on_start: StopCallback | None = None,
+) -> Path:
+    """A folder with the safetensors, the tokenizer and the configuration of a repository. Raises FetchError.
+
+    `on_start` is given a function that ends the download from any thread.
+    """
+    folder = await anyio.to_thread.run_sync(find_snapshot, ref.repo_id, revision)
+    if folder is not None and await anyio.to_thread.run_sync(is_whole, folder):
+        return folder
+    if is_offline(offline):
+        raise OfflineError(f"{ref} is not in the cache, and this is offline: fetch it once online")
+    request = Request(repo_id=ref.repo_id, revision=revision, patterns=WEIGHTS, token=hf_token)
+    paths = await _fetch(request, on_progress, on_start)
+    return Path(os.path.commonpath([path.parent for path in paths]))
+
+
+def resolve_ref(ref: str, registry: Registry) -> PackedFileRef:
+    """A reference as it is; of an alias, with or without `:quantization`, the file. Raises UnknownModelError."""
+    if ref.startswith(SCHEME):
+        return PackedFileRef(ref)
+    known = registry.find(ref)
+    if known is None:
+        near = registry.suggest(ref)
+        hint = f"did you mean {', '.join(near)}?" if near else "`llmsession models list` shows those that there are;"
+        raise UnknownModelError(
+            f"no model is called {ref!r}: {hint} a .gguf file of your own is given by its path, "
+            "one on Hugging Face by hf:author/repo/HEAD/file",
+            candidates=near,
+        )
+    return known.file_ref(ref.partition(":")[2] or None)
+
+
+# The process.
+
+
+async def _fetch(request: Request, on_progress: ProgressCallback | None, on_start: StopCallback | None) -> list[Path]:
+    """Where the files are. Raises FetchError; whatever happens, the process is gone."""
+    speedometer = Speedometer()
+    with tempfile.TemporaryFile() as said:
+        process = await _spawn(said)
+        try:
+            if on_start is not None:
+                on_start(functools.partial(_kill, process))
+            assert process.stdin is not None  # noqa: S101 - both were asked for
+            assert process.stdout is not None  # noqa: S101
+            await process.stdin.send(msgspec.json.encode(request) + b"\n")
+            lines = BufferedByteReceiveStream(process.stdout)
+            while True:
+                told = msgspec.json.decode(await lines.receive_until(b"\n", LONGEST_LINE), type=Told)
+                if told.error:
+                    raise _error_of(told)
+                if told.paths:
+                    return [Path(path) for path in told.paths]
+                if on_progress is not None:
+                    speed = speedometer.measure(told.done)
+                    on_progress(Progress(stage="download", done=told.done, total=told.total, speed=speed))
+        except (anyio.EndOfStream, anyio.IncompleteRead, anyio.BrokenResourceError, anyio.ClosedResourceError):
+            pass  # it has ended: its last words say why
+        finally:
+            _kill(process)
+            with anyio.CancelScope(shield=True):
+                await process.aclose()
+        said.seek(0)
+        words = said.read().decode(errors="replace").strip().rpartition("\n")[2]
+        raise FetchError(
+            f"the download of {request.repo_id} ended ({words or process.returncode}); it goes on next time"
+        )
+
+
+async def _spawn(said: BinaryIO) -> Process:
+    package = str(Path(__file__).parents[3])
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")])),
+        "HF_HUB_CACHE": str(hub_cache()),
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "HF_HUB_DISABLE_UPDATE_CHECK": "1",
+    }
+    environment.pop("HF_HUB_OFFLINE", None)
+    argv = [sys.executable, "-P", "-X", "faulthandler", str(Path(__file__).with_name("worker.py"))]
+    return await anyio.open_process(
+        argv,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=said,
+        env=environment,
+        start_new_session=True,  # Ctrl-C is for us: we end it
+    )
+
+
+def _kill(process: Process) -> None:
+    """From any thread; nothing where it has ended."""
+    with contextlib.suppress(ProcessLookupError):
+        process.kill()
+
+
+def _error_of(told: Told) -> FetchError:
+    kind: Any = getattr(errors, told.kind, FetchError)
+    return kind(told.error, **told.details) if issubclass(kind, FetchError) else FetchError(told.error)

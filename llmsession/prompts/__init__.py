@@ -1,0 +1,1 @@
+"""What a model reads: prompts in which no text becomes control."""

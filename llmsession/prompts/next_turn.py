@@ -1,0 +1,51 @@
+"""What the next prompt will begin with: the part of a conversation that stays the same whatever is said next."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from llmsession.types.messages import Control, Message, Role, Text
+
+if TYPE_CHECKING:
+    from llmsession.models.encoding import Part, PromptEncoding
+
+from typing import Any
+
+if TYPE_CHECKING:
+    from llmsession.types.images import ImageLike
+else:  # msgspec reads no union of bytes, texts and paths; what may be given is checked when a Message is made
+    ImageLike = Any
+
+
+def open_next(messages: Sequence[Message], place: str, *, typing: bool = False) -> list[Message]:
+    """With `place` where the next that is said will go on: in a turn after the last one, or, `typing`, at its end."""
+    last = messages[-1]
+    if typing and last.role is Role.USER:
+        return [*messages[:-1], msgspec.structs.replace(last, content=last.content + place)]
+    if last.tool_calls:
+        return [*messages, Message.tool(place, tool_call_id=last.tool_calls[0].id)]
+    return [*messages, Message.user(place)]
+
+
+# A text that stands for a place in another: a letter of the private-use area, which means nothing to anyone.
+_PLACE = "\uf8ff"
+
+
+def encode_next(encoding: PromptEncoding, turns: Sequence[Message], *, typing: bool = False) -> list[Part]:
+    """What the next prompt will begin with, in parts: see messages.open_next."""
+    place = _PLACE
+    while any(place in turn.content for turn in turns):
+        place += _PLACE
+    parts: list[Part] = []
+    for role, pieces in encoding.encode_parts(open_next(turns, place, typing=typing), reply=False):
+        kept: list[Control | Text] = []
+        parts.append((role, kept))
+        for piece in pieces:
+            before, found, _ = piece.text.partition(place)
+            kept.append(type(piece)(before))
+            if found:
+                return parts
+    return parts

@@ -1,0 +1,211 @@
+"""ChatWriter: prompts by the model's own template, which the server applies; texts in them stay texts.
+
+The template gets a stand-in for each spelling of a special token, and for nothing else: templates trim contents and
+branch on them. What it wrote is then cut at the stand-ins.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from llmsession.models.encoding import Part
+from llmsession.prompts.message_texts import map_texts, texts_of
+from llmsession.prompts.next_turn import open_next
+from llmsession.prompts.pieces import find_contents
+from llmsession.prompts.placeholders import Marks, Piece, Span, replace_spans
+from llmsession.prompts.writer import Prompt, PromptWriter, says_token
+from llmsession.types.errors import ServerError
+from llmsession.types.messages import Control, Message, Role, Text
+from llmsession.wire import openai_api
+from llmsession.wire.http import HttpClient
+from llmsession.wire.stream_filters import THINK, THINK_END
+
+if TYPE_CHECKING:
+    from llmsession.wire.resume import Delivered
+
+# Where a place in a text is marked, rather than a spelling.
+_PLACE = "\0place"
+_WITHOUT_REPLY = {"add_generation_prompt": False}
+_EMPTY_THOUGHT = re.compile(rf"{THINK}\s*{THINK_END}\s*")
+
+
+class ChatPrompt(Prompt, frozen=True, kw_only=True):
+    """`in_thought`: it ends inside of one. `think_token`: a thought begins with a token, and not with letters."""
+
+    in_thought: bool
+    think_token: bool
+
+
+class ChatWriter:
+    """For the chats of one model on one server. `extra` are further fields of the request, tools among them."""
+
+    def __init__(self, writer: PromptWriter, client: HttpClient, *, model: str, extra: Mapping[str, Any]) -> None:
+        self._writer = writer
+        self._client = client
+        self._model = model
+        self._extra = dict(extra)
+
+    async def is_plain(self, messages: Sequence[Message]) -> bool:
+        """Whether no text of theirs spells a token, or a part of one at an edge."""
+        return not any((await self._find(messages)).values())
+
+    async def can_continue(self, messages: Sequence[Message], begun: Delivered, *, may_close: bool = False) -> bool:
+        """Whether the server's template takes a begun reply as it is: some write what no model was trained on.
+
+        `may_close`: also where it puts an empty thought before it.
+        """
+        before, after = [await self.apply(messages, begun=reply) for reply in (None, begun)]
+        if begun.reasoning:
+            return after.startswith(before) and after.endswith(begun.text or begun.reasoning)
+        if before.rstrip().endswith(THINK):
+            return False
+        if may_close and after.startswith(before) and after.endswith(begun.text):
+            between = after[len(before) : len(after) - len(begun.text)]
+            return not between or _EMPTY_THOUGHT.fullmatch(between) is not None
+        return after == before + begun.text
+
+    async def write(
+        self, messages: Sequence[Message], *, start: str = "", begun: Delivered | None = None
+    ) -> ChatPrompt | None:
+        """A prompt for a reply; None where no text spells a token: then the chat is sent as it is.
+
+        `start` is what the reply is to begin with. With a `begun` reply, None where nobody knows how this model marks
+        its thoughts, or what it quotes.
+        """
+        spans = await self._find(messages)
+        if begun is None and not start and not any(spans.values()):
+            return None
+        rendering = _Rendering(self, messages, spans)
+        rendered = await rendering.apply()
+        in_thought = rendered.rstrip().endswith(THINK)
+        if start:
+            rendered, in_thought = await rendering.open_answer(rendered), False
+        pieces = [*rendering.cut(rendered), *([Text(start)] if start else [])]
+        vocabulary = await self._writer.learn([start])
+        think_token = THINK in vocabulary.special.values()
+        if begun is not None:
+            if begun.reasoning and not (in_thought or think_token):
+                return None
+            pieces += _go_on(begun, in_thought=in_thought)
+            vocabulary = await self._writer.learn([begun.text, begun.reasoning])
+            if says_token(begun.text, vocabulary) or says_token(begun.reasoning, vocabulary):
+                return None
+        written = await self._writer.write_marked(pieces)
+        if begun is None and not start and not written.neutralized:  # the template made it harmless
+            return None
+        return ChatPrompt(
+            prompt=written.prompt,
+            neutralized=written.neutralized,
+            in_thought=in_thought,
+            think_token=think_token,
+        )
+
+    async def write_next(self, messages: Sequence[Message], *, typing: bool = False) -> Prompt:
+        """What the next prompt will begin with: see messages.open_next."""
+        rendering, place = await self._open_next(messages, typing=typing)
+        rendered = await rendering.apply(_WITHOUT_REPLY)
+        return await self._writer.write_marked(rendering.cut(rendered.partition(place)[0]))
+
+    async def read_parts(self, messages: Sequence[Message], *, reply: bool) -> list[Part]:
+        """The prompt for a reply, or what the next prompt will begin with, in parts."""
+        if reply:
+            rendering = _Rendering(self, messages, await self._find(messages))
+            rendered, skeleton = await rendering.apply(), await rendering.apply_marked()
+        else:
+            rendering, place = await self._open_next(messages)
+            rendered = (await rendering.apply(_WITHOUT_REPLY)).partition(place)[0]
+            skeleton = (await rendering.apply_marked(_WITHOUT_REPLY, place)).partition(place)[0]
+        pieces = rendering.cut(rendered)
+        last = Role.ASSISTANT if reply else Role.TOOL if messages[-1].tool_calls else Role.USER
+        found = find_contents("".join(piece.text for piece in pieces), skeleton, rendering.contents, last)
+        return found if found is not None else [(None, pieces)]
+
+    async def _open_next(self, messages: Sequence[Message], *, typing: bool = False) -> tuple[_Rendering, str]:
+        place = Marks(*texts_of(messages)).mark(_PLACE)
+        said = open_next(messages, place, typing=typing)
+        return _Rendering(self, said, await self._find(said)), place
+
+    async def apply(
+        self, messages: Sequence[Message], begun: Delivered | None = None, extra: Mapping[str, Any] | None = None
+    ) -> str:
+        """What the server's template makes of them."""
+        body = openai_api.encode_template(
+            messages, model=self._model, extra={**self._extra, **(extra or {})}, begun=begun
+        )
+        return openai_api.decode_template(await self._client.post(openai_api.TEMPLATE_PATH, body))
+
+    async def _find(self, messages: Sequence[Message]) -> dict[str, list[Span]]:
+        """Where each text spells a token, or a part of one at an edge."""
+        texts = [*texts_of(messages)]
+        vocabulary = await self._writer.learn(texts)
+        return {text: vocabulary.find(text) + vocabulary.find_edges(text) for text in texts}
+
+
+class _Rendering:
+    """What the template makes of one conversation, with stand-ins in the texts."""
+
+    def __init__(self, chat: ChatWriter, messages: Sequence[Message], spans: Mapping[str, Sequence[Span]]) -> None:
+        self.contents: dict[str, tuple[Role, str]] = {}
+        self._said = messages
+        self._chat = chat
+        self._spans = spans
+        self._marks = Marks(*spans)
+        self._meant: dict[str, str] = {}
+        self._messages = [map_texts(message, self._replace) for message in messages]
+
+    def _replace(self, text: str) -> str:
+        replaced = replace_spans(text, self._spans.get(text, ()), self._marks)
+        self._meant.update(replaced.meant)
+        return replaced.text
+
+    async def apply(self, extra: Mapping[str, Any] | None = None) -> str:
+        """All of it, with what a reply begins with unless `extra` says otherwise."""
+        return await self._chat.apply(self._messages, extra=extra)
+
+    async def apply_marked(self, extra: Mapping[str, Any] | None = None, place: str = "") -> str:
+        """The same with a mark for each content, which is then in `contents`, except for the `place`."""
+        marked: list[Message] = []
+        for number, message in enumerate(self._messages):
+            if message.content not in ("", place):
+                mark = self._marks.mark(f"\0{number}")
+                self.contents[mark] = (message.role, self._said[number].content)
+                message = msgspec.structs.replace(message, content=mark)  # noqa: PLW2901 - the same, marked
+            marked.append(message)
+        return await self._chat.apply(marked, extra=extra)
+
+    def cut(self, rendered: str) -> list[Piece]:
+        """At the stand-ins: only what the template's own words did not make harmless again stays replaced."""
+        split = re.split(f"([{''.join(self._meant)}])", rendered) if self._meant else [rendered]
+        return [Text(self._meant[part]) if part in self._meant else Control(part) for part in split if part]
+
+    async def open_answer(self, rendered: str) -> str:
+        """With the beginning of an answer instead of that of a reply, where the template tells the two apart.
+
+        What it puts before the answer of an earlier turn shows it: a thought that is over, or the name of a channel.
+        """
+        place = self._marks.mark(_PLACE)
+        said = [*self._messages, Message.assistant(place), Message.user("x")]
+        try:
+            before = await self._chat.apply(self._messages, extra=_WITHOUT_REPLY)
+            answered = await self._chat.apply(said, extra=_WITHOUT_REPLY)
+        except ServerError:  # a template that refuses such a conversation
+            before, answered = rendered, ""
+        opened = answered.partition(place)[0] if place in answered else ""
+        if opened.startswith(before) and not rendered.startswith(opened):
+            return opened
+        return f"{rendered.rstrip()}\n{THINK_END}\n\n" if rendered.rstrip().endswith(THINK) else rendered
+
+
+def _go_on(begun: Delivered, *, in_thought: bool) -> list[Piece]:
+    """A reply that has begun, as the model had written it."""
+    pieces: list[Piece] = []
+    if begun.reasoning:
+        pieces += [] if in_thought else [Control(THINK)]
+        pieces += [Text(begun.reasoning)]
+    if begun.text:
+        pieces += [Control(f"{THINK_END}\n\n")] if begun.reasoning or in_thought else []
+    return [*pieces, Text(begun.text)]

@@ -1,0 +1,181 @@
+"""Vocabulary: the spellings that a tokenizer would take for more than text, and the tokens of single bytes.
+
+Those of a model's file, or, of a server whose file is elsewhere, those that it confirms when it is asked.
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from llmsession.models.gguf import TokenTable, read_token_table
+from llmsession.models.safetensors import read_added_tokens
+from llmsession.system.latch import Latch
+from llmsession.wire import completion_api
+from llmsession.wire.http import HttpClient
+
+_UNKNOWN, _CONTROL, _USER_DEFINED, _BYTE = 2, 3, 4, 6
+
+# What special tokens look like, for a server that cannot be asked for all of them.
+_LOOKS_SPECIAL = re.compile(r"<[^<>\s]{1,60}>|\[/?[A-Za-z_]{2,40}\]|>>[A-Z]{3,20}<<")
+# Those that are no HTML and no Markdown, for a server that cannot be asked at all.
+_SURELY_SPECIAL = re.compile(
+    r"<[|｜][^<>|｜\s]{1,60}[|｜]>|</?(?:s|bos|eos|pad|unk|think|tool_call|tool_response|start_of_turn|end_of_turn)>"
+    r"|\[/?(?:INST|SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_CALLS|TOOL_RESULTS|gMASK)\]"
+)
+
+
+class Vocabulary:
+    """Of one model. `special` are the ids whose spelling must not come from a text, with that spelling.
+
+    `shown` are those spellings that a reply has where the model said the token; the others are never seen.
+    """
+
+    def __init__(
+        self, special: dict[int, str], byte_tokens: list[int] | None, shown: frozenset[str] = frozenset()
+    ) -> None:
+        self.special = special
+        self.shown = shown
+        self.byte_tokens = byte_tokens
+        spellings = set(special.values())
+        self._pattern = _compile(spellings)
+        self._starts = {spelling[:length] for spelling in spellings for length in range(1, len(spelling))}
+        self._ends = {spelling[length:] for spelling in spellings for length in range(1, len(spelling))}
+        self._longest = max(map(len, spellings), default=0)
+
+    def find(self, text: str) -> list[tuple[int, int]]:
+        """Where a special token is spelt, also where two overlap: the longest at each place, in order."""
+        if self._pattern is None:
+            return []
+        return [(found.start(), found.end(1)) for found in self._pattern.finditer(text)]
+
+    def find_edges(self, text: str) -> list[tuple[int, int]]:
+        """A beginning and an end of a text that what stands around it could make a spelling of."""
+        lengths = range(min(self._longest - 1, len(text)), 0, -1)
+        first = next((length for length in lengths if text[:length] in self._ends), 0)
+        last = next((length for length in lengths if text[-length:] in self._starts), 0)
+        return [(0, first)] * bool(first) + [(len(text) - last, len(text))] * bool(last)
+
+
+def read_vocabulary_of(path: Path) -> Vocabulary:
+    """Of a model's file, or of a folder of safetensors, which names the added tokens only. Raises InvalidModelError."""
+    if path.is_dir():
+        added = read_added_tokens(path)
+        return Vocabulary({id_: spelling for id_, spelling in added.items() if _is_marker(spelling)}, None)
+    table = read_token_table(path)
+    special = {
+        id_: spelling
+        for id_, (spelling, kind) in enumerate(zip(table.spellings, table.types, strict=True))
+        if spelling and (kind in (_UNKNOWN, _CONTROL) or (kind == _USER_DEFINED and _is_marker(spelling)))
+    }
+    shown = frozenset(spelling for id_, spelling in special.items() if table.types[id_] == _USER_DEFINED)
+    return Vocabulary(special, _find_byte_tokens(table), shown)
+
+
+def _is_marker(spelling: str) -> bool:
+    """User-defined are also the runs of spaces of some vocabularies, and letters: those are ordinary text."""
+    return len(spelling) > 1 and not spelling.isspace() and not spelling.isalnum()
+
+
+def _find_byte_tokens(table: TokenTable) -> list[int] | None:
+    ids = {spelling: id_ for id_, spelling in reversed(list(enumerate(table.spellings)))}
+    if _BYTE in table.types:
+        names: Iterable[str] = (f"<0x{byte:02X}>" for byte in range(256))
+    else:
+        names = _byte_letters()
+    found = [ids.get(name) for name in names]
+    return [id_ for id_ in found if id_ is not None] if None not in found else None
+
+
+def _byte_letters() -> list[str]:
+    """GPT-2's: printable bytes are themselves, the others letters from U+0100 on.
+
+    https://github.com/openai/gpt-2/blob/master/src/encoder.py
+    """
+    printable = {*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)}
+    others = [byte for byte in range(256) if byte not in printable]
+    return [chr(byte) if byte in printable else chr(256 + others.index(byte)) for byte in range(256)]
+
+
+def _compile(spellings: Iterable[str]) -> re.Pattern[str] | None:
+    """One expression for all, as a tree of their letters: thousands of them cost no more than a few."""
+    tree: dict[str, dict] = {}  # type: ignore[type-arg]
+    for spelling in spellings:
+        node = tree
+        for letter in spelling:
+            node = node.setdefault(letter, {})
+        node[""] = {}
+    return re.compile(f"(?=({_write(tree)}))", re.DOTALL) if tree else None
+
+
+def _write(node: dict[str, dict]) -> str:  # type: ignore[type-arg]
+    """Longer spellings are tried before those that they begin with. Chains of letters are no groups."""
+    prefix = ""
+    while len(node) == 1 and "" not in node:
+        letter, node = next(iter(node.items()))
+        prefix += re.escape(letter)
+    branches = [re.escape(letter) + _write(rest) for letter, rest in node.items() if letter]
+    if not branches:
+        return prefix
+    group = f"(?:{'|'.join(branches)})"
+    return f"{prefix}{group}?" if "" in node else prefix + group
+
+
+class AskedVocabulary:
+    """Of a server whose file is elsewhere: what looks special in a text is asked of its tokenizer, once each."""
+
+    def __init__(self, client: HttpClient) -> None:
+        self._client = client
+        self._known: dict[str, int | None] = {}
+
+    async def learn(self, texts: Iterable[str]) -> Vocabulary:
+        """What is known after these texts were looked through."""
+        for text in texts:
+            for candidate in find_candidates(text):
+                if candidate not in self._known:
+                    body = completion_api.encode_tokenize(candidate, add_special=False, parse_special=True)
+                    ids = completion_api.decode_tokens(await self._client.post("/tokenize", body))
+                    self._known[candidate] = ids[0] if len(ids) == 1 else None
+        return Vocabulary({id_: text for text, id_ in self._known.items() if id_ is not None}, None)
+
+
+def find_candidates(text: str) -> Iterator[str]:
+    """What looks like the spelling of a special token, also where one stands inside of another."""
+    at = 0
+    while (found := _LOOKS_SPECIAL.search(text, at)) is not None:
+        yield found[0]
+        at = found.start() + 1
+
+
+def look_special(text: str) -> list[tuple[int, int]]:
+    """Where something stands that looks like one, for a server that has no tokenizer to ask. Not where it is HTML."""
+    return [found.span() for found in _SURELY_SPECIAL.finditer(text)]
+
+
+class Reading:
+    """A vocabulary that is read while the engine loads: of a large one that takes half a second."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._read = Latch()
+        self._found: Vocabulary | Exception | None = None
+        threading.Thread(target=self._work, name="llmsession-vocabulary", daemon=True).start()
+
+    def _work(self) -> None:
+        from llmsession.prompts.vocabulary import read_vocabulary_of
+
+        try:
+            self._found = read_vocabulary_of(self._path)
+        except Exception as error:  # noqa: BLE001 - the thread's end: whoever waits gets it
+            self._found = error
+        self._read.set()
+
+    async def wait(self) -> Vocabulary:
+        """It, once it is read. Raises InvalidModelError where the file has changed meanwhile."""
+        await self._read.wait()
+        if isinstance(self._found, Exception):
+            raise self._found
+        assert self._found is not None  # noqa: S101 - the thread has set it
+        return self._found

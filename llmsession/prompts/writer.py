@@ -1,0 +1,214 @@
+"""PromptWriter: prompts in which no text is ever a special token, for one server.
+
+A text without the spelling of one is sent as text, as always. With one, the whole prompt is tokenized at once, with a
+stand-in where the spelling is, and the stand-in's tokens are then replaced by those of the spelling's letters.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+
+import msgspec
+
+from llmsession.prompts.message_texts import choose_space
+from llmsession.prompts.placeholders import Defused, Piece, defuse_pieces, merge_spans
+from llmsession.prompts.vocabulary import AskedVocabulary, Vocabulary
+from llmsession.types.messages import Control, Text
+from llmsession.wire import completion_api
+from llmsession.wire.http import HttpClient
+from llmsession.wire.stream_filters import THINK, THINK_END
+
+# A character that no tokenizer joins with a letter: what follows it is tokenized as in the middle of a text.
+_APART = "\ue000"
+
+
+class Prompt(msgspec.Struct, frozen=True, kw_only=True):
+    """What to send. `neutralized`: how many spellings in texts were kept from being special tokens.
+
+    `space`: the character that was put inside of each for that, where there was no other way.
+    """
+
+    prompt: str | list[int]
+    neutralized: int = 0
+    space: str | None = None
+
+
+class PromptWriter:
+    """For one server, whose tokenizer it asks. `exact`: that tells the bytes of each token; old ones do not."""
+
+    def __init__(self, client: HttpClient, vocabulary: Vocabulary | AskedVocabulary, *, exact: bool = True) -> None:
+        self._client = client
+        self._vocabulary = vocabulary
+        self._exact = exact
+        self._spelt: dict[str, list[int]] = {}
+        self._adds: dict[str, bool] = {}
+
+    async def write(self, pieces: Sequence[Piece]) -> Prompt:
+        """Of an encoding's pieces."""
+        vocabulary = await self.learn(["".join(piece.text for piece in pieces)])
+        pieces = await self._without_second_bos(pieces, vocabulary)
+        defused = defuse_pieces(pieces, vocabulary.find)
+        if not defused.meant:
+            return Prompt(prompt=defused.text)
+        if not self._exact:
+            space = choose_space([defused.text, *defused.meant.values()])
+            return Prompt(prompt=_write_spaced(defused, space), neutralized=defused.count, space=space)
+        return Prompt(prompt=await self._tokenize(defused, vocabulary), neutralized=defused.count)
+
+    async def read_begun(self, text: str, start: str = "") -> list[Piece] | None:
+        """A reply that has begun, by what the model said as tokens; None where it might have quoted them.
+
+        `start` stands before it: that the model was given, and it is text.
+        """
+        vocabulary = await self.learn([start, text])
+        before, mark, after = text.partition(THINK)
+        pieces: list[Piece] = [Text(text)]
+        if mark and not before.strip() and not start:
+            thought, end, answer = after.partition(THINK_END)
+            pieces = [Text(before), Control(THINK), Text(thought), Control(end), Text(answer)]
+        if any(says_token(piece.text, vocabulary) for piece in pieces if isinstance(piece, Text)):
+            return None
+        return [piece for piece in [Text(start), *pieces] if piece.text]
+
+    async def write_marked(self, pieces: Sequence[Piece]) -> Prompt:
+        """Of a template's pieces, which are sent as they are where no text spells a token."""
+        vocabulary = await self.learn([])
+        defused = defuse_pieces(await self._without_second_bos(pieces, vocabulary), vocabulary.find)
+        if not defused.meant:
+            return Prompt(prompt=defused.text)
+        return Prompt(prompt=await self._tokenize(defused, vocabulary), neutralized=defused.count)
+
+    async def go_on(self, prompt: list[int], text: str) -> Prompt:
+        """Token ids, and a text behind them of which nothing is special."""
+        vocabulary = await self.learn([text])
+        ids, at, count = list(prompt), 0, 0
+        for start, end in merge_spans(vocabulary.find(text)):
+            ids += [*await self._go_on(text[at:start], vocabulary), *await self._spell(text[start:end], vocabulary)]
+            at, count = end, count + 1
+        return Prompt(prompt=[*ids, *await self._go_on(text[at:], vocabulary)], neutralized=count)
+
+    async def read_tokens(self, prompt: str | list[int]) -> list[tuple[int, bytes]]:
+        """What the engine makes of a prompt: the ids, and the bytes of each."""
+        body = completion_api.encode_tokenize_pieces(prompt)
+        return completion_api.decode_pieces(await self._client.post("/tokenize", body))
+
+    async def learn(self, texts: Iterable[str]) -> Vocabulary:
+        """The vocabulary, as far as it matters to these texts."""
+        if isinstance(self._vocabulary, AskedVocabulary):
+            return await self._vocabulary.learn(texts)
+        return self._vocabulary
+
+    async def _without_second_bos(self, pieces: Sequence[Piece], vocabulary: Vocabulary) -> Sequence[Piece]:
+        """Without the first token's spelling where the server puts that token in front by itself."""
+        text = "".join(piece.text for piece in pieces)
+        starts = [end for start, end in vocabulary.find(text[:200]) if start == 0]
+        if not starts or isinstance(pieces[0], Text):
+            return pieces
+        first = text[: starts[0]]
+        if first not in self._adds:
+            ids = await self._ask(first, add_special=True, parse_special=True)
+            self._adds[first] = len(ids) > 1 and ids[0] == ids[1]
+        if not self._adds[first]:
+            return pieces
+        left, kept = len(first), list[Piece]()
+        for piece in pieces:
+            cut = min(left, len(piece.text))
+            left -= cut
+            kept.append(type(piece)(piece.text[cut:]))
+        return kept
+
+    async def _tokenize(self, defused: Defused, vocabulary: Vocabulary) -> list[int]:
+        """The tokens of the prompt, with those of each spelling's letters in its place."""
+        tokens = await self.read_tokens(defused.text)
+        written = b"".join(piece for _, piece in tokens)
+        spelt = {mark: await self._spell(part, vocabulary) for mark, part in defused.meant.items()}
+        places = _find_marks(written, defused)
+        if len(places) != defused.count:  # this tokenizer changes characters that it does not know
+            return await self._tokenize_parts(defused, spelt)
+        ids: list[int] = []
+        at = 0
+        for id_, piece in tokens:
+            end = at + len(piece)
+            touching = [place for place in places if place[0] < end and at < place[1]]
+            if not touching:
+                ids.append(id_)
+            else:  # what the token has besides the stand-in goes byte by byte
+                place = at
+                for start, stop, mark in touching:
+                    if place < start:
+                        ids += await self._bytes(written[place:start], vocabulary)
+                    if at <= start:  # the token in which the stand-in begins
+                        ids += spelt[mark]
+                    place = min(stop, end)
+                if place < end:
+                    ids += await self._bytes(written[place:end], vocabulary)
+            at = end
+        return ids
+
+    async def _tokenize_parts(self, defused: Defused, spelt: dict[str, list[int]]) -> list[int]:
+        """The parts between the stand-ins each by itself."""
+        ids: list[int] = []
+        for number, part in enumerate(re.split(f"([{''.join(defused.meant)}])", defused.text)):
+            if part in spelt:
+                ids += spelt[part]
+            elif part or not number:
+                ids += await self._ask(part, add_special=not number, parse_special=True)
+        return ids
+
+    async def _spell(self, part: str, vocabulary: Vocabulary) -> list[int]:
+        """The tokens of a spelling's letters."""
+        if part not in self._spelt:
+            self._spelt[part] = await self._go_on(part, vocabulary)
+        return self._spelt[part]
+
+    async def _go_on(self, text: str, vocabulary: Vocabulary) -> list[int]:
+        """The tokens of a text, as in the middle of another, none of them special."""
+        if not text:
+            return []
+        apart = await self._ask(_APART, add_special=False, parse_special=False)
+        both = await self._ask(_APART + text, add_special=False, parse_special=False)
+        ids = both[len(apart) :] if both[: len(apart)] == apart else []
+        if not ids or any(id_ in vocabulary.special for id_ in ids):
+            ids = await self._bytes(text.encode(), vocabulary)
+        return ids
+
+    async def _bytes(self, data: bytes, vocabulary: Vocabulary) -> list[int]:
+        """A token each; where the vocabulary has none, the tokens of each character, as in the middle of a text."""
+        if vocabulary.byte_tokens is not None:
+            return [vocabulary.byte_tokens[byte] for byte in data]
+        apart = await self._ask(_APART, add_special=False, parse_special=False)
+        ids: list[int] = []
+        for letter in data.decode(errors="replace"):
+            both = await self._ask(_APART + letter, add_special=False, parse_special=False)
+            joined = both[: len(apart)] != apart
+            ids += await self._ask(letter, add_special=False, parse_special=False) if joined else both[len(apart) :]
+        return ids
+
+    async def _ask(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
+        body = completion_api.encode_tokenize(text, add_special=add_special, parse_special=parse_special)
+        return completion_api.decode_tokens(await self._client.post("/tokenize", body))
+
+
+def says_token(text: str, vocabulary: Vocabulary) -> bool:
+    """Whether it may be that the model said a special token there, and did not quote one."""
+    return any(text[start:end] in vocabulary.shown for start, end in vocabulary.find(text))
+
+
+def _find_marks(written: bytes, defused: Defused) -> list[tuple[int, int, str]]:
+    """Where the stand-ins are among the bytes of the tokens."""
+    found = []
+    for mark in defused.meant:
+        encoded = mark.encode()
+        at = written.find(encoded)
+        while at >= 0:
+            found.append((at, at + len(encoded), mark))
+            at = written.find(encoded, at + 1)
+    return sorted(found)
+
+
+def _write_spaced(defused: Defused, space: str) -> str:
+    text = defused.text
+    for mark, part in defused.meant.items():
+        text = text.replace(mark, f"{part[0]}{space}{part[1:]}" if part[1:] else f"{space}{part}{space}")
+    return text

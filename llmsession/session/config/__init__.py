@@ -1,0 +1,1 @@
+"""Options, from keywords, YAML files and the environment."""

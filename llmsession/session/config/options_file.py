@@ -1,0 +1,188 @@
+"""Options that are written down: in a YAML file, or in the environment. Each is checked by itself, so that an error can
+say where it stands.
+"""
+
+from __future__ import annotations
+
+import difflib
+import shlex
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NoReturn
+
+import msgspec
+import yaml
+
+from llmsession.types.errors import ConfigError
+from llmsession.types.lora import Lora
+from llmsession.types.sampling import Sampling
+
+PREFIX = "LLMSESSION_"
+
+# Variables of ours that are no fields: the file itself, the table of releases, and what the scripts of a checkout read.
+_OTHER_VARIABLES = ("CONFIG", "PYTHON", "RELEASES", "TEST_LLAMA_SERVER")
+
+
+class WrittenLora(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """An adapter of a list of them: `{path: some.gguf, scale: 0.5}`."""
+
+    path: str
+    scale: float = 1.0
+
+
+class Fields(msgspec.Struct, frozen=True, kw_only=True):
+    """The options that may be written down, as their owner gives them.
+
+    `types` by name. `secrets` are never shown. `check` takes a name and its value, and raises ConfigError;
+    `describe_unknown` says what is wrong with a name that is not among them.
+    """
+
+    types: Mapping[str, Any]
+    secrets: tuple[str, ...]
+    check: Callable[[str, Any], None]
+    describe_unknown: Callable[[str], str]
+
+
+# What a file or a variable may hold for a field, where that is not the field's own type.
+_WRITTEN_TYPES: dict[str, Any] = {
+    "device": str,
+    "lora": str | list[str | WrittenLora],
+    "draft_model": str | None,
+    "mmproj": str | None,
+    "chat_template": str | None,
+    "model": str | None,
+    "server_path": str | None,
+    "cache_dir": str | None,
+    "registry": str | None,
+    "verify": bool | str,
+    "sampling": str | Sampling | None,
+    "headers": dict[str, str],
+    "extra_args": list[str],
+}
+
+
+def read_environment(environment: Mapping[str, str], fields: Fields) -> dict[str, Any]:
+    """The fields that have a variable, such as LLMSESSION_PARALLEL. Raises ConfigError, which names it."""
+    found = {}
+    names = {f"{PREFIX}{name.upper()}": name for name in fields.types}
+    for variable, text in environment.items():
+        if not variable.startswith(PREFIX) or not text or variable.removeprefix(PREFIX) in _OTHER_VARIABLES:
+            continue
+        if variable not in names:
+            # Others may have variables of this name; a slip of the pen is told.
+            if near := difflib.get_close_matches(variable, names, n=1, cutoff=0.9):
+                raise ConfigError(f"{variable} is no option: did you mean {near[0]}?")
+            continue
+        try:
+            found[names[variable]] = _read_written(names[variable], _read_variable(names[variable], text), fields)
+        except ConfigError as error:
+            shown = "…" if names[variable] in fields.secrets else repr(text)
+            raise ConfigError(f"the environment's {variable}={shown}: {error}") from None
+    return found
+
+
+def _read_variable(name: str, text: str) -> object:
+    """A text as it is, anything else in YAML's spelling."""
+    if name == "extra_args":
+        try:
+            return shlex.split(text)
+        except ValueError as error:
+            raise ConfigError(f"these are no arguments: {error}") from None
+    if name in (
+        "model",
+        "remote",
+        "backend",
+        "server_path",
+        "cache_dir",
+        "api_key",
+        "hf_token",
+        "registry",
+        "prompt_encoding",
+        "device",
+        "draft_model",
+        "mmproj",
+        "chat_template",
+    ):
+        return text
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise ConfigError("this cannot be read") from None
+
+
+def read_file(path: Path, fields: Fields) -> Iterator[tuple[str, Any]]:
+    """The fields of a YAML file. Raises ConfigError with file and line."""
+    try:
+        yield from _read_nodes(path.read_text(encoding="utf-8-sig"), fields)
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror})", path=path) from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path}: this is no text in UTF-8", path=path) from None
+    except RecursionError:
+        raise ConfigError(f"{path}: this is nested too deeply", path=path) from None
+    except yaml.constructor.ConstructorError as error:
+        _fail(path, f"a tag that is not allowed here: {error.problem}", error.problem_mark)
+    except yaml.MarkedYAMLError as error:
+        _fail(path, str(error.problem), error.problem_mark)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: this is no YAML: {error}".partition("\n")[0], path=path) from None
+
+
+def _fail(path: Path, message: str, mark: yaml.Mark | None) -> NoReturn:
+    line = mark.line + 1 if mark is not None else None
+    raise ConfigError(f"{path}, line {line}: {message}", path=path, line=line) from None
+
+
+def _read_nodes(text: str, fields: Fields) -> Iterator[tuple[str, Any]]:
+    """Raises yaml.MarkedYAMLError with the place of what is wrong."""
+    loader = yaml.SafeLoader(text)
+    try:
+        root = loader.get_single_node()
+        if root is None:
+            return
+        if not isinstance(root, yaml.MappingNode):
+            what = "the file is a mapping of options to values, such as `parallel: 8`"
+            raise yaml.MarkedYAMLError(problem=what, problem_mark=root.start_mark)
+        seen: set[str] = set()
+        for key, value in root.value:
+            name = key.value if isinstance(key, yaml.ScalarNode) else str(key.tag)
+            if (fault := _fault(name, seen, fields)) is not None:
+                raise yaml.MarkedYAMLError(problem=fault, problem_mark=key.start_mark)
+            seen.add(name)
+            try:
+                yield name, _read_written(name, loader.construct_object(value, deep=True), fields)
+            except ConfigError as error:
+                raise yaml.MarkedYAMLError(problem=str(error), problem_mark=value.start_mark) from None
+    finally:
+        loader.dispose()
+
+
+def _fault(name: str, seen: set[str], fields: Fields) -> str | None:
+    if name == "on_progress":
+        return "on_progress is a function: it cannot stand in a file"
+    if name in seen:
+        return f"{name} stands here a second time"
+    return None if name in fields.types else fields.describe_unknown(name)
+
+
+def _read_written(name: str, value: object, fields: Fields) -> Any:
+    """A value of a file or a variable as the field's own. Raises ConfigError."""
+    hint = _WRITTEN_TYPES.get(name) or fields.types[name]
+    try:
+        converted = msgspec.convert(value, hint)
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"{name}: {error}") from None
+    if name == "sampling" and isinstance(converted, str):
+        converted = _preset(converted)
+    if name == "lora" and isinstance(converted, list):
+        converted = tuple(Lora(each.path, each.scale) if isinstance(each, WrittenLora) else each for each in converted)
+    fields.check(name, converted)
+    return converted
+
+
+def _preset(name: str) -> Sampling:
+    preset = getattr(Sampling, name.upper(), None)
+    if not isinstance(preset, Sampling):
+        names = [name for name in dir(Sampling) if isinstance(getattr(Sampling, name), Sampling)]
+        raise ConfigError(f"sampling={name!r} is no preset: there are {', '.join(names)}")
+    return preset

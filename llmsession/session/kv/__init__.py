@@ -1,0 +1,1 @@
+"""What engines have evaluated of conversations, kept on disk."""

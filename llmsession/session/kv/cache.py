@@ -1,0 +1,410 @@
+"""KvCache: what the engine has read of a conversation, kept on disk, and given back to it before it is asked again.
+
+It is the engine that compares tokens: whatever it is given back, it goes on from the part that the next prompt begins
+with. So names and digests here decide what is worth its while, and never what is said. Nothing is pinned to a slot
+(LLAMA_SERVER trap 1): a restored slot is the one most like the prompt, which is therefore chosen.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import queue
+import threading
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import anyio
+import anyio.to_thread
+import msgspec
+
+from llmsession.session.kv.slot_lock import Passage, SlotGate
+from llmsession.session.kv.store import KvFiles, Saved, stamp_engine
+from llmsession.system.latch import Latch
+from llmsession.types.errors import LLMSessionError, ServerError
+
+if TYPE_CHECKING:
+    from llmsession.backends.endpoint import Endpoint
+    from llmsession.types.completion import Completion
+    from llmsession.types.messages import Message
+    from llmsession.wire.http import ByteStream
+
+# Less than this is read again as fast as a file.
+LEAST_TOKENS = 96
+# What a restore costs beside the reading, in seconds, and the bytes a second that are believed until one was measured.
+OVERHEAD = 0.003
+FIRST_RATE = 400e6
+# Restoring has to be so many times as fast as evaluating.
+MARGIN = 2.0
+# Saving stops the engine for a moment: it may do so for this part of the time that replies take, saved up to a limit.
+SHARE, MOST_CREDIT = 0.1, 1.0
+# An engine is idle when it was for so long: then it may be stopped for longer.
+IDLE_AFTER = 0.3
+# What a close waits for, at most.
+CLOSE_WAIT = 0.5
+# After so many restores that brought nothing there are no more: this engine cannot go on from them.
+MOST_FAILURES = 3
+SLOT_TIMEOUT = 120.0
+# A slot is held back for a save so long at most: then it goes to the next, and perhaps nothing is saved.
+RELEASE_AFTER = 0.05
+_THREAD_LIFE = 2.0
+
+
+class _Action(msgspec.Struct):
+    n_saved: int = 0
+    n_restored: int = 0
+
+
+class Turn:
+    """A reply of a conversation, or what `only_reads` it. `expected`: tokens that it should find, once restored."""
+
+    def __init__(self, conversation: str, messages: Sequence[Message], *, only_reads: bool = False) -> None:
+        self.conversation = conversation
+        self.only_reads = only_reads
+        self.prefixes, self.lengths = _digest(messages)
+        self._messages = messages
+        self.expected = 0
+
+    def after(self, reply: Message) -> tuple[tuple[str, ...], tuple[int, ...]]:
+        """The digests with the reply."""
+        return _digest([*self._messages, reply])
+
+    def share(self, saved: Saved) -> float:
+        """How much of what was saved this prompt begins with, 0 to 1, by letters."""
+        count = 0
+        for ours, theirs in zip(self.prefixes, saved.prefixes, strict=False):
+            if ours != theirs:
+                break
+            count += 1
+        return saved.lengths[count - 1] / max(1, saved.lengths[-1]) if count else 0.0
+
+
+@dataclass(kw_only=True)
+class _Job:
+    endpoint: Endpoint
+    slot: int
+    conversation: str
+    saved: Saved
+    launches: int
+    passage: Passage | None
+    granted: threading.Event
+    release: Callable[[], None]
+
+
+class KvCache:
+    """Of one session. `is_idle`: whether no reply is in progress."""
+
+    def __init__(self, budget: int, *, is_idle: Callable[[], bool]) -> None:
+        self.gate = SlotGate()
+        self._budget = budget
+        self._is_idle = is_idle
+        self._lock = threading.Lock()
+        self._files: KvFiles | None = None
+        self._engine: Endpoint | None = None
+        self._owners: dict[int, str] = {}
+        self._dirty: dict[int, _Job] = {}
+        self._jobs: queue.Queue[_Job | None] = queue.Queue()
+        self._busy = 0
+        self._done = Latch()
+        self._thread: threading.Thread | None = None
+        self._closing = False
+        self._credit = 0.25
+        self._prompt_rate = 0.0
+        self._read_rate = self._write_rate = FIRST_RATE
+        self._bytes_per_token = 0.0
+        self._failures = 0
+
+    # Before a reply.
+
+    async def launch(
+        self, endpoint: Endpoint, turn: Turn | None, send: Callable[[], Awaitable[ByteStream]]
+    ) -> ByteStream:
+        """Send it, once nobody moves a slot; the conversation restored before, where that is worth its while."""
+        saved = await self._find_worthy(endpoint, turn) if turn is not None else None
+        granted = Latch()
+        passage = self.gate.enter(granted.set, alone=saved is not None)
+        try:
+            await granted.wait()
+            if saved is not None and turn is not None:
+                await self._restore(endpoint, turn, saved)
+            return await send()
+        finally:
+            self.gate.leave(passage)
+
+    async def _find_worthy(self, endpoint: Endpoint, turn: Turn) -> Saved | None:
+        self._turn_to(endpoint)
+        with self._lock:
+            is_there = turn.conversation in self._owners.values()
+        if is_there or self._failures >= MOST_FAILURES:
+            return None
+        return await anyio.to_thread.run_sync(self._look, endpoint, turn)
+
+    def _look(self, endpoint: Endpoint, turn: Turn) -> Saved | None:
+        try:
+            files = self._open(endpoint)
+        except OSError:  # the model's file is gone, say
+            return None
+        saved = files.find(turn.conversation) if files is not None else None
+        if files is None or saved is None:
+            return None
+        tokens = saved.tokens * turn.share(saved)
+        if not self._is_worth(tokens, saved.size, self._prompt_rate or saved.prompt_rate):
+            return None
+        begun = time.monotonic()
+        if not files.is_whole(turn.conversation, saved):
+            return None
+        self._read_rate = _blend(self._read_rate, saved.size / max(1e-4, time.monotonic() - begun))
+        turn.expected = int(tokens)
+        return saved
+
+    def _is_worth(self, tokens: float, size: float, prompt_rate: float) -> bool:
+        if tokens < LEAST_TOKENS or prompt_rate <= 0:
+            return False
+        # It is read twice: for its checksum, and by the engine.
+        return tokens / prompt_rate > MARGIN * (OVERHEAD + 2 * size / self._read_rate)
+
+    async def _restore(self, endpoint: Endpoint, turn: Turn, saved: Saved) -> None:
+        """Into an idle slot. That of a conversation that is saved as well, if there is one."""
+        from llmsession.wire.metrics import parse_slots
+
+        try:
+            slots = [slot for slot in parse_slots(await endpoint.client.get("/slots")) if not slot.is_processing]
+            with self._lock:
+                order = list(self._owners)
+                slots.sort(key=lambda slot: (slot.id in self._dirty, order.index(slot.id) if slot.id in order else -1))
+            if not slots:
+                turn.expected = 0
+                return
+            await self._act(endpoint, slots[0].id, "restore", saved.file)
+            with self._lock:
+                self._dirty.pop(slots[0].id, None)
+                self._owners.pop(slots[0].id, None)
+                self._owners[slots[0].id] = turn.conversation
+        except ServerError as error:
+            turn.expected = 0
+            if error.status in (404, 501):
+                self._failures = MOST_FAILURES
+            elif self._files is not None:
+                self._files.forget(turn.conversation)
+
+    # After a reply.
+
+    def end(
+        self, endpoint: Endpoint | None, turn: Turn | None, slot: int | None, completion: Completion | None,
+        release: Callable[[], None],
+    ) -> None:  # fmt: skip
+        """It is over. `release` is called when its slot may go to the next: after it was saved, where that is done."""
+        if endpoint is None or endpoint is not self._engine or slot is None or completion is None:
+            with self._lock:
+                self._owners.clear()  # it had one of them, and did not come to say which
+            release()
+            return
+        job = self._note_end(endpoint, turn, slot, completion, release)
+        if job is None:
+            release()
+            return
+        job.passage = self.gate.enter(job.granted.set, alone=True)
+        self._put(job)
+
+    def _note_end(
+        self, endpoint: Endpoint, turn: Turn | None, slot: int, completion: Completion, release: Callable[[], None]
+    ) -> _Job | None:
+        from llmsession.types.messages import Message
+
+        usage, timings = completion.usage, completion.timings
+        with self._lock:
+            self._owners.pop(slot, None)
+            self._dirty.pop(slot, None)
+            self._owners[slot] = turn.conversation if turn is not None else ""
+            if timings.prompt.count >= LEAST_TOKENS // 2 and timings.prompt.seconds > 0:
+                self._prompt_rate = _blend(self._prompt_rate, timings.prompt.rate)
+            self._credit = min(MOST_CREDIT, self._credit + SHARE * (timings.prompt.seconds + timings.generated.seconds))
+            if turn is None:
+                return None
+            if turn.expected:
+                self._failures = 0 if usage.cached_tokens >= turn.expected // 2 else self._failures + 1
+            size = usage.total_tokens * self._bytes_per_token
+            if self._closing or turn.only_reads or not self._is_worth(usage.total_tokens, size, self._prompt_rate):
+                return None
+            prefixes, lengths = turn.after(Message.assistant(completion.text))
+            job = _Job(
+                endpoint=endpoint,
+                slot=slot,
+                conversation=turn.conversation,
+                saved=Saved(
+                    file="",
+                    tokens=usage.total_tokens,
+                    size=0,
+                    checksum=0,
+                    prefixes=prefixes,
+                    lengths=lengths,
+                    prompt_rate=self._prompt_rate,
+                ),
+                launches=self.gate.launches,
+                passage=None,
+                granted=threading.Event(),
+                release=release,
+            )
+            cost = OVERHEAD + size / self._write_rate
+            if cost > self._credit:
+                job.release = _nothing
+                self._dirty[slot] = job
+                self._start()
+                return None
+            self._credit -= cost
+            return job
+
+    # The thread that saves.
+
+    def _put(self, job: _Job) -> None:
+        with self._lock:
+            self._busy += 1
+            self._jobs.put(job)
+            self._start()
+
+    def _start(self) -> None:
+        if self._thread is None:
+            self._thread = threading.Thread(target=lambda: anyio.run(self._work), name="llmsession-kv", daemon=True)
+            self._thread.start()
+
+    async def _work(self) -> None:
+        """Until there is nothing more to save. It may block: nothing else runs in this loop."""
+        idle_since = time.monotonic()
+        while True:
+            job = None
+            with contextlib.suppress(queue.Empty):
+                job = self._jobs.get(block=not self._closing, timeout=IDLE_AFTER)
+            job = job or (self._next_dirty() if self._jobs.empty() else None)
+            if job is not None:
+                await self._save(job)
+                idle_since = time.monotonic()
+                continue
+            with self._lock:
+                over = self._closing or (not self._dirty and time.monotonic() - idle_since > _THREAD_LIFE)
+                if over and self._jobs.empty():
+                    self._thread = None
+                    if self._closing:
+                        self._done.set()
+                    return
+
+    def _next_dirty(self) -> _Job | None:
+        """One that had to wait until nobody does."""
+        with self._lock:
+            if not self._is_idle() or not self._dirty:
+                return None
+            job = self._dirty.pop(next(iter(self._dirty)))
+            self._busy += 1
+        job.passage = self.gate.enter(job.granted.set, alone=True)
+        return job
+
+    async def _save(self, job: _Job) -> None:
+        path: Path | None = None
+        saved = job.saved
+        try:
+            endpoint = job.endpoint
+            files = self._open(endpoint)
+            size = int(saved.tokens * self._bytes_per_token)
+            if files is None or not files.has_room(size):
+                return
+            if not job.granted.wait(RELEASE_AFTER):
+                self._release(job)  # whoever waits for a slot does not wait for this
+                if not job.granted.wait(SLOT_TIMEOUT):
+                    return
+            if self.gate.launches != job.launches and not await self._holds(endpoint, job):
+                return
+            path, begun = files.new_file(job.conversation), time.monotonic()
+            action = await self._act(endpoint, job.slot, "save", path.name)
+            seconds = time.monotonic() - begun
+            self._leave(job)
+            size = path.stat().st_size
+            self._bytes_per_token = size / max(1, action.n_saved)
+            self._write_rate = _blend(self._write_rate, size / max(1e-4, seconds))
+            if action.n_saved >= saved.tokens // 2:
+                files.keep(job.conversation, path, msgspec.structs.replace(saved, tokens=action.n_saved))
+                path = None
+        except (LLMSessionError, OSError):
+            return  # without it, it is read again
+        finally:
+            self._leave(job)
+            if path is not None:
+                path.unlink(missing_ok=True)
+            with self._lock:
+                self._busy -= 1
+
+    def _leave(self, job: _Job) -> None:
+        passage, job.passage = job.passage, None
+        if passage is not None:
+            self.gate.leave(passage)
+        self._release(job)
+
+    def _release(self, job: _Job) -> None:
+        release, job.release = job.release, _nothing
+        release()
+
+    async def _holds(self, endpoint: Endpoint, job: _Job) -> bool:
+        """Whether its slot is still as the reply left it, though others have been given one since."""
+        from llmsession.wire.metrics import parse_slots
+
+        with self._lock:
+            if self._owners.get(job.slot, job.conversation) != job.conversation:
+                return False
+        slot = next((slot for slot in parse_slots(await endpoint.client.get("/slots")) if slot.id == job.slot), None)
+        held = slot.n_prompt_tokens if slot is not None and not slot.is_processing else None
+        return held is not None and abs(held - job.saved.tokens) <= 2
+
+    async def _act(self, endpoint: Endpoint, slot: int, action: str, file: str) -> _Action:
+        body = msgspec.json.encode({"filename": file})
+        answer = await endpoint.client.post(f"/slots/{slot}?action={action}", body, timeout=SLOT_TIMEOUT)
+        return msgspec.json.decode(answer, type=_Action)
+
+    def _turn_to(self, endpoint: Endpoint) -> None:
+        """Another engine has empty slots."""
+        with self._lock:
+            if endpoint is not self._engine:
+                self._engine, self._files, self._failures = endpoint, None, 0
+                self._owners.clear()
+                self._dirty.clear()
+
+    def _open(self, endpoint: Endpoint) -> KvFiles | None:
+        launch = endpoint.launch
+        if launch is None or launch.kv_folder is None:
+            return None
+        if self._files is None:
+            child = endpoint.child
+            engine = Path(child.command.argv[0]) if child is not None and endpoint.backend == "llama-server" else None
+            stamp = stamp_engine(launch, endpoint.backend, endpoint.version, engine)
+            self._files = KvFiles(launch.kv_folder, stamp, self._budget)
+        return self._files
+
+    async def aclose(self) -> None:
+        """Save what still waits for that, as far as there is time."""
+        with self._lock:
+            self._closing = True
+            pending = self._thread is not None and (self._busy > 0 or (bool(self._dirty) and self._is_idle()))
+        self._jobs.put(None)
+        if pending:
+            with anyio.CancelScope(shield=True), anyio.move_on_after(CLOSE_WAIT):
+                await self._done.wait()
+
+
+def _digest(messages: Sequence[Message]) -> tuple[tuple[str, ...], tuple[int, ...]]:
+    """Of the conversation after each turn, and how many letters there are up to it."""
+    running, prefixes, lengths, length = hashlib.sha256(), [], [], 0
+    for message in messages:
+        encoded = msgspec.json.encode(message)
+        running.update(len(encoded).to_bytes(8, "big") + encoded)
+        prefixes.append(running.hexdigest()[:16])
+        length += len(message.content) + 16
+        lengths.append(length)
+    return tuple(prefixes), tuple(lengths)
+
+
+def _blend(old: float, new: float) -> float:
+    return new if old <= 0 else 0.7 * old + 0.3 * new
+
+
+def _nothing() -> None:
+    """Nobody waits for it."""

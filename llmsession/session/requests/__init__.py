@@ -1,0 +1,1 @@
+"""The request for each kind of call, and who goes next."""

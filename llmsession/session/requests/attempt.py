@@ -1,0 +1,149 @@
+"""ReplySource: where a session's reply comes from. It waits for a slot, has the server ready, and asks it.
+
+Where the server ends in the middle of the reply, it is started again and asked for the rest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING
+
+from llmsession.session.requests.scheduler import Admission, Ticket
+from llmsession.system.latch import Latch
+from llmsession.types.errors import LLMSessionError, ProtocolError, TransportError
+
+if TYPE_CHECKING:
+    from llmsession.backends.endpoint import Endpoint
+    from llmsession.session.kv.cache import KvCache, Turn
+    from llmsession.session.requests.completion import Ask, Request
+    from llmsession.session.server.owned import Server
+    from llmsession.session.server.remote import RemoteServer
+    from llmsession.types.completion import Completion
+    from llmsession.wire.decoder import EventDecoder
+    from llmsession.wire.http import ByteStream
+    from llmsession.wire.resume import Delivered
+
+
+def _nothing() -> None:
+    """The default of a hook."""
+
+
+class ReplySource:
+    """For one reply. `on_open` and `on_over` are called when it begins to wait and when its slot is free again."""
+
+    def __init__(
+        self,
+        server: Server | RemoteServer,
+        admission: Admission,
+        ask: Ask,
+        *,
+        decoder: EventDecoder,
+        kv: KvCache | None = None,
+        turn: Turn | None = None,
+    ) -> None:
+        self.decoder = decoder
+        self._kv = kv
+        self._turn = turn
+        self.neutralized = 0
+        self.restarts = 0
+        self.model = server.model.name
+        self.on_open: Callable[[], None] = _nothing
+        self.on_over: Callable[[], None] = _nothing
+        self._server = server
+        self._admission = admission
+        self._ask = ask
+        self._ticket: Ticket | None = None
+        self._endpoint: Endpoint | None = None
+
+    @property
+    def queue_position(self) -> int | None:
+        """How many are in front, while it waits for a slot."""
+        return self._admission.position(self._ticket) if self._ticket is not None else None
+
+    async def open(self, mark_sent: Callable[[], None]) -> ByteStream:
+        """Wait for a slot, have the server ready, send the request."""
+        self.on_open()
+        granted = Latch()
+        self._ticket = self._admission.enter(granted.set)
+        await granted.wait()
+        return await self._connect(self._begin, mark_sent)
+
+    async def _begin(self, endpoint: Endpoint) -> Request:
+        request = await self._ask.prepare(endpoint)
+        self.neutralized = request.neutralized
+        return request
+
+    async def _connect(
+        self, make: Callable[[Endpoint], Awaitable[Request]], mark_sent: Callable[[], None]
+    ) -> ByteStream:
+        """Asked again for as long as the server ends before it answers, and may be started again."""
+        while True:
+            self._endpoint = endpoint = await self._server.ensure_ready()
+            mark_sent()
+            try:
+                request = await make(endpoint)
+                stream = await self._send(endpoint, request)
+            except (TransportError, ProtocolError) as error:
+                if not await self.has_died(error):
+                    raise
+                self.restarts += 1
+            else:
+                self.decoder = request.decoder
+                return stream
+
+    async def _send(self, endpoint: Endpoint, request: Request) -> ByteStream:
+        def send() -> Awaitable[ByteStream]:
+            return endpoint.client.open_stream(request.path, request.body)
+
+        return await (send() if self._kv is None else self._kv.launch(endpoint, self._turn, send))
+
+    async def has_died(self, error: LLMSessionError) -> bool:
+        """Whether that error is the end of a server that may be started again for this reply."""
+        return (
+            isinstance(error, TransportError | ProtocolError)
+            and not isinstance(error, TimeoutError)
+            and self._endpoint is not None
+            and await self._server.has_died(self._endpoint)
+            and self._server.may_start_again(self.restarts)
+        )
+
+    async def resume(self, error: LLMSessionError, delivered: Delivered, mark_sent: Callable[[], None]) -> ByteStream:
+        """The rest of a reply whose server has died: started again, and asked to go on or to say it all once more."""
+        cause = await self.explain(error)
+        self.restarts += 1
+
+        async def make(endpoint: Endpoint) -> Request:
+            from llmsession.wire.resume import Replayed
+
+            if delivered.is_empty:
+                return await self._begin(endpoint)
+            if (request := await self._ask.go_on(endpoint, delivered)) is not None:
+                return request
+            request = await self._ask.prepare(endpoint)
+            return replace(request, decoder=Replayed(request.decoder, delivered, cause))
+
+        return await self._connect(make, mark_sent)
+
+    def look(self, *, has_begun: bool, give_up: Callable[[], None]) -> bool:
+        """No token has come for long. Whether the server is now being looked at, which ends it where it hangs."""
+        return self._endpoint is not None and self._server.look(self._endpoint, has_begun=has_begun, give_up=give_up)
+
+    def close(self, completion: Completion | None) -> None:
+        """The reply is over: the slot is free, or will be once it was saved. Called once."""
+        ticket, self._ticket = self._ticket, None
+        if ticket is not None:
+            release = partial(self._admission.leave, ticket)
+            if self._kv is None:
+                release()
+            else:
+                self._kv.end(self._endpoint, self._turn, self.decoder.slot, completion, release)
+        self._server.rotate_log()
+        self.on_over()
+
+    async def explain(self, error: LLMSessionError) -> LLMSessionError:
+        """What cut the connection, where it was the engine's death."""
+        if isinstance(error, TransportError | ProtocolError) and not isinstance(error, TimeoutError):
+            return await self._server.explain(error, self._endpoint)
+        return error

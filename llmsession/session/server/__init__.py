@@ -1,0 +1,1 @@
+"""The server of a session: planned, started, watched and restarted, or attached to."""

@@ -1,0 +1,217 @@
+"""What a session is to run, by its options: the model, its encoding, and how much context."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from pathlib import Path
+
+import msgspec
+
+from llmsession.models import bundled
+from llmsession.models.encoding import PromptEncoding
+from llmsession.models.gguf import ModelInfo
+from llmsession.models.references import SCHEME, PackedFileRef, PackedRepoRef
+from llmsession.models.registry import KnownLLM
+from llmsession.models.registry_file import load_known_llms
+from llmsession.models.safetensors import CONFIG, WeightsInfo
+from llmsession.session.config.options import Options
+from llmsession.types.errors import ConfigError, UnsupportedFeatureError
+from llmsession.types.sampling import Sampling
+
+# What a conversation may use where nobody says otherwise: enough for a chat, and no gigabytes of KV cache.
+DEFAULT_CONTEXT = 8192
+
+# What llama.cpp takes where a file does not say.
+ROPE_FREQ_BASE = 10000.0
+
+_SHARD_OR_SUFFIX = re.compile(r"(-\d{5}-of-\d{5})?\.gguf$", re.IGNORECASE)
+
+# The encoding of a base model, which knows no roles.
+BLANK = "blank"
+
+TRANSFORMERS = "transformers"
+# The seed's word for that backend, which stood where the model stands.
+PYTHON = "python"
+
+
+class Model(msgspec.Struct, frozen=True, kw_only=True):
+    """The file to run, and how it is spoken to: by an encoding, or through the chat endpoint (None).
+
+    Until it is there, a model of Hugging Face has a `ref` and no `path`. A remote server has neither, and a `name` once
+    it was asked. `sampling` is what the registry advises. `is_weights`: it is a folder of safetensors, of `repo`
+    where that is on Hugging Face.
+    """
+
+    name: str
+    path: Path | None = None
+    ref: PackedFileRef | None = None
+    encoding: PromptEncoding | None = None
+    sampling: Sampling = Sampling()
+    is_weights: bool = False
+    repo: PackedRepoRef | None = None
+
+
+def resolve_model(options: Options) -> Model:
+    """What to run. Raises UnknownModelError, InvalidRefError and ConfigError."""
+    given = options.model
+    if options.backend == TRANSFORMERS or given == PYTHON or _is_of_weights(options):
+        return _resolve_weights(options)
+    if given is None or given == bundled.NAME:
+        return Model(name=bundled.NAME, path=bundled.bundled_path(), encoding=_encoding_of_bundled(options))
+    if isinstance(given, Path) or not (given.startswith(SCHEME) or _is_alias(given)):
+        path = Path(given).expanduser().absolute()
+        return Model(name=path.stem or str(given), path=path, encoding=resolve_encoding(options))
+    from llmsession.models.hub.ensure import resolve_ref
+
+    registry = load_known_llms(options.registry)
+    ref, known = resolve_ref(given, registry), registry.find(given)
+    return msgspec.structs.replace(_describe(options, known), name=name_file(ref.basename), ref=ref)
+
+
+def _is_of_weights(options: Options) -> bool:
+    """By what it is: a folder, a repository without a file, an entry of the registry that says so."""
+    given = options.model
+    if given is None:
+        return False
+    if isinstance(given, str) and given.startswith(SCHEME):
+        return given.count("/") == 1
+    if isinstance(given, Path) or not _is_alias(given):
+        return (Path(given).expanduser() / CONFIG).is_file()
+    known = load_known_llms(options.registry).find(given)
+    return known is not None and known.packaging_type == "safetensors"
+
+
+def _resolve_weights(options: Options) -> Model:
+    """For the backend transformers: a folder of safetensors, or the original of what the registry knows."""
+    given = options.model
+    if options.prompt_encoding not in (None, "chat"):
+        raise UnsupportedFeatureError(
+            'transformers writes prompts by the model\'s own template only: use prompt_encoding="chat"',
+            feature="prompt_encoding",
+            backend=TRANSFORMERS,
+        )
+    if given is None or given in (PYTHON, bundled.NAME):
+        raise ConfigError(
+            "transformers needs a model of safetensors, and the bundled one is a GGUF file: name the path of a folder, "
+            f'hf:author/repo, or an alias whose upstream the registry knows, with backend="{TRANSFORMERS}"'
+        )
+    if isinstance(given, str) and given.startswith(SCHEME) and given.count("/") == 1:
+        repo = PackedRepoRef(given)
+        return Model(name=repo.repo, repo=repo, is_weights=True)
+    if isinstance(given, Path) or not (given.startswith(SCHEME) or _is_alias(given)):
+        path = Path(given).expanduser().absolute()
+        if path.is_file():
+            raise ConfigError(f"transformers runs a folder of safetensors, and {path} is a file")
+        return Model(name=path.name, path=path, is_weights=True)
+    return _resolve_original(options, given)
+
+
+def _resolve_original(options: Options, given: str) -> Model:
+    """Of an alias or the reference of a GGUF file: the safetensors that it was made from."""
+    from llmsession.models.hub.ensure import resolve_ref
+
+    registry = load_known_llms(options.registry)
+    resolve_ref(given, registry)  # says which names there are
+    known = registry.find(given)
+    if known is not None and known.packaging_type == "safetensors":
+        repo = PackedRepoRef(f"{SCHEME}{known.repo_id}")
+    elif known is not None and known.upstream is not None:
+        repo = known.upstream
+    else:
+        raise ConfigError(f"nobody knows where the safetensors of {given} are: name them, hf:author/repo")
+    return Model(name=repo.repo, repo=repo, is_weights=True, sampling=known.sampling or Sampling())
+
+
+def name_file(file: str) -> str:
+    """A model by its file's name: without folders, the number of a shard and the suffix."""
+    return _SHARD_OR_SUFFIX.sub("", file.rpartition("/")[2])
+
+
+def resolve_remote_model(options: Options) -> Model:
+    """The name that is sent; empty where the registry knows the model, or there is none: then the server is asked."""
+    given = str(options.model) if options.model is not None else ""
+    if given == bundled.NAME:
+        return Model(name=given, encoding=_encoding_of_bundled(options))
+    known = load_known_llms(options.registry).find(given) if given else None
+    model = _describe(options, known)
+    return model if known is not None else msgspec.structs.replace(model, name=given)
+
+
+def _encoding_of_bundled(options: Options) -> PromptEncoding | None:
+    if options.registry is not None:
+        load_known_llms(options.registry)  # what is wrong with it is said, though nothing of it is wanted
+    own = options.prompt_encoding is None and options.chat_template is None
+    return bundled.ENCODING if own else resolve_encoding(options)
+
+
+def _describe(options: Options, known: KnownLLM | None) -> Model:
+    """What is known of it."""
+    if known is None:
+        return Model(name="", encoding=resolve_encoding(options))
+    own = options.prompt_encoding is None and options.chat_template is None
+    encoding = known.prompt_encoding if own else resolve_encoding(options)
+    return Model(name="", encoding=encoding, sampling=known.sampling or Sampling())
+
+
+def resolve_encoding(options: Options, otherwise: str | None = None) -> PromptEncoding | None:
+    """The one that was asked for, or the one called `otherwise`; None for the chat endpoint. Raises ConfigError."""
+    given = options.prompt_encoding if options.prompt_encoding is not None else otherwise
+    if given is None or given == "chat" or isinstance(given, PromptEncoding):
+        return given if isinstance(given, PromptEncoding) else None
+    encodings = load_known_llms(options.registry).encodings
+    if given not in encodings:
+        raise ConfigError(f"prompt_encoding={given!r} is unknown: use {', '.join(sorted(encodings))} or chat")
+    return encodings[given]
+
+
+class Context(msgspec.Struct, frozen=True, kw_only=True):
+    """Of one conversation, and what the engine has to be told for a longer one than the model was trained for."""
+
+    length: int
+    rope_freq_base: float | None = None
+    metadata: tuple[str, ...] = ()
+
+
+def fit_context(options: Options, info: ModelInfo | WeightsInfo, *, can_stretch: bool) -> Context:
+    """What was asked for. Raises ConfigError where the model was not trained for so much and cannot be stretched."""
+    asked, trained = options.context_length, info.trained_context_length
+    if asked is None or (asked == 0 and trained is None):
+        asked = min(trained or DEFAULT_CONTEXT, DEFAULT_CONTEXT)
+    elif asked == 0:
+        asked = trained or DEFAULT_CONTEXT
+    if trained is None or asked <= trained:
+        return Context(length=asked, rope_freq_base=options.rope_freq_base)
+    rotated = _rotated_dimensions(info) if isinstance(info, ModelInfo) else None
+    if not isinstance(info, ModelInfo) or not can_stretch or rotated is None:
+        raise ConfigError(
+            f"context_length={asked} is more than the {trained} tokens that this model was trained for, and "
+            + ("it" if can_stretch else "this engine")
+            + " cannot be stretched: ask for less, or 0 for all of it"
+            + ("" if can_stretch or rotated is None else ' (backend="llama-server" could)')
+        )
+    base = options.rope_freq_base or stretch_rope(info.rope_freq_base or ROPE_FREQ_BASE, rotated, asked / trained)
+    warnings.warn(
+        f"context_length={asked} is more than the {trained} tokens that this model was trained for: the base of its "
+        f"rotary positions is set to {base:.0f}, and replies may be worse",
+        stacklevel=2,
+    )
+    return Context(length=asked, rope_freq_base=base, metadata=(f"{info.architecture}.context_length=int:{asked}",))
+
+
+def stretch_rope(base: float, rotated: int, factor: float) -> float:
+    """The base at which the slowest of the `rotated` dimensions turns as far over the longer context ("NTK-aware")."""
+    return float(base * factor ** (rotated / (rotated - 2)))
+
+
+def _rotated_dimensions(info: ModelInfo) -> int | None:
+    """None where positions are no rotations, so that there is nothing to stretch."""
+    rotated = info.metadata.get(f"{info.architecture}.rope.dimension_count")
+    return rotated if isinstance(rotated, int) and rotated > 2 else None
+
+
+def _is_alias(text: str) -> bool:
+    """Whether it can be one: no path of a file that is there, and nothing that looks like a path."""
+    if "/" in text or "\\" in text or text.lower().endswith(".gguf"):
+        return False
+    return not Path(text).exists()

@@ -1,0 +1,251 @@
+"""Server: the one engine of a session, started when it is needed and not there. Any task or thread may end it."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import anyio
+
+from llmsession.backends.endpoint import LLAMA_SERVER_FEATURES, TRANSFORMERS_FEATURES, Endpoint, Feature
+from llmsession.prompts.vocabulary import Reading
+from llmsession.session.server.hang_detector import HangWatch
+from llmsession.session.server.launch_plan import Preparation
+from llmsession.session.server.restart_policy import Restarts
+from llmsession.system.latch import Latch
+from llmsession.types.errors import BackendError, ClosedError, FetchError, RestartLimitError, ServerExitedError
+
+if TYPE_CHECKING:
+    from llmsession.models.gguf import ModelInfo
+    from llmsession.models.safetensors import WeightsInfo
+    from llmsession.processes.child import Child
+    from llmsession.prompts.vocabulary import Vocabulary
+    from llmsession.prompts.writer import PromptWriter
+    from llmsession.session.config.options import Options
+    from llmsession.session.server.model_choice import Model
+    from llmsession.types.errors import LLMSessionError
+
+# So long, at most, lies between an engine's connections being closed and its end being known.
+EXIT_LAG = 0.5
+
+
+class Server:
+    """Started by the first who needs it; the others wait for that start. After `refuse_starts` there is no other."""
+
+    def __init__(self, options: Options) -> None:
+        self._options = options
+        self._preparation = Preparation(options, keep_download=self._keep_download)
+        self._lock = threading.Lock()
+        self._endpoint: Endpoint | None = None
+        self._child: Child | None = None
+        self._vocabulary: Reading | None = None
+        self._writer: PromptWriter | None = None
+        self._writer_of: Endpoint | None = None
+        self._end_download: Callable[[], None] | None = None
+        self._starting: Latch | None = None
+        self._closed = Latch()
+        self._restarts = Restarts(options.restart_limit)
+        self._ended: Endpoint | None = None
+        self._watch: HangWatch | None = None
+
+    @property
+    def model(self) -> Model:
+        """What it runs, as far as that is known by now."""
+        return self._preparation.model
+
+    @property
+    def info(self) -> ModelInfo | WeightsInfo | None:
+        """What the model's file says of itself, once it was read."""
+        return self._preparation.info
+
+    @property
+    def parallel(self) -> int:
+        """How many replies it generates at once: transformers one after the other, by a seed that is the process's."""
+        return 1 if self.model.is_weights else self._options.parallel
+
+    @property
+    def features(self) -> frozenset[Feature]:
+        """What it can do, or will be able to: also while it is being started."""
+        if self._endpoint is not None:
+            return self._endpoint.features
+        return TRANSFORMERS_FEATURES if self.model.is_weights else LLAMA_SERVER_FEATURES
+
+    @property
+    def endpoint(self) -> Endpoint | None:
+        """The last one that was ready; its child may have died since."""
+        return self._endpoint
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether it was closed."""
+        return self._closed.is_set()
+
+    @property
+    def is_starting(self) -> bool:
+        """Whether a start is under way."""
+        return self._starting is not None
+
+    async def ensure_ready(self) -> Endpoint:
+        """The running engine, started where there is none.
+
+        Raises ClosedError, RestartLimitError, and what a start can raise.
+        """
+        while True:
+            with self._lock:
+                if self._closed.is_set():
+                    raise ClosedError("the session is closed: open another")
+                endpoint = self._endpoint
+                if endpoint is not None and not endpoint.has_exited:
+                    return endpoint
+                others_start = self._starting
+                mine = self._starting = others_start or Latch()
+            if others_start is not None:
+                await others_start.wait()
+                continue
+            try:
+                return await (self._start() if endpoint is None else self._start_again(endpoint))
+            finally:
+                with self._lock:
+                    self._starting = None
+                mine.set()
+
+    async def _start(self) -> Endpoint:
+        try:
+            backend, launch = await self._preparation.plan()
+        except FetchError:
+            if self._closed.is_set():
+                raise ClosedError("the session was closed while something was fetched for it") from None
+            raise
+        if self._vocabulary is None:
+            self._vocabulary = Reading(launch.model_path)
+        endpoint = await backend.prepare(launch, self._keep_child)
+        self._preparation.settle_encoding()
+        with self._lock:
+            self._endpoint = endpoint
+            self._restarts.note_ready()
+            self._watch = HangWatch(endpoint, self._options.idle_timeout)
+        return endpoint
+
+    async def _start_again(self, ended: Endpoint) -> Endpoint:
+        """As it was before: the same model, context, slots and flags. Sooner or later, by how often it ended."""
+        restarts = self._restarts
+        if ended is not self._ended:
+            self._ended = ended
+            restarts.note_end()
+        if restarts.are_spent:
+            raise self._describe_spent(ended)
+        with anyio.move_on_after(restarts.pause):
+            await self._closed.wait()
+        if self._closed.is_set():
+            raise ClosedError("the session was closed")
+        try:
+            return await self._start()
+        except BackendError:
+            restarts.note_end()
+            raise
+
+    def _describe_spent(self, ended: Endpoint) -> RestartLimitError:
+        limit, child = self._restarts.limit, ended.child
+        tail = child.log.tail() if child is not None else ""
+        if limit == 0:
+            words = f"{ended.backend} has ended, and restart_limit=0 is not to start it again: open another session"
+        else:
+            words = (
+                f"{ended.backend} has ended {self._restarts.count} times in {self._restarts.window:g} s, so it is not "
+                f"started again for the next {self._restarts.next_in:.0f} s (restart_limit={limit})"
+            )
+        where = f"; its last words are in {child.log.path}" if child is not None else ""
+        return RestartLimitError(words + where, restarts=self._restarts.count, log_tail=tail)
+
+    def may_start_again(self, times: int) -> bool:
+        """Whether it may, for a reply during which it was `times` times."""
+        return not self._closed.is_set() and not self._restarts.are_spent and times < self._restarts.limit
+
+    def look(self, endpoint: Endpoint, *, has_begun: bool, give_up: Callable[[], None]) -> bool:
+        """See HangWatch. Of an engine that was replaced, a reply hears soon enough."""
+        watch = self._watch
+        if watch is None or endpoint is not self._endpoint:
+            return endpoint.has_exited
+        watch.look(has_begun=has_begun, give_up=give_up)
+        return True
+
+    def _keep_download(self, end: Callable[[], None]) -> None:
+        with self._lock:
+            self._end_download = end
+            closed = self._closed.is_set()
+        if closed:
+            end()
+
+    def _keep_child(self, child: Child) -> None:
+        """Called before each spawn, so that a close from elsewhere finds the child that is being started."""
+        with self._lock:
+            self._child = child
+            closed = self._closed.is_set()
+        if closed:
+            child.request_stop()
+
+    async def prompt_writer(self, endpoint: Endpoint) -> PromptWriter:
+        """What writes prompts for this engine, of which no text can be a special token."""
+        from llmsession.prompts.writer import PromptWriter
+
+        if self._writer is None or self._writer_of is not endpoint:
+            assert self._vocabulary is not None  # noqa: S101 - the engine was started
+            self._writer = PromptWriter(
+                endpoint.client, await self._vocabulary.wait(), exact="pieces" in endpoint.features
+            )
+            self._writer_of = endpoint
+        return self._writer
+
+    async def known_vocabulary(self) -> Vocabulary | None:
+        """What the model's own files say of its tokens, for a server that cannot be asked."""
+        return await self._vocabulary.wait() if self._vocabulary is not None else None
+
+    def refuse_starts(self) -> None:
+        """From now on there is no start. Thread-safe, does not wait."""
+        with self._lock:
+            self._closed.set()
+
+    def close_soon(self) -> None:
+        """End the engine, without waiting for its end."""
+        self.refuse_starts()
+        if self._end_download is not None:
+            self._end_download()
+        if self._child is not None:
+            self._child.request_stop()
+
+    async def aclose(self) -> None:
+        """End the engine and wait until it is gone. Shielded and bounded; any state, any number of times."""
+        self.close_soon()
+        if self._child is not None:
+            await self._child.aclose()
+
+    def rotate_log(self) -> None:
+        """Keep the log of a long run within bounds."""
+        if self._child is not None:
+            self._child.log.rotate()
+
+    async def has_died(self, endpoint: Endpoint) -> bool:
+        """Whether it has, or does so within a moment: a dying engine hangs up before it can be waited for."""
+        if endpoint.child is not None:
+            with anyio.CancelScope(shield=True), anyio.move_on_after(EXIT_LAG):
+                await endpoint.child.exited.wait()
+        return endpoint.has_exited
+
+    async def explain(self, error: LLMSessionError, endpoint: Endpoint | None) -> LLMSessionError:
+        """A lost connection to that engine is its death where it has died."""
+        if endpoint is None or endpoint.child is None or not await self.has_died(endpoint):
+            return error
+        if self._closed.is_set():
+            return ClosedError("the session was closed")
+        from llmsession.backends.diagnosis.explain import describe_end
+
+        child = endpoint.child
+        again = "; the next call starts it again" if self.may_start_again(0) else ""
+        exited = ServerExitedError(
+            f"{describe_end(endpoint)}{again} (its last words are in {child.log.path})",
+            returncode=child.returncode,
+            log_tail=child.log.tail(),
+        )
+        exited.__cause__ = error
+        return exited

@@ -1,0 +1,151 @@
+"""RemoteServer: the server of a session that somebody else runs. It is asked who it is, and otherwise left alone."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from llmsession.backends.endpoint import LLAMA_SERVER_FEATURES, Endpoint, Feature
+from llmsession.backends.remote import Address, attach, parse_remote
+from llmsession.session.config.options import Options
+from llmsession.session.server.model_choice import resolve_remote_model
+from llmsession.types.errors import ClosedError, ConfigError, UnsupportedFeatureError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from llmsession.models.gguf import ModelInfo
+    from llmsession.prompts.writer import PromptWriter
+    from llmsession.types.errors import LLMSessionError
+
+# What only a server that we start can be told.
+_OURS_ONLY = (
+    "context_length", "threads", "server_path", "python_path", "extra_args", "on_progress", "hf_token", "offline",
+    "backend", "device", "gpu_layers", "flash_attention", "kv_offload", "cache_type_k", "cache_type_v",
+    "rope_freq_base", "lora", "draft_model", "mmproj", "chat_template", "kv_cache_bytes",
+)  # fmt: skip
+
+
+class RemoteServer:
+    """What a Server is to its session, for one that was already there."""
+
+    def __init__(self, options: Options) -> None:
+        if options.remote is None:
+            raise ConfigError("remote= names the server")
+        defaults = Options()
+        wrong = [name for name in _OURS_ONLY if getattr(options, name) != getattr(defaults, name)]
+        if wrong:
+            raise ConfigError(f"{', '.join(wrong)}: not for a remote server, which was started by somebody else")
+        self._address = Address(
+            base_url=parse_remote(options.remote),
+            api_key=options.api_key,
+            headers=dict(options.headers),
+            verify=options.verify,
+        )
+        self._options = options
+        self._endpoint: Endpoint | None = None
+        self._writer: PromptWriter | None = None
+        self._closed = False
+        self.info: ModelInfo | None = None
+        self.model = resolve_remote_model(options)
+
+    @property
+    def endpoint(self) -> Endpoint | None:
+        """What it is, once it was asked."""
+        return self._endpoint
+
+    @property
+    def parallel(self) -> int:
+        """How many replies may be asked for at once."""
+        return self._options.parallel
+
+    @property
+    def features(self) -> frozenset[Feature]:
+        """What it can do; until it was asked, everything."""
+        return self._endpoint.features if self._endpoint is not None else LLAMA_SERVER_FEATURES
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether the session was closed; the server goes on."""
+        return self._closed
+
+    @property
+    def is_starting(self) -> bool:
+        """Never: it is not ours to start."""
+        return False
+
+    async def ensure_ready(self) -> Endpoint:
+        """What it is. Raises ClosedError and what the first look at it can raise."""
+        if self._closed:
+            raise ClosedError("the session is closed: open another")
+        if self._endpoint is not None:
+            return self._endpoint
+        name, endpoint = await attach(
+            self._address,
+            model=self.model.name or None,
+            parallel=self._options.parallel,
+            timeout=self._options.start_timeout,
+        )
+        encoding = self.model.encoding
+        if encoding is not None and "completion" not in endpoint.features:
+            if self._options.prompt_encoding is not None:
+                raise UnsupportedFeatureError(
+                    f"{endpoint.backend} at {endpoint.client.base_url} has no /completion for a prompt of our own "
+                    'encoding: use prompt_encoding="chat"',
+                    feature="prompt_encoding",
+                    backend=endpoint.backend,
+                )
+            encoding = None
+        self.model = msgspec.structs.replace(self.model, name=name, encoding=encoding)
+        self._endpoint = endpoint
+        return endpoint
+
+    async def prompt_writer(self, endpoint: Endpoint) -> PromptWriter:
+        """What writes prompts for it: its tokenizer is asked what is special."""
+        from llmsession.prompts.vocabulary import AskedVocabulary
+        from llmsession.prompts.writer import PromptWriter
+
+        if self._writer is None:
+            self._writer = PromptWriter(
+                endpoint.client, AskedVocabulary(endpoint.client), exact="pieces" in endpoint.features
+            )
+        return self._writer
+
+    async def known_vocabulary(self) -> None:
+        """Its files are elsewhere."""
+
+    def refuse_starts(self) -> None:
+        """From now on it is not asked any more."""
+        self._closed = True
+
+    def close_soon(self) -> None:
+        """The same: there is nothing to end."""
+        self._closed = True
+
+    async def aclose(self) -> None:
+        """The same."""
+        self._closed = True
+
+    def rotate_log(self) -> None:
+        """Its log is its owner's."""
+
+    async def has_died(self, endpoint: Endpoint) -> bool:
+        """Nobody here can know."""
+        del endpoint
+        return False
+
+    def may_start_again(self, times: int) -> bool:
+        """Never."""
+        del times
+        return False
+
+    def look(self, endpoint: Endpoint, *, has_begun: bool, give_up: Callable[[], None]) -> bool:
+        """Never: whether it hangs is its owner's to see to."""
+        del endpoint, has_begun, give_up
+        return False
+
+    async def explain(self, error: LLMSessionError, endpoint: Endpoint | None) -> LLMSessionError:
+        """A lost connection is no more than that."""
+        del endpoint
+        return ClosedError("the session was closed") if self._closed else error

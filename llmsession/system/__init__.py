@@ -1,0 +1,1 @@
+"""Files, locks, threads and folders. Knows no model and no child process."""

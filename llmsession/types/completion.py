@@ -1,0 +1,110 @@
+"""What comes back from a model: Completion and the values inside it. Plain data, no behaviour."""
+
+from __future__ import annotations
+
+import enum
+from typing import Any
+
+import msgspec
+
+from llmsession.types.messages import Message, ToolCall
+
+
+class StopReason(enum.StrEnum):
+    """Why a reply ended."""
+
+    END = "end"
+    STOP_PHRASE = "stop_phrase"
+    LENGTH = "length"
+    TOOL_CALLS = "tool_calls"
+    INTERRUPTED = "interrupted"
+
+
+class Usage(msgspec.Struct, frozen=True, kw_only=True):
+    """Tokens of one reply. `cached_tokens` is the part of the prompt that did not have to be evaluated.
+
+    A `reply_start` is a part of the prompt.
+    """
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cached_tokens: int = 0
+
+    @property
+    def total_tokens(self) -> int:
+        """Prompt and completion together: what the conversation now takes of its context."""
+        return self.prompt_tokens + self.completion_tokens
+
+
+class TokenPerformance(msgspec.Struct, frozen=True, kw_only=True):
+    """So many tokens in so many seconds."""
+
+    count: int = 0
+    seconds: float = 0.0
+
+    @property
+    def rate(self) -> float:
+        """Tokens a second; 0.0 where no time was measured."""
+        return self.count / self.seconds if self.seconds > 0 else 0.0
+
+
+class Timings(msgspec.Struct, frozen=True, kw_only=True):
+    """How long the engine worked. `first_token_seconds` is what the caller waited, from the request being sent.
+
+    `generated` leaves out the first token, as the engine does: it comes with the prompt's evaluation.
+    """
+
+    prompt: TokenPerformance = TokenPerformance()
+    generated: TokenPerformance = TokenPerformance()
+    first_token_seconds: float | None = None
+
+
+class Token(msgspec.Struct, frozen=True, kw_only=True):
+    """A token with its natural-log probability; `top` are the likeliest at that place, where they were asked for.
+
+    `text` may be a part of a character (then U+FFFD stands in for it).
+    """
+
+    id: int
+    text: str
+    logprob: float
+    top: tuple[Token, ...] = ()
+
+
+class Completion(msgspec.Struct, frozen=True, kw_only=True):
+    """A reply and everything that is known about it.
+
+    `stop_phrase` is the phrase that ended it, with `STOP_PHRASE`. `context_full` says that it was cut because the
+    context had no room left. `tokens` is empty unless `top_logprobs` was given. `neutralized`: how many spellings of
+    special tokens stood in texts, and were kept from being more than text. `restarts`: how often the server ended
+    and was started again while it replied; then `timings` are those of the last part. `dropped`: the messages that a
+    chat left out of what it sent from this turn on, for the context was full.
+    """
+
+    id: str
+    text: str
+    stop_reason: StopReason
+    stop_phrase: str | None = None
+    context_full: bool = False
+    usage: Usage = Usage()
+    timings: Timings = Timings()
+    tokens: tuple[Token, ...] = ()
+    tool_calls: tuple[ToolCall, ...] = ()
+    reasoning: str = ""
+    seed: int
+    model: str
+    neutralized: int = 0
+    restarts: int = 0
+    dropped: tuple[Message, ...] = ()
+
+    def __str__(self) -> str:
+        return self.text
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain dicts and lists, as JSON would hold them."""
+        plain: dict[str, Any] = msgspec.to_builtins(self, enc_hook=str)
+        return plain
+
+    def to_json(self) -> str:
+        """The same as one line of JSON."""
+        return msgspec.json.encode(self, enc_hook=str).decode()

@@ -1,0 +1,313 @@
+"""Every error that leaves this library. Nothing of another library crosses the public line.
+
+    LLMSessionError
+    ├─ UsageError (ValueError)
+    │  ├─ ConfigError
+    │  ├─ DuplicateKeyError
+    │  ├─ InvalidMessagesError
+    │  ├─ InvalidModelError
+    │  ├─ InvalidRefError
+    │  ├─ UnknownModelError
+    │  └─ UnsupportedFeatureError
+    ├─ FetchError
+    │  ├─ DigestError
+    │  ├─ DiskFullError
+    │  ├─ GatedModelError
+    │  ├─ ModelNotFoundError
+    │  └─ OfflineError
+    ├─ BackendError
+    │  ├─ BackendNotFoundError
+    │  ├─ NotEnoughMemoryError
+    │  ├─ RestartLimitError
+    │  ├─ ServerExitedError
+    │  ├─ StartFailedError
+    │  └─ StartTimeoutError (TimeoutError)
+    ├─ TransportError (OSError)
+    │  ├─ ConnectionLostError
+    │  └─ ReplyTimeoutError (TimeoutError)
+    │     ├─ FirstTokenTimeoutError
+    │     ├─ IdleTimeoutError
+    │     └─ TotalTimeoutError
+    ├─ ServerError
+    │  ├─ AuthError
+    │  ├─ BadRequestError
+    │  ├─ ContextOverflowError
+    │  └─ OverloadedError
+    ├─ ProtocolError
+    │  ├─ TruncatedReplyError
+    │  └─ UndecodableError
+    ├─ StoreError
+    │  ├─ StoreLockedError
+    │  └─ StoreVersionError
+    └─ ClosedError (RuntimeError)
+
+A message says what happened, to which thing, and what to do next. An error that ended a reply carries what had
+arrived by then as `partial`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from llmsession.types.completion import Completion
+
+
+class LLMSessionError(Exception):
+    """The root of all errors of this library. `partial` is the reply so far, where one had begun."""
+
+    partial: Completion | None = None
+
+
+class UsageError(LLMSessionError, ValueError):
+    """The call itself is wrong; nothing was sent or started."""
+
+
+class ConfigError(UsageError):
+    """An option has a value that cannot be used. `path` and `line` say where it stands, if it stands in a file."""
+
+    def __init__(self, message: str, *, path: Path | None = None, line: int | None = None) -> None:
+        super().__init__(message)
+        self.path = path
+        self.line = line
+
+
+class DuplicateKeyError(UsageError):
+    """The `key` of an event was used before, in the same conversation, for another turn."""
+
+    def __init__(self, message: str, *, key: str) -> None:
+        super().__init__(message)
+        self.key = key
+
+
+class InvalidMessagesError(UsageError):
+    """The messages are no conversation that a model can answer. `index` names the first wrong one."""
+
+    def __init__(self, message: str, *, index: int | None = None) -> None:
+        super().__init__(message)
+        self.index = index
+
+
+class InvalidModelError(UsageError):
+    """The file at `path` is no model that an engine could load. `reason` is what is wrong with it."""
+
+    def __init__(self, message: str, *, path: Path, reason: str) -> None:
+        super().__init__(message)
+        self.path = path
+        self.reason = reason
+
+
+class InvalidRefError(UsageError):
+    """This is no reference to a file or a repository on Hugging Face."""
+
+
+class UnknownModelError(UsageError):
+    """No model has this name. `candidates` are the names that exist and look like it."""
+
+    def __init__(self, message: str, *, candidates: Sequence[str] = ()) -> None:
+        super().__init__(message)
+        self.candidates = tuple(candidates)
+
+
+class UnsupportedFeatureError(UsageError):
+    """`backend` cannot do `feature`."""
+
+    def __init__(self, message: str, *, feature: str, backend: str) -> None:
+        super().__init__(message)
+        self.feature = feature
+        self.backend = backend
+
+
+class FetchError(LLMSessionError):
+    """A model's file, or an engine, could not be fetched. What had arrived is kept: the next try goes on from there."""
+
+
+class ModelNotFoundError(FetchError):
+    """The repository has no such file, or there is no such repository. `candidates` are the files that it has."""
+
+    def __init__(self, message: str, *, candidates: Sequence[str] = ()) -> None:
+        super().__init__(message)
+        self.candidates = tuple(candidates)
+
+
+class GatedModelError(FetchError):
+    """The repository is gated, or a token was refused. `url` is where access is asked for."""
+
+    def __init__(self, message: str, *, url: str = "") -> None:
+        super().__init__(message)
+        self.url = url
+
+
+class DigestError(FetchError):
+    """What arrived is not what it should be, or nobody has said what that is; it is not used."""
+
+
+class OfflineError(FetchError):
+    """It is not here, and nothing may be fetched."""
+
+
+class DiskFullError(FetchError):
+    """There is no room for the file."""
+
+    def __init__(self, message: str, *, needed_bytes: int = 0, free_bytes: int = 0) -> None:
+        super().__init__(message)
+        self.needed_bytes = needed_bytes
+        self.free_bytes = free_bytes
+
+
+class BackendError(LLMSessionError):
+    """The server could not be found, started or kept."""
+
+
+class BackendNotFoundError(BackendError):
+    """There is no engine to run. `hint` is the command that brings one."""
+
+    def __init__(self, message: str, *, hint: str) -> None:
+        super().__init__(message)
+        self.hint = hint
+
+
+class NotEnoughMemoryError(BackendError):
+    """The model needs more memory than is free. `suggestion` says what would fit, such as `context_length=2048`."""
+
+    def __init__(self, message: str, *, needed_bytes: int, free_bytes: int, suggestion: str) -> None:
+        super().__init__(message)
+        self.needed_bytes = needed_bytes
+        self.free_bytes = free_bytes
+        self.suggestion = suggestion
+
+
+class StartFailedError(BackendError):
+    """The server ended before it was ready. `log_tail` holds its last words."""
+
+    def __init__(self, message: str, *, returncode: int | None, log_tail: str) -> None:
+        super().__init__(message)
+        self.returncode = returncode
+        self.log_tail = log_tail
+
+
+class StartTimeoutError(BackendError, TimeoutError):
+    """The server made no progress towards being ready for `start_timeout` seconds."""
+
+    def __init__(self, message: str, *, log_tail: str = "") -> None:
+        super().__init__(message)
+        self.log_tail = log_tail
+
+
+class RestartLimitError(BackendError):
+    """The server ended again and again: `restarts` times it was started again, and for now it is not."""
+
+    def __init__(self, message: str, *, restarts: int, log_tail: str) -> None:
+        super().__init__(message)
+        self.restarts = restarts
+        self.log_tail = log_tail
+
+
+class ServerExitedError(BackendError):
+    """The server ended while a reply was on its way."""
+
+    def __init__(self, message: str, *, returncode: int | None, log_tail: str) -> None:
+        super().__init__(message)
+        self.returncode = returncode
+        self.log_tail = log_tail
+
+
+class TransportError(LLMSessionError, OSError):
+    """Bytes did not get through."""
+
+
+class ConnectionLostError(TransportError):
+    """The server could not be reached, or hung up."""
+
+
+class ReplyTimeoutError(TransportError, TimeoutError):
+    """A reply took longer than allowed."""
+
+
+class FirstTokenTimeoutError(ReplyTimeoutError):
+    """No token came for `first_token_timeout` seconds."""
+
+
+class IdleTimeoutError(ReplyTimeoutError):
+    """No further token came for `idle_timeout` seconds."""
+
+
+class TotalTimeoutError(ReplyTimeoutError):
+    """The whole call, waiting included, took longer than its `timeout`."""
+
+
+class ServerError(LLMSessionError):
+    """The server answered with an error. `status` is the HTTP status, `type` the server's own word for it."""
+
+    def __init__(self, message: str, *, status: int, type: str = "") -> None:
+        super().__init__(message)
+        self.status = status
+        self.type = type
+
+
+class AuthError(ServerError):
+    """The server wants another key."""
+
+
+class BadRequestError(ServerError):
+    """The server refuses the request as it stands."""
+
+
+class ContextOverflowError(ServerError):
+    """The prompt has more tokens than one conversation may use. Both numbers are 0 where an old server says neither."""
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        prompt_tokens: int,
+        context_length: int,
+        status: int = 400,
+        type: str = "exceed_context_size_error",
+    ) -> None:
+        super().__init__(message, status=status, type=type)
+        self.prompt_tokens = prompt_tokens
+        self.context_length = context_length
+
+
+class OverloadedError(ServerError):
+    """The server is busy or still loading; try again in `retry_after` seconds, where it is known."""
+
+    def __init__(self, message: str, *, status: int = 503, type: str = "", retry_after: float | None = None) -> None:
+        super().__init__(message, status=status, type=type)
+        self.retry_after = retry_after
+
+
+class ProtocolError(LLMSessionError):
+    """The server answered, but not in the language that was agreed on."""
+
+
+class TruncatedReplyError(ProtocolError):
+    """The reply ended without its end. Never taken for a short answer."""
+
+
+class UndecodableError(ProtocolError):
+    """A part of the reply could not be understood. `payload` is its beginning."""
+
+    def __init__(self, message: str, *, payload: bytes) -> None:
+        super().__init__(message)
+        self.payload = payload
+
+
+class StoreError(LLMSessionError):
+    """What was said could not be read or kept. What was acknowledged before is as it was."""
+
+
+class StoreLockedError(StoreError):
+    """Another program holds the file for too long."""
+
+
+class StoreVersionError(StoreError):
+    """The file is of a version that this one does not know; nothing in it was touched."""
+
+
+class ClosedError(LLMSessionError, RuntimeError):
+    """The session, or the memory, was closed."""

@@ -1,0 +1,116 @@
+"""What is said: Role, Message, ToolCall; and Control and Text, the pieces of a prompt.
+
+Wherever messages are taken, a `str`, a `Message` or an OpenAI-style `dict` will do; `as_messages` makes them one.
+"""
+
+from __future__ import annotations
+
+import enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from llmsession.types.errors import InvalidMessagesError
+
+if TYPE_CHECKING:
+    from llmsession.types.images import ImageLike
+else:  # msgspec reads no union of bytes, texts and paths; what may be given is checked when a Message is made
+    ImageLike = Any
+
+
+class Role(enum.StrEnum):
+    """Who speaks. Made from any case; `bot` is another word for the assistant."""
+
+    SYSTEM = "system"
+    USER = "user"
+    ASSISTANT = "assistant"
+    TOOL = "tool"
+
+    @classmethod
+    def _missing_(cls, value: object) -> Role | None:
+        if not isinstance(value, str):
+            return None
+        lower = value.lower()
+        if lower == "bot":
+            return cls.ASSISTANT
+        return next((role for role in cls if role.value == lower), None)
+
+
+class ToolCall(msgspec.Struct, frozen=True, kw_only=True):
+    """The model asks for `name` to be called. `arguments` is a JSON object."""
+
+    id: str
+    name: str
+    arguments: dict[str, Any]
+
+
+class _Spoken(msgspec.Struct, frozen=True):
+    """The two fields that may be given by position."""
+
+    role: Role
+    content: str = ""
+
+
+class Message(_Spoken, frozen=True, kw_only=True):
+    """One message. Build it by `Message.user("…")` and its siblings, or `Message(role, content)`.
+
+    `images` of a user are bytes, paths or data URLs, for a model that can see.
+    """
+
+    tool_calls: tuple[ToolCall, ...] = ()
+    tool_call_id: str | None = None
+    name: str | None = None
+    images: tuple[ImageLike, ...] = ()
+
+    def __post_init__(self) -> None:
+        try:
+            msgspec.structs.force_setattr(self, "role", Role(self.role))
+        except ValueError:
+            raise InvalidMessagesError(f"{self.role!r} is no role: use system, user, assistant or tool") from None
+        if not isinstance(self.content, str):
+            raise InvalidMessagesError(f"the content of a message is a str, not {type(self.content).__name__}")
+        msgspec.structs.force_setattr(self, "tool_calls", tuple(self.tool_calls))
+        if self.images:
+            self._check_images()
+
+    def _check_images(self) -> None:
+        given: Any = self.images
+        images = (given,) if isinstance(given, bytes | str | Path) else tuple(given)
+        if not all(isinstance(image, bytes | str | Path) for image in images):
+            raise InvalidMessagesError("the images of a message are bytes, paths or data URLs")
+        if self.role is not Role.USER:
+            raise InvalidMessagesError(f"images are for a user's message, not for one of the role {self.role}")
+        msgspec.structs.force_setattr(self, "images", images)
+
+    @classmethod
+    def system(cls, text: str) -> Message:
+        """What the model is told before the conversation."""
+        return cls(Role.SYSTEM, text)
+
+    @classmethod
+    def user(cls, text: str, *, images: tuple[ImageLike, ...] = ()) -> Message:
+        """A turn of the user's."""
+        return cls(Role.USER, text, images=images)
+
+    @classmethod
+    def assistant(cls, text: str) -> Message:
+        """A turn of the model's."""
+        return cls(Role.ASSISTANT, text)
+
+    @classmethod
+    def tool(cls, text: str, *, tool_call_id: str) -> Message:
+        """The result of a tool call."""
+        return cls(Role.TOOL, text, tool_call_id=tool_call_id)
+
+
+class Control(msgspec.Struct, frozen=True):
+    """A piece of a prompt that is ours: the spellings of special tokens in it mean those tokens."""
+
+    text: str
+
+
+class Text(msgspec.Struct, frozen=True):
+    """A piece of a prompt that is somebody's words: nothing in it is ever a special token."""
+
+    text: str

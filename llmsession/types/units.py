@@ -1,0 +1,12 @@
+"""Sizes as people write them."""
+
+from __future__ import annotations
+
+
+def describe_size(size: float) -> str:
+    """As people write it: `4.9 GB`."""
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if size < 1000 or unit == "TB":
+            break
+        size /= 1000
+    return f"{size:.0f} {unit}" if unit == "B" or size >= 100 else f"{size:.1f} {unit}"

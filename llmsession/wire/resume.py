@@ -1,0 +1,140 @@
+"""A reply that outlives its server: what was delivered, and decoders for the stream that goes on with it. No I/O."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from llmsession.types.completion import Usage
+from llmsession.types.errors import LLMSessionError
+from llmsession.types.events import Delta, Ended, ReasoningDelta, TextDelta, ToolCallDelta
+from llmsession.wire.stream_filters import Around
+
+if TYPE_CHECKING:
+    from llmsession.wire.decoder import EventDecoder
+
+
+class NothingLeftError(LLMSessionError):
+    """As many tokens were delivered as were asked for: the reply is whole."""
+
+
+class DeliveredCall(msgspec.Struct, frozen=True, kw_only=True):
+    """As much of a tool call as has arrived."""
+
+    id: str
+    name: str
+    arguments: str
+
+
+class Delivered(msgspec.Struct, frozen=True, kw_only=True):
+    """What a reader has of a reply. `usage` is that of the last piece; `token_count`: with log-probabilities."""
+
+    text: str = ""
+    reasoning: str = ""
+    calls: dict[int, DeliveredCall] = {}
+    token_count: int = 0
+    usage: Usage = Usage()
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing has arrived."""
+        return not (self.text or self.reasoning or self.calls or self.token_count)
+
+
+class Continued(Around):
+    """Of a stream that begins where the delivered part ends: only the counts are put together."""
+
+    def __init__(self, inner: EventDecoder, before: Usage) -> None:
+        super().__init__(inner)
+        self._before = before
+
+    @property
+    def usage(self) -> Usage:
+        """Of the whole reply."""
+        return self._add(self._inner.usage)
+
+    def decode(self, payload: bytes) -> list[Delta | Ended]:
+        """What one event says."""
+        return [self._count(event) for event in self._inner.decode(payload)]
+
+    def end(self) -> Ended | None:
+        """Of the inner one, counted with the rest."""
+        ended = self._inner.end()
+        return msgspec.structs.replace(ended, usage=self._add(ended.usage)) if ended is not None else None
+
+    def _count(self, event: Delta | Ended) -> Delta | Ended:
+        if isinstance(event, TextDelta):
+            return msgspec.structs.replace(
+                event, completion_tokens=event.completion_tokens + self._before.completion_tokens
+            )
+        return msgspec.structs.replace(event, usage=self._add(event.usage)) if isinstance(event, Ended) else event
+
+    def _add(self, after: Usage) -> Usage:
+        """The new prompt was the old one and what had been delivered, marks of a thought and all."""
+        before = self._before
+        prompt = before.prompt_tokens
+        return Usage(
+            prompt_tokens=prompt,
+            completion_tokens=max(before.completion_tokens, after.prompt_tokens - prompt) + after.completion_tokens,
+            cached_tokens=min(prompt, after.cached_tokens),
+        )
+
+
+class Replayed(Around):
+    """Of a stream that begins anew: what was delivered is left away; what differs from it raises `difference`."""
+
+    def __init__(self, inner: EventDecoder, delivered: Delivered, difference: LLMSessionError) -> None:
+        super().__init__(inner)
+        self._difference = difference
+        self._text = delivered.text
+        self._reasoning = delivered.reasoning
+        self._calls = dict(delivered.calls)
+        self._arguments = {index: call.arguments for index, call in delivered.calls.items()}
+        self._tokens = delivered.token_count
+
+    def decode(self, payload: bytes) -> list[Delta | Ended]:
+        """What one event says that was not said before."""
+        return [self._leave_away(event) for event in self._inner.decode(payload)]
+
+    def end(self) -> Ended | None:
+        """Of the inner one."""
+        ended = self._inner.end()
+        return self._check_end(ended) if ended is not None else None
+
+    def _leave_away(self, event: Delta | Ended) -> Delta | Ended:
+        match event:
+            case TextDelta():
+                text, self._text = self._compare(event.text, self._text)
+                dropped = min(len(event.tokens), self._tokens)
+                self._tokens -= dropped
+                return msgspec.structs.replace(event, text=text, tokens=event.tokens[dropped:])
+            case ReasoningDelta():
+                text, self._reasoning = self._compare(event.text, self._reasoning)
+                return ReasoningDelta(text=text)
+            case ToolCallDelta():
+                return self._leave_away_call(event)
+        return self._check_end(event)
+
+    def _leave_away_call(self, event: ToolCallDelta) -> ToolCallDelta:
+        known = self._calls.get(event.index)
+        if known is None:
+            return event
+        if event.name is not None and event.name != known.name:
+            raise self._difference
+        rest, self._arguments[event.index] = self._compare(event.arguments, self._arguments[event.index])
+        # The number of a call is drawn anew each time: the one that was delivered stays.
+        return ToolCallDelta(index=event.index, arguments=rest)
+
+    def _compare(self, new: str, old: str) -> tuple[str, str]:
+        """What is new of it, and what is still to come of the old."""
+        if old.startswith(new):
+            return "", old[len(new) :]
+        if new.startswith(old):
+            return new[len(old) :], ""
+        raise self._difference
+
+    def _check_end(self, ended: Ended) -> Ended:
+        if self._text or self._reasoning or any(self._arguments.values()):
+            raise self._difference
+        return ended

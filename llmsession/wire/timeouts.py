@@ -1,0 +1,125 @@
+"""Patience: how long one reply may take in all, to its first token, and from one token to the next.
+
+Watched by the thread of `deadlines`; a token costs one look at the clock.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from typing import Protocol
+
+import msgspec
+
+from llmsession.system import watchdog
+from llmsession.types.errors import FirstTokenTimeoutError, IdleTimeoutError, LLMSessionError, TotalTimeoutError
+
+
+class Limits(msgspec.Struct, frozen=True, kw_only=True):
+    """Seconds. `total` covers the whole call, waiting included."""
+
+    first_token: float = math.inf
+    idle: float = math.inf
+    total: float | None = None
+
+
+class Look(Protocol):
+    """No token has come for long: whether that is being looked into, and `give_up` called where it is hopeless."""
+
+    def __call__(self, *, has_begun: bool, give_up: Callable[[], None]) -> bool:
+        """Does not block."""
+        ...
+
+
+class Patience:
+    """Of one reply. `end` is called with what it has overrun; `is_reading` is set by whoever waits for the server."""
+
+    def __init__(self, limits: Limits, *, look: Look, end: Callable[[LLMSessionError], None]) -> None:
+        self.is_reading = False
+        self.deadline = math.inf
+        self._limits = limits
+        self._look = look
+        self._end = end
+        self._sent_at: float | None = None
+        self._first_token_at: float | None = None
+        self._awaits_first = True  # since it was sent, or sent again
+        self._is_over = False
+        self._total_deadline = math.inf
+        self._first_deadline = math.inf
+        self._progress_deadline = math.inf
+
+    @property
+    def first_token_seconds(self) -> float | None:
+        """From the request to the first token; None where there was none."""
+        if self._first_token_at is None or self._sent_at is None:
+            return None
+        return self._first_token_at - self._sent_at
+
+    def begin(self) -> None:
+        """The call is made."""
+        if self._limits.total is not None:
+            self._total_deadline = self.deadline = time.monotonic() + self._limits.total
+        watchdog.watch(self)
+
+    def end(self) -> None:
+        """The call is over."""
+        self._is_over = True
+        watchdog.unwatch(self)
+
+    def note_sent(self) -> None:
+        """The request goes to a server that is ready; again, where the last one died."""
+        now = time.monotonic()
+        if self._first_token_at is None:
+            self._sent_at = now
+        self._awaits_first = True
+        self._first_deadline = now + self._limits.first_token
+        # The first look at the server comes earlier: it may hang.
+        self._wait_until(min(self._first_deadline, now + self._limits.idle))
+        watchdog.watch(self)  # again: it may be nearer than what the thread waits for
+
+    def note_progress(self) -> None:
+        """A token has come."""
+        now = time.monotonic()
+        if self._awaits_first:
+            self._awaits_first, self._first_deadline = False, math.inf
+            self._first_token_at = self._first_token_at or now
+            if not self._is_over:
+                watchdog.watch(self)  # again: `idle` may be nearer than what the thread waits for
+        self._progress_deadline = now + self._limits.idle
+        self.deadline = min(self._progress_deadline, self._total_deadline)
+
+    def note_restart(self) -> None:
+        """Until it is sent again, only the whole call has a limit."""
+        self._wait_until(math.inf)
+
+    def overrun(self, now: float) -> None:
+        """Called by the deadlines' thread when `deadline` has passed."""
+        if now >= self._total_deadline:
+            self.deadline = math.inf
+            self._end(TotalTimeoutError(f"the reply was not complete within timeout={self._limits.total:g} s"))
+        elif not self.is_reading:  # the reader is the slow one, not the server
+            self._wait_until(now + self._limits.idle)
+        elif now < self._progress_deadline:
+            self._wait_until(self._progress_deadline)
+        elif now < self._first_deadline and self._look(has_begun=not self._awaits_first, give_up=self._give_up):
+            self._wait_until(min(now + self._limits.idle, self._first_deadline))
+        elif now < self._first_deadline < math.inf:
+            self._wait_until(self._first_deadline)
+        else:
+            self.deadline = self._total_deadline
+            self._give_up()
+
+    def _give_up(self) -> None:
+        if self._awaits_first:
+            words = (
+                f"no token came within first_token_timeout={self._limits.first_token:g} s: "
+                "a long prompt on a slow machine may need more"
+            )
+            self._end(FirstTokenTimeoutError(words))
+        else:
+            self._end(IdleTimeoutError(f"no further token came within idle_timeout={self._limits.idle:g} s"))
+
+    def _wait_until(self, when: float) -> None:
+        self._progress_deadline = when
+        self.deadline = min(when, self._total_deadline)
