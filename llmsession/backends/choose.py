@@ -114,13 +114,13 @@ def choose_backend(name: str = "auto", server_path: Path | None = None, *, cache
 
 def choose_for_weights(name: str, server_path: Path | None, python_path: str | Path | None) -> Backend:
     """The one that runs safetensors. Raises ConfigError where another was named."""
-    from llmsession.backends.transformers_serve import TransformersServer, find_python
+    from llmsession.backends.transformers_serve import TransformersServe, find_python
 
-    if name not in ("auto", TransformersServer.name):
+    if name not in ("auto", TransformersServe.name):
         raise ConfigError(f'backend={name!r} runs GGUF files, and no safetensors: leave it away, or use "transformers"')
     if server_path is not None:
         raise ConfigError("server_path= is for GGUF files; python_path= names the environment of transformers")
-    return TransformersServer(find_python(python_path))
+    return TransformersServe(find_python(python_path))
 
 
 def _choose_any(server_path: Path | None, cache: Path) -> Backend:
@@ -300,11 +300,11 @@ async def _describe_llamafile() -> Candidate:
 
 async def _describe_transformers() -> Candidate:
     """In this environment."""
-    from llmsession.backends.transformers_serve import TransformersServer, ask_version, find_python
+    from llmsession.backends.transformers_serve import TransformersServe, ask_version, find_python
 
     python = find_python(None)
     try:
         version = await ask_version(python)
     except BackendNotFoundError as error:
-        return Candidate(backend=TransformersServer.name, hint=error.hint)
-    return Candidate(backend=TransformersServer.name, path=str(python), version=version)
+        return Candidate(backend=TransformersServe.name, hint=error.hint)
+    return Candidate(backend=TransformersServe.name, path=str(python), version=version)

@@ -13,7 +13,7 @@ from pathlib import Path
 import anyio
 import msgspec
 
-from llmsession.backends.diagnosis.preflight import check_room
+from llmsession.backends.diagnosis.preflight import check_memory
 from llmsession.backends.endpoint import Endpoint
 from llmsession.backends.environment import allowed_environment, child_environment, new_api_key
 from llmsession.backends.flags.argv import value_flags
@@ -65,7 +65,7 @@ class Embedded:
     async def prepare(self, launch: Launch, child_started: Callable[[Child], None]) -> Endpoint:
         """Start it and wait until it is ready. When this raises, no process is left."""
         check_extra_args(launch)
-        check_room(launch)
+        check_memory(launch)
         if launch.device.kind == "gpu":
             gpu = pick_gpu(launch.device, await self.list_gpus(), "the embedded engine")
             launch = msgspec.structs.replace(launch, gpu=gpu)

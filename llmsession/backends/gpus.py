@@ -6,7 +6,7 @@ import re
 from typing import Protocol, runtime_checkable
 
 from llmsession.backends.machine import _MIB
-from llmsession.types.device import DeviceChoice, Gpu
+from llmsession.types.device import DeviceRequest, Gpu
 from llmsession.types.errors import ConfigError
 
 _LISTED = re.compile(
@@ -38,7 +38,7 @@ def parse_listed_gpus(said: str) -> list[Gpu]:
     ]
 
 
-def pick_gpu(choice: DeviceChoice, gpus: list[Gpu], engine: str) -> Gpu | None:
+def pick_gpu(choice: DeviceRequest, gpus: list[Gpu], engine: str) -> Gpu | None:
     """The one that was asked for; None where it may be any of them. Raises ConfigError where it is not there."""
     if not gpus:
         raise ConfigError(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from llmsession.types.device import DeviceChoice, Gpu
+from llmsession.types.device import DeviceRequest, Gpu
 from llmsession.types.lora import Lora
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ class Launch(msgspec.Struct, frozen=True, kw_only=True):
     parallel: int
     threads: int
     cache_ram_mib: int
-    device: DeviceChoice = DeviceChoice()
+    device: DeviceRequest = DeviceRequest()
     gpu: Gpu | None = None
     gpu_layers: int | None = None
     flash_attention: bool | None = None

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import msgspec
 
-from llmsession.backends.diagnosis.preflight import check_room
+from llmsession.backends.diagnosis.preflight import check_memory
 from llmsession.backends.endpoint import Endpoint
 from llmsession.backends.environment import child_environment, new_api_key
 from llmsession.backends.flags.argv import build_argv
@@ -41,7 +41,7 @@ class LlamaServer:
         check_extra_args(launch)
         # A build that finds a GPU puts the model there; how much of it fits is not known here.
         on_gpu = launch.device.kind != "cpu" and launch.gpu_layers != 0 and may_have_gpu()
-        check_room(launch, offloaded=1.0 if on_gpu else 0.0)
+        check_memory(launch, offloaded=1.0 if on_gpu else 0.0)
         capabilities = await probe_capabilities(self.binary, launch.cache)
         if launch.device.kind == "gpu":
             gpu = pick_gpu(launch.device, await self.list_gpus(), str(self.binary))

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import msgspec
 
-from llmsession.backends.diagnosis.preflight import check_room
+from llmsession.backends.diagnosis.preflight import check_memory
 from llmsession.backends.endpoint import Endpoint, Feature
 from llmsession.backends.environment import child_environment, new_api_key
 from llmsession.backends.flags.argv import BATCH, build_argv
@@ -23,7 +23,7 @@ from llmsession.backends.flags.extra_args import check_extra_args
 from llmsession.backends.launch import Launch
 from llmsession.backends.llama_server import PORT_TRIES
 from llmsession.backends.machine import may_have_gpu
-from llmsession.backends.probes import AnnouncedProbe, find_free_port
+from llmsession.backends.probes import AnnouncedPort, find_free_port
 from llmsession.backends.start import start_engine
 from llmsession.processes.child import Child, Command
 from llmsession.types.errors import ConfigError, StartFailedError, UnsupportedFeatureError
@@ -78,7 +78,7 @@ class Llamafile:
         check_extra_args(launch)
         if unwanted := next((flag for flag in launch.extra_args if flag.partition("=")[0] in _OURS), None):
             raise ConfigError(f"extra_args may not hold {unwanted}: the session sets what llamafile does")
-        check_room(launch, offloaded=1.0 if may_have_gpu() else 0.0)
+        check_memory(launch, offloaded=1.0 if may_have_gpu() else 0.0)
         version = await ask_version(self.binary)
         if not version.is_rebuilt:
             _check_old(launch, version)
@@ -109,7 +109,7 @@ class Llamafile:
             self.name,
             command,
             launch,
-            AnnouncedProbe,
+            AnnouncedPort,
             api_key=api_key,
             child_started=child_started,
             version=f"llamafile {version.text}",

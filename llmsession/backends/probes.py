@@ -15,7 +15,7 @@ from collections.abc import Callable
 import msgspec
 
 from llmsession.processes.logfile import LogFile
-from llmsession.processes.readiness import Reading
+from llmsession.processes.readiness import ProbeResult
 from llmsession.types.errors import LLMSessionError
 
 STATE = b"cmd_child_to_router:state:"
@@ -53,7 +53,7 @@ class ChildModeProbe:
         self._loaded: float | None = None
         self._said_ready = False
 
-    async def __call__(self) -> Reading:
+    async def __call__(self) -> ProbeResult:
         """One look; a few microseconds of file reading."""
         # The client takes as long to import as a small model to load: do both at once.
         import llmsession.wire.http  # noqa: F401
@@ -66,7 +66,7 @@ class ChildModeProbe:
         self._offset += len(complete)
         if self._said_ready and self.base_url is None:
             self.base_url = find_address(self._log.read_log())
-        return Reading(
+        return ProbeResult(
             ready=self._said_ready and self.base_url is not None,
             progress=(self._loaded, self._log.size()),
         )
@@ -100,7 +100,7 @@ _ANNOUNCED = re.compile(rb"(?:listening (?:on|at)|Uvicorn running on) (http://12
 LOOK_TIMEOUT = 1.0
 
 
-class AnnouncedProbe:
+class AnnouncedPort:
     """Ready when the log names an address and /health there answers 200, whatever it says. Progress is any word."""
 
     def __init__(self, log: LogFile) -> None:
@@ -108,7 +108,7 @@ class AnnouncedProbe:
         self.log = log
         self._address: str | None = None
 
-    async def __call__(self) -> Reading:
+    async def __call__(self) -> ProbeResult:
         """One look; no address yet, refused, 503 and no answer within a second all mean: not yet."""
         progress = self.log.size()
         if self._address is None:
@@ -116,7 +116,7 @@ class AnnouncedProbe:
             if (found := _ANNOUNCED.search(said)) is not None:
                 self._address = found[1].decode()
         if self._address is None:
-            return Reading(progress=progress)
+            return ProbeResult(progress=progress)
         from llmsession.wire.http import HttpClient
 
         status = 0
@@ -124,7 +124,7 @@ class AnnouncedProbe:
             status = await HttpClient(self._address).get_status("/health", timeout=LOOK_TIMEOUT)
         if status == 200:
             self.base_url = self._address
-        return Reading(ready=self.base_url is not None, progress=progress)
+        return ProbeResult(ready=self.base_url is not None, progress=progress)
 
 
 class HealthProbe:
@@ -135,14 +135,14 @@ class HealthProbe:
         self._address = base_url
         self._log = log
 
-    async def __call__(self) -> Reading:
+    async def __call__(self) -> ProbeResult:
         """One question; refused, 503 and no answer within a second all mean: not yet."""
         from llmsession.wire.http import HttpClient
 
         status = 0
         with contextlib.suppress(LLMSessionError):
             status = await HttpClient(self._address).get_status("/health", timeout=1.0)
-        return Reading(ready=status == 200, progress=self._log.size())
+        return ProbeResult(ready=status == 200, progress=self._log.size())
 
 
 def find_free_port() -> int:

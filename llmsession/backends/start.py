@@ -11,7 +11,7 @@ from llmsession.backends.endpoint import LLAMA_SERVER_FEATURES, Endpoint, Facts,
 from llmsession.backends.launch import Launch
 from llmsession.processes.child import Child, Command
 from llmsession.processes.logfile import LogFile
-from llmsession.processes.readiness import Reading
+from llmsession.processes.readiness import ProbeResult
 from llmsession.types.errors import (
     ConfigError,
     InvalidModelError,
@@ -31,7 +31,7 @@ class EngineProbe(Protocol):
 
     base_url: str | None
 
-    async def __call__(self) -> Reading:
+    async def __call__(self) -> ProbeResult:
         """One look."""
         ...
 

@@ -19,11 +19,11 @@ from llmsession.backends.endpoint import TRANSFORMERS_FEATURES, Endpoint, Facts
 from llmsession.backends.environment import child_environment, new_api_key
 from llmsession.backends.flags.capabilities import run_for_words
 from llmsession.backends.launch import Launch
-from llmsession.backends.probes import AnnouncedProbe
+from llmsession.backends.probes import AnnouncedPort
 from llmsession.backends.start import start_engine
 from llmsession.processes.child import Child, Command
 from llmsession.processes.logfile import LogFile
-from llmsession.processes.readiness import Reading
+from llmsession.processes.readiness import ProbeResult
 from llmsession.types.errors import BackendNotFoundError, ConfigError, UnsupportedFeatureError
 
 PACKAGES = '"transformers[serving]>=5" torch'
@@ -42,7 +42,7 @@ _OLDEST = 5
 _LOADED = re.compile(rb"Loading weights: +(\d+)%")
 
 
-class TransformersServer:
+class TransformersServe:
     """Backend `transformers`. `python` is that of the environment."""
 
     name = "transformers"
@@ -91,7 +91,7 @@ class TransformersServer:
         )
 
 
-class LoadingProbe(AnnouncedProbe):
+class LoadingProbe(AnnouncedPort):
     """With the share of the weights that are loaded, from its bar in the log."""
 
     def __init__(self, log: LogFile, on_progress: Callable[[float], None] | None) -> None:
@@ -99,7 +99,7 @@ class LoadingProbe(AnnouncedProbe):
         self._on_progress = on_progress
         self._told = -1
 
-    async def __call__(self) -> Reading:
+    async def __call__(self) -> ProbeResult:
         """One look."""
         if self._on_progress is not None:
             percents = _LOADED.findall(self.log.read_log())

@@ -26,7 +26,7 @@ class Broadcast:
         self._completion: Completion | None = None
         self._news: Latch | None = None
 
-    def tell(self, event: Event) -> None:
+    def publish(self, event: Event) -> None:
         """The next thing that happened in it."""
         self._add([event], is_over=False)
 
@@ -46,7 +46,7 @@ class Broadcast:
         if news is not None:
             news.set()
 
-    async def hear(self, index: int) -> Event | None:
+    async def next_event(self, index: int) -> Event | None:
         """The event with that number, waited for; None after the last."""
         while True:
             with self._lock:

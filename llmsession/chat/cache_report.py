@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 _SLACK = 8
 
 
-class CacheWatch:
+class CacheReport:
     """Compares what each turn could have found in the cache with what it did find."""
 
     def __init__(self) -> None:

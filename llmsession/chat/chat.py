@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Unpack
 
-from llmsession.chat.cache_report import CacheWatch
-from llmsession.chat.context_window import Budget, GivenPrompt, Overflow, check_overflow
+from llmsession.chat.cache_report import CacheReport
+from llmsession.chat.context_window import Budget, Overflow, PendingSystemPrompt, check_overflow
 from llmsession.chat.stream import ChatStream
 from llmsession.memory.conversation import Conversation, check_system_prompt
 from llmsession.session.session import GenerateKeywords, Session
@@ -54,8 +54,8 @@ class Chat:
         self.max_tokens = max_tokens
         self.overflow: Overflow = check_overflow(overflow)
         check_system_prompt(system_prompt)
-        self._given = GivenPrompt(system_prompt)  # an empty one takes away what the conversation has
-        self._watch = CacheWatch()
+        self._given = PendingSystemPrompt(system_prompt)  # an empty one takes away what the conversation has
+        self._watch = CacheReport()
 
     @property
     def system_prompt(self) -> str | None:
@@ -164,7 +164,7 @@ class Chat:
         if not messages:
             return 0
         folder = self.session.kv_folder
-        name = await self.conversation.name_copy(folder) if folder is not None else None
+        name = await self.conversation.cache_key(folder) if folder is not None else None
         return await self.session.ingest_for(name, messages, typing=bool(text))
 
     async def render(self) -> str:

@@ -78,7 +78,7 @@ def split_exchanges(turns: Sequence[Turn]) -> list[Exchange]:
     return [Exchange(tuple(exchange)) for exchange in exchanges]
 
 
-class GivenPrompt:
+class PendingSystemPrompt:
     """The system prompt that a chat was made with: it becomes the conversation's with the first turn, and only then."""
 
     def __init__(self, text: str | None) -> None:
@@ -99,7 +99,7 @@ class Budget:
         session: Session,
         conversation: Conversation,
         *,
-        given: GivenPrompt,
+        given: PendingSystemPrompt,
         history: int | None,
         overflow: Overflow,
         max_tokens: int | None,

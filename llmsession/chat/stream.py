@@ -23,7 +23,7 @@ import anyio
 import msgspec
 
 from llmsession.chat.broadcast import Broadcast, find_running
-from llmsession.chat.turn_record import Record
+from llmsession.chat.turn_record import TurnRecord
 from llmsession.memory.turn import TurnState
 from llmsession.system.latch import call_soon, current_loop
 from llmsession.types.completion import Completion, StopReason, Usage
@@ -71,7 +71,7 @@ class ChatStream(Readable):
         self._conversation = conversation
         self._budget = budget
         self._key = key
-        self._record = Record(conversation, message, key)
+        self._record = TurnRecord(conversation, message, key)
         self._keywords = keywords
         self._note = note
         self._id = f"turn-{os.getpid()}-{next(_numbers)}"
@@ -177,7 +177,7 @@ class ChatStream(Readable):
         self._known.append(Finished(completion=completion))
 
     async def _ask(self) -> None:
-        await self._record.ask()
+        await self._record.begin()
         self._begun = begun = self._record.begun
         most = self._keywords.get("max_tokens")
         if begun is not None and most is not None and most <= begun.usage.completion_tokens:
@@ -190,7 +190,7 @@ class ChatStream(Readable):
     async def _open(self) -> None:
         await self._budget.render_system()
         if (folder := self._session.kv_folder) is not None:
-            self._copy_name = await self._conversation.name_copy(folder)
+            self._copy_name = await self._conversation.cache_key(folder)
         plan = await self._budget.plan(self._record.path)
         while True:
             self._sent, self._dropped = plan.messages, self._dropped + plan.dropped
@@ -274,7 +274,7 @@ class ChatStream(Readable):
         if self._events is not None:
             event = await anext(self._events)
             if self._record.broadcast is not None and not isinstance(event, Finished):
-                self._record.broadcast.tell(event)
+                self._record.broadcast.publish(event)
             return event
         if not self._known:
             await self._stoppable(self._hear)
@@ -286,7 +286,7 @@ class ChatStream(Readable):
         """What another call reads; where that one left before the end, it is our turn."""
         heard = self._heard
         assert heard is not None  # noqa: S101 - nothing else is waited for
-        event = await heard.hear(self._heard_count)
+        event = await heard.next_event(self._heard_count)
         if event is not None:
             self._heard_count += 1
             self._heard_text += event.text if isinstance(event, TextDelta) else ""
@@ -353,14 +353,14 @@ class ChatStream(Readable):
         if self._stored is None:
             completion = msgspec.structs.replace(self._count_begun(completion), dropped=self._dropped)
             try:
-                await self._record.settle(completion, self._sent)
+                await self._record.complete(completion, self._sent)
             except LLMSessionError as error:
                 error.partial = completion
                 self._error = error
-                await self._record.give_back(None)
+                await self._record.release(None)
                 raise
         self._completion = completion
-        await self._record.give_back(completion)
+        await self._record.release(completion)
         if self._inner is not None:
             self._note(self._sent, completion)
         return Finished(completion=completion)
@@ -378,12 +378,12 @@ class ChatStream(Readable):
     async def _cut(self, partial: Completion, state: TurnState, *, for_good: bool = False) -> None:
         """A store that fails as well has nothing to add to what ended it."""
         try:
-            await self._record.cut(partial, state, for_good=for_good)
+            await self._record.interrupt(partial, state, for_good=for_good)
         except LLMSessionError as error:
             if self._error is None:
                 self._error = error
         finally:
-            await self._record.give_back(None)
+            await self._record.release(None)
 
     async def _leave(self) -> None:
         """The slot is free, and the next turn may be taken."""
@@ -400,4 +400,4 @@ class ChatStream(Readable):
                 await self._cut(partial, TurnState.INTERRUPTED)
                 self._completion = partial
             else:
-                await self._record.give_back(None)
+                await self._record.release(None)

@@ -1,4 +1,4 @@
-"""Record: a user's turn and the reply to it in their conversation, from the moment that it is ours to write them."""
+"""TurnRecord: a user's turn and the reply to it in their conversation, once it is ours to write them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from llmsession.types.messages import Message
 
 
-class Record:
+class TurnRecord:
     """`message`: None where the last turn is answered anew. `begun`: what is on disk of a reply that was cut."""
 
     def __init__(self, conversation: Conversation, message: Message | None, key: str | None) -> None:
@@ -67,7 +67,7 @@ class Record:
         self._asked = asked
         return None
 
-    async def ask(self) -> None:
+    async def begin(self) -> None:
         """The user's turn is on disk, before the model hears of it."""
         conversation = self._conversation
         if self._asked is not None:
@@ -88,7 +88,7 @@ class Record:
         """What came so far: a kill does not cost it."""
         await self._save(partial, TurnState.PENDING, None)
 
-    async def settle(self, completion: Completion, sent: Sequence[Message]) -> None:
+    async def complete(self, completion: Completion, sent: Sequence[Message]) -> None:
         """It is whole, or was interrupted. `sent` are the messages that it was an answer to."""
         if self._asked is None:
             return
@@ -99,7 +99,7 @@ class Record:
         else:
             await self._abandon()
 
-    async def cut(self, partial: Completion, state: TurnState, *, for_good: bool) -> None:
+    async def interrupt(self, partial: Completion, state: TurnState, *, for_good: bool) -> None:
         """It ended before its end. With a key it waits for that to come again, unless it never can be answered."""
         if self._asked is None:
             return
@@ -109,7 +109,7 @@ class Record:
         elif not waits:
             await self._abandon()
 
-    async def give_back(self, completion: Completion | None) -> None:
+    async def release(self, completion: Completion | None) -> None:
         """The next turn may be taken; who joined this one has the whole of it, or goes on with it."""
         lock, self._lock = self._lock, None
         if lock is None:

@@ -13,7 +13,7 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from llmsession.memory.database import damaged
-from llmsession.memory.ram_store import InRam
+from llmsession.memory.ram_store import RamStore
 from llmsession.memory.rows import ConversationRow
 from llmsession.memory.store import Store
 from llmsession.memory.tree import Change, Tree
@@ -24,7 +24,7 @@ from llmsession.types.message_input import MessageLike, as_message, is_unicode, 
 from llmsession.types.messages import Message
 
 # Where conversations are kept. Its `guard` is held while what a Conversation knows is changed or read.
-Keeper: TypeAlias = Store | InRam
+Keeper: TypeAlias = Store | RamStore
 
 
 class Conversation:
@@ -47,7 +47,7 @@ class Conversation:
         now = _now()
         text = check_system_prompt(system_prompt)
         row = ConversationRow(id=1, user="", channel="", started=now, last_update=now, system_prompt=text)
-        return cls(InRam(row), copy(row))
+        return cls(RamStore(row), copy(row))
 
     def __repr__(self) -> str:
         return f"<Conversation user={self.user!r} channel={self.channel!r}>"
@@ -273,12 +273,12 @@ class Conversation:
             )
         )
 
-    async def name_copy(self, folder: Path) -> str | None:
+    async def cache_key(self, folder: Path) -> str | None:
         """The name under which an engine may keep in that folder what it has read; None where no memory keeps us.
 
         It is drawn once; the files go when the conversation is forgotten.
         """
-        return await self._keeper.name_copy(self._row.id, folder)
+        return await self._keeper.cache_key(self._row.id, folder)
 
     # What Memory does.
 

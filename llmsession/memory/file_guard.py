@@ -8,7 +8,7 @@ from pathlib import Path
 from llmsession.types.errors import StoreError
 
 
-class Watched:
+class FileGuard:
     """The database file and its log. Cheap to check: two looks at the folder."""
 
     def __init__(self, path: Path) -> None:

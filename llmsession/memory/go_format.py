@@ -47,7 +47,7 @@ class _GoMemory(msgspec.Struct):
     c: list[msgspec.Raw] | None = None
 
 
-class Told(msgspec.Struct, kw_only=True):
+class FormatNote(msgspec.Struct, kw_only=True):
     """A conversation as it is told from one memory to another. The turns are numbered from 1, parents come first."""
 
     user: str
@@ -62,7 +62,7 @@ class Told(msgspec.Struct, kw_only=True):
 # Reading.
 
 
-def read_json(path: Path) -> tuple[list[Told], int]:
+def read_json(path: Path) -> tuple[list[FormatNote], int]:
     """All of it, and how many lists of tools were left out.
 
     Raises StoreError, which says where the file is wrong, and StoreVersionError.
@@ -89,7 +89,7 @@ def read_json(path: Path) -> tuple[list[Told], int]:
     return told, left_out
 
 
-def _read_conversation(go: _GoConversation) -> tuple[Told, int]:
+def _read_conversation(go: _GoConversation) -> tuple[FormatNote, int]:
     """And how many lists of tools it had."""
     started, last_update = _read_moment(go.s), _read_moment(go.l)
     builder = _Builder(started)
@@ -98,7 +98,7 @@ def _read_conversation(go: _GoConversation) -> tuple[Told, int]:
             builder.add(message)
         except ValueError as error:
             raise ValueError(f"message {index} (of {go.u!r} in {go.c!r}): {error}") from error
-    told = Told(
+    told = FormatNote(
         user=go.u,
         channel=go.c,
         started=started,
@@ -207,7 +207,7 @@ def _read_moment(text: str) -> datetime:
 # Writing.
 
 
-def write_json(path: Path, conversations: Iterable[Told]) -> int:
+def write_json(path: Path, conversations: Iterable[FormatNote]) -> int:
     """All of it or nothing, whatever happens meanwhile. Says how many images were left out. Raises StoreError."""
     images = 0
     half = path.with_name(f".{path.name}.{os.getpid()}")
@@ -231,7 +231,7 @@ def write_json(path: Path, conversations: Iterable[Told]) -> int:
     return images
 
 
-def _write_conversation(told: Told) -> _GoConversation:
+def _write_conversation(told: FormatNote) -> _GoConversation:
     first = [_GoMessage(r=_SYSTEM, c=told.system_prompt)] if told.system_prompt else []
     return _GoConversation(
         u=told.user,

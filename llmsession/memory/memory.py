@@ -18,7 +18,7 @@ import msgspec
 
 from llmsession.memory.conversation import Conversation, check_system_prompt
 from llmsession.memory.erase import delete_conversations, erase_traces
-from llmsession.memory.go_format import Told, read_json, write_json
+from llmsession.memory.go_format import FormatNote, read_json, write_json
 from llmsession.memory.rows import (
     CONVERSATION_COLUMNS,
     ConversationRow,
@@ -212,12 +212,12 @@ class Memory:
             found.append(Unfinished(conversation=conversation, turn=turn, reply=conversation.reply_to(turn_id)))
         return found
 
-    def _tell(self) -> Iterator[Told]:
+    def _tell(self) -> Iterator[FormatNote]:
         for (number,) in self._store.read("SELECT id FROM conversation ORDER BY last_update DESC, id DESC"):
             if (found := self._store.load(number, since=0)) is None:
                 continue
             row, turns = found
-            yield Told(
+            yield FormatNote(
                 user=row.user,
                 channel=row.channel,
                 started=row.started,

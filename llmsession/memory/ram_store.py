@@ -15,7 +15,7 @@ from llmsession.memory.turn import Turn
 from llmsession.memory.turn_lock import Queues
 
 
-class InRam:
+class RamStore:
     """Of one conversation."""
 
     def __init__(self, row: ConversationRow) -> None:
@@ -49,7 +49,7 @@ class InRam:
             mine.head, mine.system_prompt, mine.rendered = tree.head, tree.system_prompt, tree.rendered
             return Applied(mine.version, last_update, new_id)
 
-    async def name_copy(self, conversation: int, folder: Path) -> str | None:
+    async def cache_key(self, conversation: int, folder: Path) -> str | None:
         """Nothing of it is kept."""
         del conversation, folder
         return None

@@ -19,8 +19,8 @@ from msgspec import UNSET
 from msgspec.structs import replace
 
 from llmsession.memory.database import connect, connect_reader, damaged, explain
-from llmsession.memory.file_guard import Watched
-from llmsession.memory.go_format import Told
+from llmsession.memory.file_guard import FileGuard
+from llmsession.memory.go_format import FormatNote
 from llmsession.memory.rows import (
     CONVERSATION_COLUMNS,
     TURN_COLUMNS,
@@ -99,7 +99,7 @@ class Store:
                 self._reader.execute("SELECT count(*) FROM sqlite_master").fetchall()  # from now on its log is there
             except sqlite3.Error as error:
                 raise explain(error, path) from error
-            self._writer = Writer(writing, Watched(path))
+            self._writer = Writer(writing, FileGuard(path))
             undo.pop_all()
 
     # Reads.
@@ -169,7 +169,7 @@ class Store:
             except sqlite3.Error as error:
                 raise explain(error, self.path) from error
 
-    async def name_copy(self, conversation: int, folder: Path) -> str | None:
+    async def cache_key(self, conversation: int, folder: Path) -> str | None:
         """The name under which engines keep in that folder what they read of it; it is forgotten with it.
 
         None in RAM: nothing of that comes to a disk.
@@ -266,7 +266,7 @@ def apply_change(
     return Applied(version, last_update, new_id)
 
 
-def check_not_there(connection: sqlite3.Connection, told: Told) -> None:
+def check_not_there(connection: sqlite3.Connection, told: FormatNote) -> None:
     """Raise UsageError where something was said in that conversation already."""
     found = connection.execute(
         "SELECT 1 FROM conversation JOIN turn ON turn.conversation = conversation.id WHERE user = ? AND channel = ?",
@@ -279,7 +279,7 @@ def check_not_there(connection: sqlite3.Connection, told: Told) -> None:
         )
 
 
-def insert_told(connection: sqlite3.Connection, told: Told) -> None:
+def insert_told(connection: sqlite3.Connection, told: FormatNote) -> None:
     """A whole conversation; in place of an empty one."""
     names = (told.user.encode(), told.channel.encode())
     connection.execute("DELETE FROM conversation WHERE user = ? AND channel = ?", names)

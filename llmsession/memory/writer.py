@@ -20,7 +20,7 @@ from typing import Any, Generic, TypeVar
 import anyio
 
 from llmsession.memory.database import execute_patiently, explain, is_busy
-from llmsession.memory.file_guard import Watched
+from llmsession.memory.file_guard import FileGuard
 from llmsession.system.latch import Latch, call_soon, current_loop
 from llmsession.types.errors import ClosedError, LLMSessionError
 
@@ -54,7 +54,7 @@ class _Operation(Generic[T]):
 class Writer:
     """Owns the connection that writes. Any event loop may use it, until it is closed."""
 
-    def __init__(self, connection: sqlite3.Connection, file: Watched) -> None:
+    def __init__(self, connection: sqlite3.Connection, file: FileGuard) -> None:
         self._connection = connection
         self._file = file
         self._waiting: deque[_Operation[Any]] = deque()

@@ -21,7 +21,7 @@ _ALIAS = re.compile(r"[a-z0-9](?:[a-z0-9._-]{0,78}[a-z0-9])?")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
-class Described(msgspec.Struct, frozen=True, kw_only=True):
+class ModelDescription(msgspec.Struct, frozen=True, kw_only=True):
     """What is said of a model in the file as in an entry."""
 
     aliases: tuple[str, ...] = ()
@@ -33,7 +33,7 @@ class Described(msgspec.Struct, frozen=True, kw_only=True):
     sampling: Sampling | None = None
 
 
-class KnownLLM(Described, frozen=True, kw_only=True):
+class KnownLLM(ModelDescription, frozen=True, kw_only=True):
     """A model, in all its quantizations.
 
     `source` is `hf:author/repo/HEAD/start-of-the-file's-name`, also without the revision. `upstream` has the original

@@ -19,7 +19,7 @@ import yaml
 from llmsession.models import bundled
 from llmsession.models.encoding import PromptEncoding
 from llmsession.models.references import PackedRepoRef
-from llmsession.models.registry import Described, KnownLLM, Registry
+from llmsession.models.registry import KnownLLM, ModelDescription, Registry
 from llmsession.types.errors import ConfigError, InvalidRefError
 from llmsession.types.sampling import Sampling
 
@@ -31,7 +31,7 @@ LARGEST = 4_000_000
 SCHEMA = Path(__file__).with_name("knownllms.schema.json")
 
 
-class Entry(Described, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Entry(ModelDescription, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A model as it is written. `prompt_encoding` is the name of one, or the encoding itself."""
 
     source: str
@@ -230,8 +230,6 @@ def shipped_path() -> Path:
 @functools.cache
 def load_shipped() -> Registry:
     """The shipped registry, read once."""
-    from llmsession.models.registry_file import read_registry
-
     own = Registry(encodings={bundled.NAME: bundled.ENCODING})
     return own.extended(read_registry(shipped_path()))
 
@@ -240,7 +238,6 @@ def load_known_llms(path: str | Path | None = None) -> Registry:
     """The shipped registry, with the entries of the file at `path` before it. Raises ConfigError with file and line."""
     if path is None:
         return load_shipped()
-    from llmsession.models.registry_file import read_registry
 
     shipped = load_shipped()
     return shipped.extended(read_registry(Path(path), encodings=shipped.encodings))

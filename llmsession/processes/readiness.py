@@ -15,7 +15,7 @@ LATER_INTERVAL = 0.01
 OFTEN_FOR = 1.0
 
 
-class Reading(msgspec.Struct, frozen=True, kw_only=True):
+class ProbeResult(msgspec.Struct, frozen=True, kw_only=True):
     """What a probe saw. Any change of `progress` moves the deadline."""
 
     ready: bool = False
@@ -26,7 +26,7 @@ class NotReadyError(Exception):
     """The deadline passed without readiness or progress."""
 
 
-Probe = Callable[[], Awaitable[Reading]]
+Probe = Callable[[], Awaitable[ProbeResult]]
 
 
 async def await_ready(probe: Probe, exited: Latch, *, timeout: float) -> bool:
@@ -38,16 +38,16 @@ async def await_ready(probe: Probe, exited: Latch, *, timeout: float) -> bool:
     deadline = started + timeout
     progress: Hashable = None
     while not exited.is_set():
-        reading = Reading()
+        result = ProbeResult()
         with anyio.CancelScope(deadline=deadline) as look:
-            reading = await probe()
-        if reading.ready:
+            result = await probe()
+        if result.ready:
             return True
         if look.cancelled_caught:  # what it would have seen is unknown: no sign of progress
             raise NotReadyError
         now = anyio.current_time()
-        if reading.progress != progress:
-            progress, deadline = reading.progress, now + timeout
+        if result.progress != progress:
+            progress, deadline = result.progress, now + timeout
         if now >= deadline:
             raise NotReadyError
         with anyio.move_on_after(FIRST_INTERVAL if now - started < OFTEN_FOR else LATER_INTERVAL):

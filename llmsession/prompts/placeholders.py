@@ -10,16 +10,16 @@ from collections.abc import Callable, Iterable, Sequence
 
 import msgspec
 
-from llmsession.types.messages import Control, Text
+from llmsession.models.encoding import Piece
+from llmsession.types.messages import Text
 
-Piece = Control | Text
 Span = tuple[int, int]
 
 # U+E000 to U+F8FF mean nothing to anyone.
 _FIRST, _LAST = 0xE000, 0xF8FF
 
 
-class Defused(msgspec.Struct, frozen=True, kw_only=True):
+class Escaped(msgspec.Struct, frozen=True, kw_only=True):
     """`text` with stand-ins, and what each of them stands for."""
 
     text: str
@@ -31,7 +31,7 @@ class Defused(msgspec.Struct, frozen=True, kw_only=True):
         return sum(self.text.count(mark) for mark in self.meant)
 
 
-def defuse_pieces(pieces: Sequence[Piece], find: Callable[[str], list[Span]]) -> Defused:
+def escape_pieces(pieces: Sequence[Piece], find: Callable[[str], list[Span]]) -> Escaped:
     """`find` says where special tokens are spelt. Of each that is not all control, the part in a text is replaced."""
     text = "".join(piece.text for piece in pieces)
     inside: list[Span] = []
@@ -40,7 +40,7 @@ def defuse_pieces(pieces: Sequence[Piece], find: Callable[[str], list[Span]]) ->
         if isinstance(piece, Text):
             inside.append((at, at + len(piece.text)))
         at += len(piece.text)
-    return replace_spans(text, _within(find(text), inside), Marks(text))
+    return replace_spans(text, _within(find(text), inside), Placeholders(text))
 
 
 def _within(spans: Iterable[Span], inside: Sequence[Span]) -> list[Span]:
@@ -53,7 +53,7 @@ def _within(spans: Iterable[Span], inside: Sequence[Span]) -> list[Span]:
     ]
 
 
-class Marks:
+class Placeholders:
     """Stand-ins that occur nowhere in the texts; the same one for the same part."""
 
     def __init__(self, *texts: str) -> None:
@@ -68,7 +68,7 @@ class Marks:
         return self._of[part]
 
 
-def replace_spans(text: str, spans: Iterable[Span], marks: Marks) -> Defused:
+def replace_spans(text: str, spans: Iterable[Span], marks: Placeholders) -> Escaped:
     """With a stand-in for each span; those that overlap are one."""
     meant: dict[str, str] = {}
     written: list[str] = []
@@ -78,7 +78,7 @@ def replace_spans(text: str, spans: Iterable[Span], marks: Marks) -> Defused:
         meant[mark] = text[start:end]
         written += [text[at:start], mark]
         at = end
-    return Defused(text="".join([*written, text[at:]]), meant=meant)
+    return Escaped(text="".join([*written, text[at:]]), meant=meant)
 
 
 def merge_spans(spans: Iterable[Span]) -> list[Span]:

@@ -1,4 +1,4 @@
-"""ChatWriter: prompts by the model's own template, which the server applies; texts in them stay texts.
+"""TemplateWriter: prompts by the model's own template, which the server applies; texts in them stay texts.
 
 The template gets a stand-in for each spelling of a special token, and for nothing else: templates trim contents and
 branch on them. What it wrote is then cut at the stand-ins.
@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from llmsession.models.encoding import Part
+from llmsession.models.encoding import Part, Piece
 from llmsession.prompts.message_texts import map_texts, texts_of
 from llmsession.prompts.next_turn import open_next
 from llmsession.prompts.pieces import find_contents
-from llmsession.prompts.placeholders import Marks, Piece, Span, replace_spans
+from llmsession.prompts.placeholders import Placeholders, Span, replace_spans
 from llmsession.prompts.writer import Prompt, PromptWriter, says_token
 from llmsession.types.errors import ServerError
 from llmsession.types.messages import Control, Message, Role, Text
@@ -40,7 +40,7 @@ class ChatPrompt(Prompt, frozen=True, kw_only=True):
     think_token: bool
 
 
-class ChatWriter:
+class TemplateWriter:
     """For the chats of one model on one server. `extra` are further fields of the request, tools among them."""
 
     def __init__(self, writer: PromptWriter, client: HttpClient, *, model: str, extra: Mapping[str, Any]) -> None:
@@ -125,7 +125,7 @@ class ChatWriter:
         return found if found is not None else [(None, pieces)]
 
     async def _open_next(self, messages: Sequence[Message], *, typing: bool = False) -> tuple[_Rendering, str]:
-        place = Marks(*texts_of(messages)).mark(_PLACE)
+        place = Placeholders(*texts_of(messages)).mark(_PLACE)
         said = open_next(messages, place, typing=typing)
         return _Rendering(self, said, await self._find(said)), place
 
@@ -148,12 +148,12 @@ class ChatWriter:
 class _Rendering:
     """What the template makes of one conversation, with stand-ins in the texts."""
 
-    def __init__(self, chat: ChatWriter, messages: Sequence[Message], spans: Mapping[str, Sequence[Span]]) -> None:
+    def __init__(self, chat: TemplateWriter, messages: Sequence[Message], spans: Mapping[str, Sequence[Span]]) -> None:
         self.contents: dict[str, tuple[Role, str]] = {}
         self._said = messages
         self._chat = chat
         self._spans = spans
-        self._marks = Marks(*spans)
+        self._marks = Placeholders(*spans)
         self._meant: dict[str, str] = {}
         self._messages = [map_texts(message, self._replace) for message in messages]
 

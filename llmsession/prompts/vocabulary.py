@@ -123,7 +123,7 @@ def _write(node: dict[str, dict]) -> str:  # type: ignore[type-arg]
     return f"{prefix}{group}?" if "" in node else prefix + group
 
 
-class AskedVocabulary:
+class RemoteVocabulary:
     """Of a server whose file is elsewhere: what looks special in a text is asked of its tokenizer, once each."""
 
     def __init__(self, client: HttpClient) -> None:
@@ -154,7 +154,7 @@ def look_special(text: str) -> list[tuple[int, int]]:
     return [found.span() for found in _SURELY_SPECIAL.finditer(text)]
 
 
-class Reading:
+class VocabularyLoader:
     """A vocabulary that is read while the engine loads: of a large one that takes half a second."""
 
     def __init__(self, path: Path) -> None:
@@ -164,7 +164,6 @@ class Reading:
         threading.Thread(target=self._work, name="llmsession-vocabulary", daemon=True).start()
 
     def _work(self) -> None:
-        from llmsession.prompts.vocabulary import read_vocabulary_of
 
         try:
             self._found = read_vocabulary_of(self._path)

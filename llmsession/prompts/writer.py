@@ -11,9 +11,10 @@ from collections.abc import Iterable, Sequence
 
 import msgspec
 
+from llmsession.models.encoding import Piece
 from llmsession.prompts.message_texts import choose_space
-from llmsession.prompts.placeholders import Defused, Piece, defuse_pieces, merge_spans
-from llmsession.prompts.vocabulary import AskedVocabulary, Vocabulary
+from llmsession.prompts.placeholders import Escaped, escape_pieces, merge_spans
+from llmsession.prompts.vocabulary import RemoteVocabulary, Vocabulary
 from llmsession.types.messages import Control, Text
 from llmsession.wire import completion_api
 from llmsession.wire.http import HttpClient
@@ -37,7 +38,7 @@ class Prompt(msgspec.Struct, frozen=True, kw_only=True):
 class PromptWriter:
     """For one server, whose tokenizer it asks. `exact`: that tells the bytes of each token; old ones do not."""
 
-    def __init__(self, client: HttpClient, vocabulary: Vocabulary | AskedVocabulary, *, exact: bool = True) -> None:
+    def __init__(self, client: HttpClient, vocabulary: Vocabulary | RemoteVocabulary, *, exact: bool = True) -> None:
         self._client = client
         self._vocabulary = vocabulary
         self._exact = exact
@@ -48,7 +49,7 @@ class PromptWriter:
         """Of an encoding's pieces."""
         vocabulary = await self.learn(["".join(piece.text for piece in pieces)])
         pieces = await self._without_second_bos(pieces, vocabulary)
-        defused = defuse_pieces(pieces, vocabulary.find)
+        defused = escape_pieces(pieces, vocabulary.find)
         if not defused.meant:
             return Prompt(prompt=defused.text)
         if not self._exact:
@@ -56,7 +57,7 @@ class PromptWriter:
             return Prompt(prompt=_write_spaced(defused, space), neutralized=defused.count, space=space)
         return Prompt(prompt=await self._tokenize(defused, vocabulary), neutralized=defused.count)
 
-    async def read_begun(self, text: str, start: str = "") -> list[Piece] | None:
+    async def tokenize_prefix(self, text: str, start: str = "") -> list[Piece] | None:
         """A reply that has begun, by what the model said as tokens; None where it might have quoted them.
 
         `start` stands before it: that the model was given, and it is text.
@@ -74,7 +75,7 @@ class PromptWriter:
     async def write_marked(self, pieces: Sequence[Piece]) -> Prompt:
         """Of a template's pieces, which are sent as they are where no text spells a token."""
         vocabulary = await self.learn([])
-        defused = defuse_pieces(await self._without_second_bos(pieces, vocabulary), vocabulary.find)
+        defused = escape_pieces(await self._without_second_bos(pieces, vocabulary), vocabulary.find)
         if not defused.meant:
             return Prompt(prompt=defused.text)
         return Prompt(prompt=await self._tokenize(defused, vocabulary), neutralized=defused.count)
@@ -95,7 +96,7 @@ class PromptWriter:
 
     async def learn(self, texts: Iterable[str]) -> Vocabulary:
         """The vocabulary, as far as it matters to these texts."""
-        if isinstance(self._vocabulary, AskedVocabulary):
+        if isinstance(self._vocabulary, RemoteVocabulary):
             return await self._vocabulary.learn(texts)
         return self._vocabulary
 
@@ -118,7 +119,7 @@ class PromptWriter:
             kept.append(type(piece)(piece.text[cut:]))
         return kept
 
-    async def _tokenize(self, defused: Defused, vocabulary: Vocabulary) -> list[int]:
+    async def _tokenize(self, defused: Escaped, vocabulary: Vocabulary) -> list[int]:
         """The tokens of the prompt, with those of each spelling's letters in its place."""
         tokens = await self.read_tokens(defused.text)
         written = b"".join(piece for _, piece in tokens)
@@ -146,7 +147,7 @@ class PromptWriter:
             at = end
         return ids
 
-    async def _tokenize_parts(self, defused: Defused, spelt: dict[str, list[int]]) -> list[int]:
+    async def _tokenize_parts(self, defused: Escaped, spelt: dict[str, list[int]]) -> list[int]:
         """The parts between the stand-ins each by itself."""
         ids: list[int] = []
         for number, part in enumerate(re.split(f"([{''.join(defused.meant)}])", defused.text)):
@@ -195,7 +196,7 @@ def says_token(text: str, vocabulary: Vocabulary) -> bool:
     return any(text[start:end] in vocabulary.shown for start, end in vocabulary.find(text))
 
 
-def _find_marks(written: bytes, defused: Defused) -> list[tuple[int, int, str]]:
+def _find_marks(written: bytes, defused: Escaped) -> list[tuple[int, int, str]]:
     """Where the stand-ins are among the bytes of the tokens."""
     found = []
     for mark in defused.meant:
@@ -207,7 +208,7 @@ def _find_marks(written: bytes, defused: Defused) -> list[tuple[int, int, str]]:
     return sorted(found)
 
 
-def _write_spaced(defused: Defused, space: str) -> str:
+def _write_spaced(defused: Escaped, space: str) -> str:
     text = defused.text
     for mark, part in defused.meant.items():
         text = text.replace(mark, f"{part[0]}{space}{part[1:]}" if part[1:] else f"{space}{part}{space}")

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any, NoReturn, Protocol, Self, TypedDict, Unpa
 import msgspec
 
 from llmsession.session.config.options import Options, make_options
-from llmsession.session.requests.attempt import ReplySource
-from llmsession.session.requests.scheduler import Admission
+from llmsession.session.requests.attempt import Attempt
+from llmsession.session.requests.scheduler import Scheduler
 from llmsession.session.server.owned import Server
 from llmsession.session.tokenizer import TokenFacts, check_text, is_token_id
 from llmsession.types.completion import Completion, StopReason
@@ -29,8 +29,8 @@ from llmsession.types.messages import Message, Role
 from llmsession.types.sampling import Sampling
 
 if TYPE_CHECKING:
-    from llmsession.session.kv.cache import KvCache, Turn
-    from llmsession.session.requests.completion import Ask
+    from llmsession.session.kv.cache import CachedTurn, KvCache
+    from llmsession.session.requests.completion import Request
     from llmsession.session.server.remote import RemoteServer
     from llmsession.wire.reply import ReplyStream
     from llmsession.wire.request import GenerationRequest
@@ -82,7 +82,7 @@ class Session(TokenFacts):
         self._opened = False
         self._options = make_options(options_or_model, fields)
         self._server = _make_server(self._options)
-        self._admission = Admission(self._server.parallel)
+        self._scheduler = Scheduler(self._server.parallel)
         self._lock = threading.Lock()
         self._replies: set[Endable] = set()
         self._kv: KvCache | None = None
@@ -181,32 +181,32 @@ class Session(TokenFacts):
         elif encoding is not None:
             self._require("completion")
             request = self._make_request(keywords, encoding.stop)
-            from llmsession.session.requests.completion import AskEncoded
+            from llmsession.session.requests.completion import EncodedRequest
 
             turn, request = self._begin_turn(conversation, turns, request)
-            return self._stream(AskEncoded(self._server, encoding.encode(turns), request), request, keywords, turn)
-        from llmsession.session.requests.chat import AskChat
+            return self._stream(EncodedRequest(self._server, encoding.encode(turns), request), request, keywords, turn)
+        from llmsession.session.requests.chat import ChatRequest
 
         request = self._make_request(keywords)
         self._check_chat(request)
         turn, request = self._begin_turn(conversation, turns, request)
-        return self._stream(AskChat(self._server, turns, request, self._features), request, keywords, turn)
+        return self._stream(ChatRequest(self._server, turns, request, self._features), request, keywords, turn)
 
     def _begin_turn(
         self, conversation: str | None, turns: list[Message], request: GenerationRequest, *, only_reads: bool = False
-    ) -> tuple[Turn | None, GenerationRequest]:
+    ) -> tuple[CachedTurn | None, GenerationRequest]:
         """Where it may be kept: what the cache is told of it."""
         kept = self._options.remote is None and self._options.kv_cache_bytes > 0 and "slots" in self._features
         kept = kept and _KEEPING.isdisjoint(request.extra)
         if conversation is None or not kept or any(turn.images for turn in turns):
             return None, request
-        from llmsession.session.kv.cache import KvCache, Turn
+        from llmsession.session.kv.cache import CachedTurn, KvCache
 
         with self._lock:
             if self._kv is None:
-                self._kv = KvCache(self._options.kv_cache_bytes, is_idle=lambda: self._admission.is_idle)
-        turn = Turn(conversation, turns, only_reads=only_reads)
-        return turn, msgspec.structs.replace(request, is_kept=True)
+                self._kv = KvCache(self._options.kv_cache_bytes, is_idle=lambda: self._scheduler.is_idle)
+        turn = CachedTurn(conversation, turns, only_reads=only_reads)
+        return turn, msgspec.structs.replace(request, reports_slot=True)
 
     def _check_chat(self, request: GenerationRequest) -> None:
         from llmsession.wire.openai_api import find_beyond_openai
@@ -243,19 +243,19 @@ class Session(TokenFacts):
         if conversation is not None:
             turns = self._read_messages(messages_or_text, reply=False)
             turn, request = self._begin_turn(conversation, turns, request, only_reads=True)
-        ask = self._ask_to_read(messages_or_text, request, typing)
-        async with self._stream(ask, request, keywords, turn) as stream:
+        call = self._build_prefix(messages_or_text, request, typing)
+        async with self._stream(call, request, keywords, turn) as stream:
             return (await stream.result()).timings.prompt.count
 
-    def _ask_to_read(self, messages_or_text: MessagesLike, request: GenerationRequest, typing: bool) -> Ask:  # noqa: FBT001
+    def _build_prefix(self, messages_or_text: MessagesLike, request: GenerationRequest, typing: bool) -> Request:  # noqa: FBT001
         from llmsession.prompts.next_turn import encode_next
-        from llmsession.session.requests.chat import AskChat, AskChatPrefix
-        from llmsession.session.requests.completion import AskEncoded, AskRaw
+        from llmsession.session.requests.chat import ChatRequest, PrefixRequest
+        from llmsession.session.requests.completion import EncodedRequest, RawRequest
 
         if isinstance(messages_or_text, str):
             if typing:
                 raise UsageError("typing=True is for a list that ends with a user's text, not for raw text")
-            return AskRaw(self._server, _check_prompt(messages_or_text), request)
+            return RawRequest(self._server, _check_prompt(messages_or_text), request)
         turns = self._read_messages(messages_or_text, reply=False)
         if typing and turns[-1].role is not Role.USER:
             raise UsageError("typing=True is for a list that ends with a user's text")
@@ -265,16 +265,16 @@ class Session(TokenFacts):
             if has_images:
                 self._check_sight()
             elif encoding is not None:
-                return AskEncoded(self._server, encoding.encode(turns), request)
-            return AskChat(self._server, turns, request, self._features)
+                return EncodedRequest(self._server, encoding.encode(turns), request)
+            return ChatRequest(self._server, turns, request, self._features)
         if has_images:
             self._refuse("way to read a part of a conversation with images")
         if encoding is not None:
             parts = encode_next(encoding, turns, typing=typing)
-            return AskEncoded(self._server, [piece for _, pieces in parts for piece in pieces], request)
+            return EncodedRequest(self._server, [piece for _, pieces in parts for piece in pieces], request)
         self._require("template")
         self._require("pieces")
-        return AskChatPrefix(self._server, turns, request, typing=typing)
+        return PrefixRequest(self._server, turns, request, typing=typing)
 
     async def generate(
         self, text_or_token_ids: str | Sequence[int], **keywords: Unpack[GenerateKeywords]
@@ -287,12 +287,12 @@ class Session(TokenFacts):
         self, text_or_token_ids: str | Sequence[int], **keywords: Unpack[GenerateKeywords]
     ) -> ReplyStream:
         """The same as a stream."""
-        from llmsession.session.requests.completion import AskRaw
+        from llmsession.session.requests.completion import RawRequest
 
         self._check_open()
         self._require("completion")
         request = self._make_request(keywords)
-        return self._stream(AskRaw(self._server, _check_prompt(text_or_token_ids), request), request, keywords)
+        return self._stream(RawRequest(self._server, _check_prompt(text_or_token_ids), request), request, keywords)
 
     def _make_request(self, keywords: GenerateKeywords, own_stops: tuple[str, ...] = ()) -> GenerationRequest:
         from llmsession.wire.request import GenerationRequest
@@ -322,24 +322,28 @@ class Session(TokenFacts):
         if request.stop_ids:
             self._require("token_ids")
         kept = self._kv is not None and _KEEPING.isdisjoint(request.extra)
-        return msgspec.structs.replace(request, is_kept=True) if kept else request
+        return msgspec.structs.replace(request, reports_slot=True) if kept else request
 
     def _stream(
-        self, ask: Ask, request: GenerationRequest, keywords: GenerateKeywords, turn: Turn | None = None
+        self,
+        call: Request,
+        request: GenerationRequest,
+        keywords: GenerateKeywords,
+        turn: CachedTurn | None = None,
     ) -> ReplyStream:
         from llmsession.wire.completion_api import EventDecoder
         from llmsession.wire.reply import ReplyStream
-        from llmsession.wire.timeouts import Limits
+        from llmsession.wire.timeouts import TimeoutSettings
 
         timeout = keywords.get("timeout")
         if timeout is not None and not timeout > 0:
             raise UsageError(f"timeout is a number of seconds above 0, not {timeout!r}")
-        source = ReplySource(self._server, self._admission, ask, decoder=EventDecoder(request), kv=self._kv, turn=turn)
+        source = Attempt(self._server, self._scheduler, call, decoder=EventDecoder(request), kv=self._kv, turn=turn)
         reply = ReplyStream(
             source,
             request,
             id=f"reply-{os.getpid()}-{next(_numbers)}",
-            limits=Limits(
+            limits=TimeoutSettings(
                 first_token=self._options.first_token_timeout, idle=self._options.idle_timeout, total=timeout
             ),
         )

@@ -74,9 +74,11 @@ class TokenFacts(ServerFacts):
             return len(await _tokenize(endpoint, written.prompt, add_special=True, special=True))
         self._require("chat_count")
         if not any(turn.images for turn in turns):
-            from llmsession.prompts.template_writer import ChatWriter
+            from llmsession.prompts.template_writer import TemplateWriter
 
-            writer = ChatWriter(await self._server.prompt_writer(endpoint), endpoint.client, model=self.model, extra={})
+            writer = TemplateWriter(
+                await self._server.prompt_writer(endpoint), endpoint.client, model=self.model, extra={}
+            )
             if (found := await writer.write(turns)) is not None:
                 return len(found.prompt)
         body = openai_api.encode_count(turns, model=self._server.model.name)
@@ -111,10 +113,10 @@ class TokenFacts(ServerFacts):
             parts = encoding.encode_parts(turns) if reply else encode_next(encoding, turns)
             written = await writer.write([piece for _, pieces in parts for piece in pieces])
         else:
-            from llmsession.prompts.template_writer import ChatWriter
+            from llmsession.prompts.template_writer import TemplateWriter
 
             self._require("template")
-            chat = ChatWriter(writer, endpoint.client, model=self.model, extra={})
+            chat = TemplateWriter(writer, endpoint.client, model=self.model, extra={})
             parts = await chat.read_parts(turns, reply=reply)
             written = await writer.write_marked([piece for _, pieces in parts for piece in pieces])
         return read_pieces(parts, await writer.read_tokens(written.prompt))

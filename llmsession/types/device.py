@@ -32,7 +32,7 @@ class Gpu(msgspec.Struct, frozen=True, kw_only=True):
     free_bytes: int
 
 
-class DeviceChoice(msgspec.Struct, frozen=True, kw_only=True):
+class DeviceRequest(msgspec.Struct, frozen=True, kw_only=True):
     """`device=`, understood: `index` of the one GPU, `threads` of the CPU; None where the text names none."""
 
     kind: Literal["best", "cpu", "gpu"] = "best"
@@ -40,17 +40,17 @@ class DeviceChoice(msgspec.Struct, frozen=True, kw_only=True):
     threads: int | None = None
 
 
-def parse_device(text: object) -> DeviceChoice:
+def parse_device(text: object) -> DeviceRequest:
     """`best`, `cpu`, `cpu:THREADS`, `gpu` or `gpu:INDEX`. Raises ConfigError."""
     found = _FORM.fullmatch(text) if isinstance(text, str) else None
     number = int(found["number"]) if found is not None and found["number"] is not None else None
     match found["kind"] if found is not None else None, number:
         case "best", None:
-            return DeviceChoice()
+            return DeviceRequest()
         case "gpu", index:
-            return DeviceChoice(kind="gpu", index=index)
+            return DeviceRequest(kind="gpu", index=index)
         case "cpu", threads if threads != 0:
-            return DeviceChoice(kind="cpu", threads=threads)
+            return DeviceRequest(kind="cpu", threads=threads)
     raise ConfigError(
         f"device={text!r} is unknown: use best, cpu, cpu:THREADS, gpu or gpu:INDEX "
         "(`llmsession devices` lists those that there are)"

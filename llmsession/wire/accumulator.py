@@ -1,4 +1,4 @@
-"""Assembly: what has arrived of a reply, put together into a Completion at any time. No I/O."""
+"""Accumulator: what has arrived of a reply, put together into a Completion at any time. No I/O."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from llmsession.types.messages import ToolCall
 from llmsession.wire.resume import Delivered, DeliveredCall
 
 
-class Assembly:
+class Accumulator:
     """Of one reply."""
 
     def __init__(self, *, id: str, model: str, seed: int) -> None:

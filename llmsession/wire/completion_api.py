@@ -139,7 +139,7 @@ def encode_request(prompt: str | Sequence[int], request: GenerationRequest) -> b
     if request.top_logprobs is not None:
         # 0 alternatives would mean no probabilities at all.
         body["n_probs"] = max(1, request.top_logprobs)
-    if request.is_kept:
+    if request.reports_slot:
         body["return_progress"] = True  # the first frame then comes when a slot was chosen, not with the first token
     return encode_json(body, request.extra)
 

@@ -142,7 +142,7 @@ def encode_request(
         body["logprobs"] = True
         # 0 alternatives would mean no probabilities at all.
         body["top_logprobs"] = max(1, request.top_logprobs or 0)
-    if request.is_kept:
+    if request.reports_slot:
         body |= {"return_progress": True, "verbose": True}  # the slot is named in the last frame as well
     return encode_json(body, request.extra)
 

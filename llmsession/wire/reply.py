@@ -20,15 +20,15 @@ from llmsession.system.latch import call_soon, current_loop
 from llmsession.types.completion import Completion, StopReason, Timings, Usage
 from llmsession.types.errors import ContextOverflowError, LLMSessionError, TruncatedReplyError
 from llmsession.types.events import Delta, Ended, Event, Finished, TextDelta
-from llmsession.wire.accumulator import Assembly
+from llmsession.wire.accumulator import Accumulator
 from llmsession.wire.decoder import EventDecoder
 from llmsession.wire.http import ByteStream, decode_error_frame, map_error
 from llmsession.wire.lean_httpx import httpx
 from llmsession.wire.readable import Readable
 from llmsession.wire.request import GenerationRequest
-from llmsession.wire.resume import Delivered, NothingLeftError
+from llmsession.wire.resume import Delivered, TokenLimitReachedError
 from llmsession.wire.sse import Decoder
-from llmsession.wire.timeouts import Limits, Patience
+from llmsession.wire.timeouts import Timeouts, TimeoutSettings
 
 
 class Source(Protocol):
@@ -43,7 +43,7 @@ class Source(Protocol):
         """Wait for a slot, have the server ready, call `mark_sent`, send the request."""
         ...
 
-    async def has_died(self, error: LLMSessionError) -> bool:
+    async def is_engine_failure(self, error: LLMSessionError) -> bool:
         """Whether that error is the end of a server that may be started again for this reply."""
         ...
 
@@ -51,14 +51,14 @@ class Source(Protocol):
         """The rest of the reply, after such an end."""
         ...
 
-    def look(self, *, has_begun: bool, give_up: Callable[[], None]) -> bool:
+    def check_progress(self, *, has_begun: bool, give_up: Callable[[], None]) -> bool:
         """No token has come for long: whether that is being looked into, and `give_up` called where it is hopeless."""
         ...
 
     def close(self, completion: Completion | None) -> None:
         """The reply is over, and whole if there is a completion: the slot is free."""
 
-    async def explain(self, error: LLMSessionError) -> LLMSessionError:
+    async def diagnose(self, error: LLMSessionError) -> LLMSessionError:
         """The true cause of a lost connection, where there is a better one than that it was lost."""
         ...
 
@@ -74,7 +74,7 @@ class ReplyStream(Readable):
     `cancel()` and the session's `interrupt()` end it with what has arrived; leaving the block frees its slot at once.
     """
 
-    def __init__(self, source: Source, request: GenerationRequest, *, id: str, limits: Limits) -> None:
+    def __init__(self, source: Source, request: GenerationRequest, *, id: str, limits: TimeoutSettings) -> None:
         self.id = id
         self._source = source
         self._request = request
@@ -84,9 +84,9 @@ class ReplyStream(Readable):
         self._body: ByteStream | None = None
         self._sse = Decoder()
         self._pending: deque[Event] = deque()
-        self._assembly = Assembly(id=id, model=source.model, seed=request.seed)
+        self._accumulator = Accumulator(id=id, model=source.model, seed=request.seed)
         self._delivered = Usage()
-        self._patience = Patience(limits, look=source.look, end=self.end)
+        self._timeouts = Timeouts(limits, check=source.check_progress, end=self.end)
 
     @property
     def queue_position(self) -> int | None:
@@ -95,17 +95,17 @@ class ReplyStream(Readable):
 
     async def __aenter__(self) -> Self:
         self._enter()
-        self._patience.begin()
+        self._timeouts.begin()
         try:
-            await self._connect(self._source.open(self._patience.note_sent))
+            await self._connect(self._source.open(self._timeouts.note_sent))
         except BaseException as error:
             self._leave()
             await self._close_body()
             if isinstance(error, LLMSessionError):
-                self._fail(await self._source.explain(error))
+                self._fail(await self._source.diagnose(error))
             raise
         if self._request.reply_start and self._completion is None:
-            self._assembly.begin(self._request.reply_start)
+            self._accumulator.begin(self._request.reply_start)
             self._pending.append(TextDelta(text=self._request.reply_start))
         return self
 
@@ -152,11 +152,11 @@ class ReplyStream(Readable):
                     self._opening = (scope, current_loop())
                 else:
                     scope.cancel()
-            self._patience.is_reading = True
+            self._timeouts.is_reading = True
             try:
                 body = await opening
             finally:
-                self._patience.is_reading = False
+                self._timeouts.is_reading = False
                 with self._lock:
                     self._opening = None
             self._body = body
@@ -180,7 +180,7 @@ class ReplyStream(Readable):
             if self._left:
                 return
             self._left = True
-        self._patience.end()
+        self._timeouts.end()
         self._source.close(self._completion)
 
     async def _close_body(self) -> None:
@@ -206,13 +206,13 @@ class ReplyStream(Readable):
         """
         assert self._body is not None  # noqa: S101 - set by _open
         try:
-            self._patience.is_reading = True
+            self._timeouts.is_reading = True
             try:
                 chunk = await self._body.receive()
             except httpx.HTTPError as error:
                 raise map_error(error, "the stream of a reply") from error
             finally:
-                self._patience.is_reading = False
+                self._timeouts.is_reading = False
             if self._verdict is not None:
                 self._conclude()
                 return
@@ -229,23 +229,23 @@ class ReplyStream(Readable):
                 raise
             if self._verdict is not None:
                 self._conclude()
-            elif await self._source.has_died(error):
+            elif await self._source.is_engine_failure(error):
                 await self._resume(error)
             else:
-                self._fail(await self._source.explain(error))
+                self._fail(await self._source.diagnose(error))
 
     async def _resume(self, error: LLMSessionError) -> None:
         """Go on from what was delivered. The reader waits as for any token."""
-        delivered = self._assembly.delivered(self._delivered)
-        self._patience.note_restart()
+        delivered = self._accumulator.delivered(self._delivered)
+        self._timeouts.note_restart()
         await self._close_body()
         try:
-            await self._connect(self._source.resume(error, delivered, self._patience.note_sent))
+            await self._connect(self._source.resume(error, delivered, self._timeouts.note_sent))
         except LLMSessionError as failure:
             if failure is self._error:
                 raise
             is_full = isinstance(failure, ContextOverflowError) and not delivered.is_empty
-            if not is_full and not isinstance(failure, NothingLeftError):
+            if not is_full and not isinstance(failure, TokenLimitReachedError):
                 self._fail(failure)
             reason, usage = StopReason.LENGTH, self._delivered
             self._finish(reason, Ended(stop_reason=reason, context_full=is_full, usage=usage, timings=Timings()))
@@ -265,10 +265,10 @@ class ReplyStream(Readable):
         if isinstance(event, Ended):
             self._take_end(event)
             return
-        self._patience.note_progress()
+        self._timeouts.note_progress()
         if type(event) is TextDelta and not event.text and not event.tokens:
             return  # a token whose text is held back
-        self._assembly.take(event)
+        self._accumulator.take(event)
         self._delivered = self._source.decoder.usage
         self._pending.append(event)
 
@@ -277,7 +277,7 @@ class ReplyStream(Readable):
             end = msgspec.structs.replace(end, stop_reason=StopReason.END, stop_phrase=None)
         if end.stop_phrase and self._request.echo_stop:
             kept = TextDelta(text=end.stop_phrase, completion_tokens=end.usage.completion_tokens)
-            self._assembly.take(kept)
+            self._accumulator.take(kept)
             self._pending.append(kept)
         self._finish(end.stop_reason, end)
 
@@ -296,11 +296,11 @@ class ReplyStream(Readable):
         self._error = error
 
     def _complete(self, reason: StopReason, end: Ended | None = None) -> Completion:
-        return self._assembly.complete(
+        return self._accumulator.complete(
             reason,
             end,
             usage=self._source.decoder.usage,
-            first_token_seconds=self._patience.first_token_seconds,
+            first_token_seconds=self._timeouts.first_token_seconds,
             neutralized=self._source.neutralized,
             restarts=self._source.restarts,
         )

@@ -21,8 +21,8 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
 
     `own_stops` are those of `stop` that the caller did not ask for: the encoding's ends of a turn. `reply_start` is
     the part of the reply that is given, and stands in the prompt. `lora_scales` are those of all loaded adapters by
-    their numbers; None where there are none. `is_kept`: what the engine reads for it will be wanted again, so its slot
-    matters.
+    their numbers; None where there are none. `reports_slot`: the server is to report which
+    slot it took, since what it evaluates will be wanted again.
     """
 
     seed: int
@@ -37,7 +37,7 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
     top_logprobs: int | None = None
     lora_scales: tuple[float, ...] | None = None
     extra: Mapping[str, Any] = {}
-    is_kept: bool = False
+    reports_slot: bool = False
 
     @classmethod
     def make(

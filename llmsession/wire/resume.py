@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from llmsession.wire.decoder import EventDecoder
 
 
-class NothingLeftError(LLMSessionError):
+class TokenLimitReachedError(LLMSessionError):
     """As many tokens were delivered as were asked for: the reply is whole."""
 
 
@@ -42,7 +42,7 @@ class Delivered(msgspec.Struct, frozen=True, kw_only=True):
         return not (self.text or self.reasoning or self.calls or self.token_count)
 
 
-class Continued(Around):
+class ContinuedDecoder(Around):
     """Of a stream that begins where the delivered part ends: only the counts are put together."""
 
     def __init__(self, inner: EventDecoder, before: Usage) -> None:
@@ -81,7 +81,7 @@ class Continued(Around):
         )
 
 
-class Replayed(Around):
+class ReplayDecoder(Around):
     """Of a stream that begins anew: what was delivered is left away; what differs from it raises `difference`."""
 
     def __init__(self, inner: EventDecoder, delivered: Delivered, difference: LLMSessionError) -> None:

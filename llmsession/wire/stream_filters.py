@@ -42,7 +42,7 @@ class Around:
         return self._inner.end()
 
 
-class WithoutCharacter(Around):
+class StripCharacter(Around):
     """Leaves a character away, wherever it comes."""
 
     def __init__(self, inner: EventDecoder, character: str) -> None:
@@ -63,7 +63,7 @@ class WithoutCharacter(Around):
         return event
 
 
-class CutAtPhrase(Around):
+class StopAtPhrase(Around):
     """Ends the text before a stop phrase, for a server that stops there and sends the phrase, and what came with it."""
 
     def __init__(self, inner: EventDecoder, phrases: Sequence[str]) -> None:
@@ -102,7 +102,7 @@ class CutAtPhrase(Around):
         return text
 
 
-class ThoughtsApart(Around):
+class SplitReasoning(Around):
     """What stands between `<think>` and `</think>` at the beginning is reasoning, as the chat endpoint has it.
 
     `begun`: the prompt ends inside the thought; `answers`: it ends inside the answer. `whole`: only a `<think>` that

@@ -1,4 +1,4 @@
-"""Patience: how long one reply may take in all, to its first token, and from one token to the next.
+"""Timeouts: how long one reply may take in all, to its first token, and from one token to the next.
 
 Watched by the thread of `deadlines`; a token costs one look at the clock.
 """
@@ -16,7 +16,7 @@ from llmsession.system import watchdog
 from llmsession.types.errors import FirstTokenTimeoutError, IdleTimeoutError, LLMSessionError, TotalTimeoutError
 
 
-class Limits(msgspec.Struct, frozen=True, kw_only=True):
+class TimeoutSettings(msgspec.Struct, frozen=True, kw_only=True):
     """Seconds. `total` covers the whole call, waiting included."""
 
     first_token: float = math.inf
@@ -24,7 +24,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     total: float | None = None
 
 
-class Look(Protocol):
+class CheckProgress(Protocol):
     """No token has come for long: whether that is being looked into, and `give_up` called where it is hopeless."""
 
     def __call__(self, *, has_begun: bool, give_up: Callable[[], None]) -> bool:
@@ -32,14 +32,16 @@ class Look(Protocol):
         ...
 
 
-class Patience:
+class Timeouts:
     """Of one reply. `end` is called with what it has overrun; `is_reading` is set by whoever waits for the server."""
 
-    def __init__(self, limits: Limits, *, look: Look, end: Callable[[LLMSessionError], None]) -> None:
+    def __init__(
+        self, limits: TimeoutSettings, *, check: CheckProgress, end: Callable[[LLMSessionError], None]
+    ) -> None:
         self.is_reading = False
         self.deadline = math.inf
         self._limits = limits
-        self._look = look
+        self._check = check
         self._end = end
         self._sent_at: float | None = None
         self._first_token_at: float | None = None
@@ -102,7 +104,7 @@ class Patience:
             self._wait_until(now + self._limits.idle)
         elif now < self._progress_deadline:
             self._wait_until(self._progress_deadline)
-        elif now < self._first_deadline and self._look(has_begun=not self._awaits_first, give_up=self._give_up):
+        elif now < self._first_deadline and self._check(has_begun=not self._awaits_first, give_up=self._give_up):
             self._wait_until(min(now + self._limits.idle, self._first_deadline))
         elif now < self._first_deadline < math.inf:
             self._wait_until(self._first_deadline)

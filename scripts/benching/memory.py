@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from llmsession import Memory, Message, Turn, TurnState
-from llmsession.memory.go_format import Told
+from llmsession.memory.go_format import FormatNote
 from llmsession.memory.rows import ConversationRow
 from llmsession.memory.store import apply_change, insert_told
 from llmsession.memory.tree import Tree
@@ -166,14 +166,14 @@ async def _timed(work: Awaitable[object]) -> float:
 async def make_a_million(database: Path) -> None:
     """In a file, with a bar on a terminal."""
 
-    def tell(number: int) -> Told:
+    def tell(number: int) -> FormatNote:
         moment = _NOW - timedelta(days=365 if number < OLD else 0, seconds=number / 100)
         said = [Message.user(f"what is {number}?"), Message.assistant("a number, as far as I know")]
         turns = [
             Turn(id=place + 1, parent=place or None, message=message, state=TurnState.COMPLETE, created=moment)
             for place, message in enumerate(said)
         ]
-        return Told(
+        return FormatNote(
             user=f"user {number}", channel="general", started=moment, last_update=moment, turns=turns, head=len(turns)
         )
 

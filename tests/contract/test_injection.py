@@ -18,8 +18,8 @@ import pytest
 from llmsession import Control, Message, Role, Session, Text, ToolCall, load_known_llms
 from llmsession.models.bundled import bundled_path
 from llmsession.prompts.message_texts import map_texts
-from llmsession.prompts.placeholders import defuse_pieces
-from llmsession.prompts.template_writer import ChatWriter
+from llmsession.prompts.placeholders import escape_pieces
+from llmsession.prompts.template_writer import TemplateWriter
 from llmsession.prompts.vocabulary import Vocabulary as VocabularyOf
 from llmsession.wire import openai_api
 from tests.engines import EMBEDDED
@@ -180,7 +180,9 @@ async def test_through_the_chat_endpoint(tried: Tried) -> None:
     rng = random.Random(2)
     session = tried.session
     client = session._endpoint.client
-    writer = ChatWriter(await session._server.prompt_writer(session._endpoint), client, model=session.model, extra={})
+    writer = TemplateWriter(
+        await session._server.prompt_writer(session._endpoint), client, model=session.model, extra={}
+    )
 
     async def render(messages: list[Message]) -> str:
         body = openai_api.encode_template(messages, model=session.model)
@@ -219,7 +221,7 @@ def test_spellings_that_overlap_and_straddle() -> None:
     """The longest at each place; of one that begins in control, the part that is text."""
     vocabulary = VocabularyOf({1: "<a>", 2: "<a>b", 3: "a><", 4: "<c>"}, None)
     pieces: list[Control | Text] = [Control("<c>x<"), Text("a>b<a>b a><c"), Control(">"), Text("plain <")]
-    defused = defuse_pieces(pieces, vocabulary.find)
+    defused = escape_pieces(pieces, vocabulary.find)
     assert "".join(piece.text for piece in pieces) == defused.text.translate(
         {ord(mark): part for mark, part in defused.meant.items()}
     )

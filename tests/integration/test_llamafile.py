@@ -11,7 +11,7 @@ import pytest
 from llmsession import BackendNotFoundError, ConfigError, Session, StartFailedError, UnsupportedFeatureError
 from llmsession.backends.choose import choose_backend, find_engines
 from llmsession.backends.llamafile import Llamafile
-from llmsession.backends.probes import AnnouncedProbe
+from llmsession.backends.probes import AnnouncedPort
 from llmsession.processes.logfile import LogFile
 from llmsession.system.paths import cache_folder
 from tests import fake_llamafile
@@ -132,7 +132,7 @@ async def test_any_200_is_ready(tmp_path: Path, body: tuple[int, bytes], ready: 
 
     log = LogFile(tmp_path, "llamafile")
     log.path.write_bytes(b"")
-    probe = AnnouncedProbe(log)
+    probe = AnnouncedPort(log)
     assert not (await probe()).ready
     async with await anyio.create_tcp_listener(local_host="127.0.0.1") as listener, anyio.create_task_group() as tasks:
         tasks.start_soon(listener.serve, answer)

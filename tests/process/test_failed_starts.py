@@ -30,10 +30,9 @@ from llmsession import (
     StartTimeoutError,
     UnsupportedFeatureError,
 )
-from llmsession.backends import endpoint
-from llmsession.backends import llama_server
+from llmsession.backends import endpoint, llama_server
 from llmsession.models.bundled import bundled_path
-from llmsession.session.server.launch_plan import Preparation
+from llmsession.session.server.launch_plan import LaunchPlanner
 from llmsession.session.server.model_files import EngineFiles
 from tests import fake_llama_server
 from tests.engines import BINARIES, Engine
@@ -152,7 +151,7 @@ async def test_a_file_that_goes_bad_after_it_was_looked_at(
     path = tmp_path / "m.gguf"
     make(path)
     options = Options(**engine.options(cache_dir=cache_dir))
-    preparation = Preparation(options, keep_download=lambda end: None)
+    preparation = LaunchPlanner(options, keep_download=lambda end: None)
     info = await read_info(bundled_path())
     backend = await preparation.choose_backend()
     launch = preparation.make_launch(backend, bundled_path(), info, EngineFiles())

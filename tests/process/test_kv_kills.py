@@ -12,7 +12,7 @@ import anyio
 import pytest
 
 from llmsession import Message, Session
-from llmsession.session.kv.store import KvFiles
+from llmsession.session.kv.store import KvStore
 from tests.engines import EMBEDDED
 
 pytestmark = pytest.mark.anyio
@@ -50,7 +50,7 @@ async def test_a_kill_at_any_moment_leaves_a_usable_cache(tmp_path: Path) -> Non
         process.stdout.close()
         for note in folder.glob("*.json"):
             stamp = note.name.partition("-")[0]
-            files = KvFiles(folder, stamp, 10**9)
+            files = KvStore(folder, stamp, 10**9)
             name = next(f"user {number}" for number in range(3) if note == files._note(f"user {number}"))
             found = files.find(name)
             assert found is not None

@@ -113,8 +113,8 @@ async def test_a_release_is_installed_and_answers(host: Host, server: str, nothi
     assert (len(archive), len(archive), "engine") == (told[-1].done, told[-1].total, told[-1].stage)
     async with Session(threads=1) as session:
         assert ("ok chief", "llama-server") == ((await session.prompt('reply with "ok chief"')).text, session.backend)
-    engines = await engines.find_engines(cache=host.cache)
-    assert (str(installed.binary), "release b6123-cpu") == (engines[0].path, engines[0].source)
+    found = await engines.find_engines(cache=host.cache)
+    assert (str(installed.binary), "release b6123-cpu") == (found[0].path, found[0].source)
     again = await install(host.choose(), host.cache)
     assert (installed.folder, len(archive)) == (again.folder, host.hub.sent())
 

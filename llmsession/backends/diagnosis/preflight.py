@@ -22,7 +22,7 @@ _CHANGE_NEED = {
 }  # fmt: skip
 
 
-def check_room(launch: Launch, *, offloaded: float = 0.0) -> None:
+def check_memory(launch: Launch, *, offloaded: float = 0.0) -> None:
     """Raise NotEnoughMemoryError where it does not fit. `offloaded`: the share that a GPU's own memory takes, 0 to 1.
 
     Costs some reading of /proc, a fraction of a millisecond.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 
 from llmsession.backends.launch import Launch
-from llmsession.types.device import DeviceChoice
+from llmsession.types.device import DeviceRequest
 from llmsession.types.errors import ConfigError
 
 # Flags that are never the user's, and what is to be used in their place, or why not.
@@ -59,7 +59,7 @@ _WHERE_GIVEN = {
     "kv_folder": "--slot-save-path",
 }
 # Where any GPU will do, how the model is split over them is the user's to say.
-_ANY_GPU = ("device", DeviceChoice(kind="gpu"))
+_ANY_GPU = ("device", DeviceRequest(kind="gpu"))
 _WHY = {flag: why for why, flags in _OURS.items() for flag in flags.split()}
 _NAMES = {"metadata": "a context_length above the trained one", "kv_folder": "kv_cache_bytes above 0"}
 _DEFAULTS = dict(zip(reversed(Launch.__struct_fields__), reversed(Launch.__struct_defaults__), strict=False))

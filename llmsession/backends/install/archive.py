@@ -86,7 +86,7 @@ def unpacked_size(archive: Path) -> int:
         raise FetchError(f"{archive.name} is no archive that can be unpacked: {error}") from error
 
 
-def check_room(folder: Path, needed: int, what: str) -> None:
+def check_disk_space(folder: Path, needed: int, what: str) -> None:
     """Raise DiskFullError where so many bytes have no room there."""
     free = shutil.disk_usage(folder).free
     if needed > free:

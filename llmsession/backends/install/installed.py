@@ -108,7 +108,7 @@ def require_previous(cache: Path) -> Installed:
     raise UsageError("there is no release to go back to: `llmsession server list` shows what is installed")
 
 
-class Store:
+class Installation:
     """The right to change what is installed; held by one process at a time. Made by `opened`."""
 
     def __init__(self, home: Path) -> None:
@@ -176,11 +176,11 @@ class Store:
 
 
 @contextlib.asynccontextmanager
-async def opened(cache: Path, on_wait: Callable[[], object] = lambda: None) -> AsyncIterator[Store]:
+async def opened(cache: Path, on_wait: Callable[[], object] = lambda: None) -> AsyncIterator[Installation]:
     """The store, as soon as no other process has it. Raises FetchError where the folder cannot be written."""
     from llmsession.system.file_lock import held
 
-    store = Store(engines_folder(cache))
+    store = Installation(engines_folder(cache))
     try:
         store.staging.mkdir(parents=True, exist_ok=True)
         lock = store.home / "lock"

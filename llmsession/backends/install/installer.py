@@ -17,10 +17,10 @@ import anyio.from_thread
 import anyio.to_thread
 import msgspec
 
-from llmsession.backends.install.archive import check_room, unpack, unpacked_size
-from llmsession.backends.install.installed import FILES, Installed, Manifest, Store, list_installed, opened
+from llmsession.backends.install.archive import check_disk_space, unpack, unpacked_size
+from llmsession.backends.install.installed import FILES, Installation, Installed, Manifest, list_installed, opened
 from llmsession.backends.install.pinned import Asset, Chosen
-from llmsession.backends.install.verify import smoke_test
+from llmsession.backends.install.verify import verify_engine
 from llmsession.types.errors import (
     DigestError,
     DiskFullError,
@@ -94,7 +94,7 @@ async def use(installed: Installed, cache: Path) -> None:
     """Use one that is installed, once it has shown that it runs. Raises StartFailedError; then nothing has changed."""
     async with opened(cache) as store:
         with _explained(store):
-            await smoke_test(installed.binary, installed.name, cache=cache, scratch=store.staging / SCRATCH)
+            await verify_engine(installed.binary, installed.name, cache=cache, scratch=store.staging / SCRATCH)
             store.use(installed)
 
 
@@ -106,10 +106,10 @@ async def remove(installed: list[Installed], cache: Path) -> None:
                 store.remove(one)
 
 
-async def _install_fetched(store: Store, chosen: Chosen, cache: Path) -> Installed:
+async def _install_fetched(store: Installation, chosen: Chosen, cache: Path) -> Installed:
     staged = store.staging / UNPACKING
     binary = await anyio.to_thread.run_sync(_unpack_all, store, chosen, staged)
-    version = await smoke_test(binary, chosen.name, cache=cache, scratch=store.staging / SCRATCH)
+    version = await verify_engine(binary, chosen.name, cache=cache, scratch=store.staging / SCRATCH)
     manifest = Manifest(
         tag=chosen.tag,
         variant=chosen.build.variant,
@@ -123,13 +123,13 @@ async def _install_fetched(store: Store, chosen: Chosen, cache: Path) -> Install
     return msgspec.structs.replace(installed, state="used")
 
 
-async def _already_there(store: Store, chosen: Chosen, cache: Path, *, must_run: bool) -> Installed | None:
+async def _already_there(store: Installation, chosen: Chosen, cache: Path, *, must_run: bool) -> Installed | None:
     """The same, byte for byte, and it still runs: then it is used. Raises StartFailedError where it `must_run`."""
     for one in list_installed(cache):
         digests = [asset.sha256 for asset in one.manifest.assets]
         if one.name == chosen.name and None not in digests and digests == [a.sha256 for a in chosen.build.assets]:
             try:
-                await smoke_test(one.binary, one.name, cache=cache, scratch=store.staging / SCRATCH)
+                await verify_engine(one.binary, one.name, cache=cache, scratch=store.staging / SCRATCH)
             except StartFailedError:
                 if must_run:
                     raise
@@ -152,7 +152,7 @@ def _kept_names(chosen: Chosen) -> frozenset[str]:
 class _Fetch:
     """The archives of one build, into the staging folder."""
 
-    def __init__(self, store: Store, chosen: Chosen, on_progress: ProgressCallback | None) -> None:
+    def __init__(self, store: Installation, chosen: Chosen, on_progress: ProgressCallback | None) -> None:
         self._store = store
         self._chosen = chosen
         self._on_progress = on_progress
@@ -206,7 +206,7 @@ class _Fetch:
 
     def _check_room(self, size: int) -> None:
         there = sum(path.stat().st_size for path in self._store.staging.glob("*.part"))
-        check_room(self._store.staging, max(0, size - there) + EXPANSION * size, self._chosen.name)
+        check_disk_space(self._store.staging, max(0, size - there) + EXPANSION * size, self._chosen.name)
 
 
 def _digest(path: Path) -> str:
@@ -218,13 +218,13 @@ def _digest(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _unpack_all(store: Store, chosen: Chosen, staged: Path) -> Path:
+def _unpack_all(store: Installation, chosen: Chosen, staged: Path) -> Path:
     """The first archive, and beside its llama-server the others; gives that."""
     files = staged / FILES
     binary = None
     for asset in chosen.build.assets:
         archive = store.staging / _partial_name(asset)
-        check_room(store.staging, unpacked_size(archive), chosen.name)
+        check_disk_space(store.staging, unpacked_size(archive), chosen.name)
         unpack(archive, binary.parent if binary is not None else files, anyio.from_thread.check_cancelled)
         binary = binary or _find_server(files, asset)
     assert binary is not None  # noqa: S101 - a build has an archive
@@ -239,7 +239,7 @@ def _find_server(files: Path, asset: Asset) -> Path:
 
 
 @contextlib.contextmanager
-def _explained(store: Store) -> Iterator[None]:
+def _explained(store: Installation) -> Iterator[None]:
     """What the disk refuses, as FetchError."""
     try:
         yield

@@ -27,7 +27,7 @@ class _Reply(msgspec.Struct):
     content: str
 
 
-async def smoke_test(binary: Path, name: str, *, cache: Path, scratch: Path) -> str:
+async def verify_engine(binary: Path, name: str, *, cache: Path, scratch: Path) -> str:
     """Its version. `scratch` is a folder that is made, and removed.
 
     Raises StartFailedError; whatever happens, no process is left.

@@ -18,7 +18,7 @@ from typing import NoReturn
 
 from llmsession.models.hub.errors import TRIES, explained, http_error, page_of, patiently, pause
 from llmsession.models.hub.partial_file import CountedFile, RemoteFile, find_fault, size_of
-from llmsession.models.hub.protocol import Request
+from llmsession.models.hub.protocol import DownloadRequest
 from llmsession.models.quantization import SUFFIX, find_meant, find_nearest, list_models, list_shards
 from llmsession.types.errors import DigestError, DiskFullError, FetchError, ModelNotFoundError
 from llmsession.types.units import describe_size
@@ -38,7 +38,7 @@ DAMAGED = ".damaged"
 class Fetch:
     """The work of one request."""
 
-    def __init__(self, request: Request, tell: Callable[[int, int | None], None]) -> None:
+    def __init__(self, request: DownloadRequest, tell: Callable[[int, int | None], None]) -> None:
         from huggingface_hub import constants, get_token
         from huggingface_hub.utils import build_hf_headers
 

@@ -22,7 +22,7 @@ import msgspec
 from anyio.streams.buffered import BufferedByteReceiveStream
 
 from llmsession.models.hub.cache import find_cached, find_snapshot, hub_cache, is_offline, is_readable
-from llmsession.models.hub.protocol import Request, Told
+from llmsession.models.hub.protocol import DownloadRequest, Report
 from llmsession.models.references import HEAD, SCHEME, PackedFileRef, PackedRepoRef
 from llmsession.models.registry import Registry
 from llmsession.models.registry_file import load_known_llms
@@ -69,7 +69,9 @@ async def ensure_model(
             return cached
         state = "is damaged in the cache" if damaged else "is not in the cache"
         raise OfflineError(f"{file} {state}, and this is offline (offline= or HF_HUB_OFFLINE): fetch it once online")
-    request = Request(repo_id=file.repo_id, revision=file.revision, file=file.basename, token=hf_token, recheck=damaged)
+    request = DownloadRequest(
+        repo_id=file.repo_id, revision=file.revision, file=file.basename, token=hf_token, recheck=damaged
+    )
     try:
         return (await _fetch(request, on_progress, on_start))[0]
     except FetchError as error:
@@ -96,7 +98,7 @@ async def ensure_weights(
         return folder
     if is_offline(offline):
         raise OfflineError(f"{ref} is not in the cache, and this is offline: fetch it once online")
-    request = Request(repo_id=ref.repo_id, revision=revision, patterns=WEIGHTS, token=hf_token)
+    request = DownloadRequest(repo_id=ref.repo_id, revision=revision, patterns=WEIGHTS, token=hf_token)
     paths = await _fetch(request, on_progress, on_start)
     return Path(os.path.commonpath([path.parent for path in paths]))
 
@@ -120,7 +122,9 @@ def resolve_ref(ref: str, registry: Registry) -> PackedFileRef:
 # The process.
 
 
-async def _fetch(request: Request, on_progress: ProgressCallback | None, on_start: StopCallback | None) -> list[Path]:
+async def _fetch(
+    request: DownloadRequest, on_progress: ProgressCallback | None, on_start: StopCallback | None
+) -> list[Path]:
     """Where the files are. Raises FetchError; whatever happens, the process is gone."""
     speedometer = Speedometer()
     with tempfile.TemporaryFile() as said:
@@ -133,14 +137,14 @@ async def _fetch(request: Request, on_progress: ProgressCallback | None, on_star
             await process.stdin.send(msgspec.json.encode(request) + b"\n")
             lines = BufferedByteReceiveStream(process.stdout)
             while True:
-                told = msgspec.json.decode(await lines.receive_until(b"\n", LONGEST_LINE), type=Told)
-                if told.error:
-                    raise _error_of(told)
-                if told.paths:
-                    return [Path(path) for path in told.paths]
+                report = msgspec.json.decode(await lines.receive_until(b"\n", LONGEST_LINE), type=Report)
+                if report.error:
+                    raise _error_of(report)
+                if report.paths:
+                    return [Path(path) for path in report.paths]
                 if on_progress is not None:
-                    speed = speedometer.measure(told.done)
-                    on_progress(Progress(stage="download", done=told.done, total=told.total, speed=speed))
+                    speed = speedometer.measure(report.done)
+                    on_progress(Progress(stage="download", done=report.done, total=report.total, speed=speed))
         except (anyio.EndOfStream, anyio.IncompleteRead, anyio.BrokenResourceError, anyio.ClosedResourceError):
             pass  # it has ended: its last words say why
         finally:
@@ -182,6 +186,6 @@ def _kill(process: Process) -> None:
         process.kill()
 
 
-def _error_of(told: Told) -> FetchError:
-    kind: Any = getattr(errors, told.kind, FetchError)
-    return kind(told.error, **told.details) if issubclass(kind, FetchError) else FetchError(told.error)
+def _error_of(report: Report) -> FetchError:
+    kind: Any = getattr(errors, report.kind, FetchError)
+    return kind(report.error, **report.details) if issubclass(kind, FetchError) else FetchError(report.error)

@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 
 
-class Request(msgspec.Struct, kw_only=True):
+class DownloadRequest(msgspec.Struct, kw_only=True):
     """Of `repo_id` at `revision`: the model that `file` means with all its shards, or all files of the `patterns`.
 
     `recheck`: what is in the cache is not trusted, since it could not be read.
@@ -21,7 +21,7 @@ class Request(msgspec.Struct, kw_only=True):
     recheck: bool = False
 
 
-class Told(msgspec.Struct, kw_only=True, omit_defaults=True):
+class Report(msgspec.Struct, kw_only=True, omit_defaults=True):
     """What it writes: how far it is (`total` in bytes), or the `paths` of what was asked for, or the `error`."""
 
     done: int = 0

@@ -11,31 +11,31 @@ import threading
 
 import msgspec
 
-from llmsession.models.hub.protocol import Request, Told
+from llmsession.models.hub.protocol import DownloadRequest, Report
 from llmsession.types.errors import FetchError
 
 
 def main() -> None:
     """One request, to its end."""
-    request = msgspec.json.decode(sys.stdin.buffer.readline(), type=Request)
+    request = msgspec.json.decode(sys.stdin.buffer.readline(), type=DownloadRequest)
     out = os.fdopen(os.dup(1), "wb", buffering=0)
     os.dup2(2, 1)  # what a library prints is no line of ours
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
-    def tell(told: Told) -> None:
-        out.write(msgspec.json.encode(told) + b"\n")
+    def tell(report: Report) -> None:
+        out.write(msgspec.json.encode(report) + b"\n")
 
     def tell_progress(done: int, total: int | None) -> None:
-        tell(Told(done=done, total=total))
+        tell(Report(done=done, total=total))
 
     # Only this process needs huggingface_hub.
     from llmsession.models.hub.download import Fetch
 
     try:
-        tell(Told(paths=tuple(str(path) for path in Fetch(request, tell_progress).run())))
+        tell(Report(paths=tuple(str(path) for path in Fetch(request, tell_progress).run())))
     except FetchError as error:
         details = {name: value for name, value in vars(error).items() if not name.startswith("_")}
-        tell(Told(error=str(error), kind=type(error).__name__, details=details))
+        tell(Report(error=str(error), kind=type(error).__name__, details=details))
 
 
 def _end_with_parent() -> None:

@@ -21,8 +21,8 @@ import anyio
 import anyio.to_thread
 import msgspec
 
-from llmsession.session.kv.slot_lock import Passage, SlotGate
-from llmsession.session.kv.store import KvFiles, Saved, stamp_engine
+from llmsession.session.kv.slot_lock import Hold, SlotLock
+from llmsession.session.kv.store import KvStore, Saved, stamp_engine
 from llmsession.system.latch import Latch
 from llmsession.types.errors import LLMSessionError, ServerError
 
@@ -58,7 +58,7 @@ class _Action(msgspec.Struct):
     n_restored: int = 0
 
 
-class Turn:
+class CachedTurn:
     """A reply of a conversation, or what `only_reads` it. `expected`: tokens that it should find, once restored."""
 
     def __init__(self, conversation: str, messages: Sequence[Message], *, only_reads: bool = False) -> None:
@@ -89,7 +89,7 @@ class _Job:
     conversation: str
     saved: Saved
     launches: int
-    passage: Passage | None
+    hold: Hold | None
     granted: threading.Event
     release: Callable[[], None]
 
@@ -98,11 +98,11 @@ class KvCache:
     """Of one session. `is_idle`: whether no reply is in progress."""
 
     def __init__(self, budget: int, *, is_idle: Callable[[], bool]) -> None:
-        self.gate = SlotGate()
+        self.slot_lock = SlotLock()
         self._budget = budget
         self._is_idle = is_idle
         self._lock = threading.Lock()
-        self._files: KvFiles | None = None
+        self._files: KvStore | None = None
         self._engine: Endpoint | None = None
         self._owners: dict[int, str] = {}
         self._dirty: dict[int, _Job] = {}
@@ -119,22 +119,22 @@ class KvCache:
 
     # Before a reply.
 
-    async def launch(
-        self, endpoint: Endpoint, turn: Turn | None, send: Callable[[], Awaitable[ByteStream]]
+    async def send(
+        self, endpoint: Endpoint, turn: CachedTurn | None, send: Callable[[], Awaitable[ByteStream]]
     ) -> ByteStream:
         """Send it, once nobody moves a slot; the conversation restored before, where that is worth its while."""
         saved = await self._find_worthy(endpoint, turn) if turn is not None else None
         granted = Latch()
-        passage = self.gate.enter(granted.set, alone=saved is not None)
+        hold = self.slot_lock.acquire(granted.set, alone=saved is not None)
         try:
             await granted.wait()
             if saved is not None and turn is not None:
                 await self._restore(endpoint, turn, saved)
             return await send()
         finally:
-            self.gate.leave(passage)
+            self.slot_lock.release(hold)
 
-    async def _find_worthy(self, endpoint: Endpoint, turn: Turn) -> Saved | None:
+    async def _find_worthy(self, endpoint: Endpoint, turn: CachedTurn) -> Saved | None:
         self._turn_to(endpoint)
         with self._lock:
             is_there = turn.conversation in self._owners.values()
@@ -142,7 +142,7 @@ class KvCache:
             return None
         return await anyio.to_thread.run_sync(self._look, endpoint, turn)
 
-    def _look(self, endpoint: Endpoint, turn: Turn) -> Saved | None:
+    def _look(self, endpoint: Endpoint, turn: CachedTurn) -> Saved | None:
         try:
             files = self._open(endpoint)
         except OSError:  # the model's file is gone, say
@@ -166,7 +166,7 @@ class KvCache:
         # It is read twice: for its checksum, and by the engine.
         return tokens / prompt_rate > MARGIN * (OVERHEAD + 2 * size / self._read_rate)
 
-    async def _restore(self, endpoint: Endpoint, turn: Turn, saved: Saved) -> None:
+    async def _restore(self, endpoint: Endpoint, turn: CachedTurn, saved: Saved) -> None:
         """Into an idle slot. That of a conversation that is saved as well, if there is one."""
         from llmsession.wire.metrics import parse_slots
 
@@ -193,7 +193,7 @@ class KvCache:
     # After a reply.
 
     def end(
-        self, endpoint: Endpoint | None, turn: Turn | None, slot: int | None, completion: Completion | None,
+        self, endpoint: Endpoint | None, turn: CachedTurn | None, slot: int | None, completion: Completion | None,
         release: Callable[[], None],
     ) -> None:  # fmt: skip
         """It is over. `release` is called when its slot may go to the next: after it was saved, where that is done."""
@@ -206,11 +206,16 @@ class KvCache:
         if job is None:
             release()
             return
-        job.passage = self.gate.enter(job.granted.set, alone=True)
+        job.hold = self.slot_lock.acquire(job.granted.set, alone=True)
         self._put(job)
 
     def _note_end(
-        self, endpoint: Endpoint, turn: Turn | None, slot: int, completion: Completion, release: Callable[[], None]
+        self,
+        endpoint: Endpoint,
+        turn: CachedTurn | None,
+        slot: int,
+        completion: Completion,
+        release: Callable[[], None],
     ) -> _Job | None:
         from llmsession.types.messages import Message
 
@@ -243,8 +248,8 @@ class KvCache:
                     lengths=lengths,
                     prompt_rate=self._prompt_rate,
                 ),
-                launches=self.gate.launches,
-                passage=None,
+                launches=self.slot_lock.launches,
+                hold=None,
                 granted=threading.Event(),
                 release=release,
             )
@@ -297,7 +302,7 @@ class KvCache:
                 return None
             job = self._dirty.pop(next(iter(self._dirty)))
             self._busy += 1
-        job.passage = self.gate.enter(job.granted.set, alone=True)
+        job.hold = self.slot_lock.acquire(job.granted.set, alone=True)
         return job
 
     async def _save(self, job: _Job) -> None:
@@ -313,7 +318,7 @@ class KvCache:
                 self._release(job)  # whoever waits for a slot does not wait for this
                 if not job.granted.wait(SLOT_TIMEOUT):
                     return
-            if self.gate.launches != job.launches and not await self._holds(endpoint, job):
+            if self.slot_lock.launches != job.launches and not await self._holds(endpoint, job):
                 return
             path, begun = files.new_file(job.conversation), time.monotonic()
             action = await self._act(endpoint, job.slot, "save", path.name)
@@ -335,9 +340,9 @@ class KvCache:
                 self._busy -= 1
 
     def _leave(self, job: _Job) -> None:
-        passage, job.passage = job.passage, None
-        if passage is not None:
-            self.gate.leave(passage)
+        hold, job.hold = job.hold, None
+        if hold is not None:
+            self.slot_lock.release(hold)
         self._release(job)
 
     def _release(self, job: _Job) -> None:
@@ -368,7 +373,7 @@ class KvCache:
                 self._owners.clear()
                 self._dirty.clear()
 
-    def _open(self, endpoint: Endpoint) -> KvFiles | None:
+    def _open(self, endpoint: Endpoint) -> KvStore | None:
         launch = endpoint.launch
         if launch is None or launch.kv_folder is None:
             return None
@@ -376,7 +381,7 @@ class KvCache:
             child = endpoint.child
             engine = Path(child.command.argv[0]) if child is not None and endpoint.backend == "llama-server" else None
             stamp = stamp_engine(launch, endpoint.backend, endpoint.version, engine)
-            self._files = KvFiles(launch.kv_folder, stamp, self._budget)
+            self._files = KvStore(launch.kv_folder, stamp, self._budget)
         return self._files
 
     async def aclose(self) -> None:

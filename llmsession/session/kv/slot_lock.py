@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable
 
 
-class Passage:
+class Hold:
     """A place in front of the gate, then behind it. `on_granted` is called once, in whichever thread lets it pass."""
 
     def __init__(self, on_granted: Callable[[], None], *, alone: bool) -> None:
@@ -19,35 +19,35 @@ class Passage:
         self.is_granted = False
 
 
-class SlotGate:
+class SlotLock:
     """`launches` counts those that did not pass alone: each of them may have taken any slot that was idle."""
 
     def __init__(self) -> None:
         self.launches = 0
         self._lock = threading.Lock()
-        self._inside: set[Passage] = set()
-        self._waiting: deque[Passage] = deque()
+        self._inside: set[Hold] = set()
+        self._waiting: deque[Hold] = deque()
 
-    def enter(self, on_granted: Callable[[], None], *, alone: bool = False) -> Passage:
-        """Queue up. Every passage must be given back with `leave`, granted or not."""
-        passage = Passage(on_granted, alone=alone)
+    def acquire(self, on_granted: Callable[[], None], *, alone: bool = False) -> Hold:
+        """Queue up. Every passage must be given back with `release`, granted or not."""
+        passage = Hold(on_granted, alone=alone)
         with self._lock:
             self._waiting.append(passage)
             granted = self._let_in()
-        _tell(granted)
+        _notify(granted)
         return passage
 
-    def leave(self, passage: Passage) -> None:
+    def release(self, passage: Hold) -> None:
         """It is through, or has given up."""
         with self._lock:
             self._inside.discard(passage)
             if not passage.is_granted:
                 self._waiting.remove(passage)
             granted = self._let_in()
-        _tell(granted)
+        _notify(granted)
 
-    def _let_in(self) -> list[Passage]:
-        granted: list[Passage] = []
+    def _let_in(self) -> list[Hold]:
+        granted: list[Hold] = []
         while self._waiting:
             first = self._waiting[0]
             if self._inside and (first.alone or any(other.alone for other in self._inside)):
@@ -59,6 +59,6 @@ class SlotGate:
         return granted
 
 
-def _tell(granted: list[Passage]) -> None:
+def _notify(granted: list[Hold]) -> None:
     for passage in granted:
         passage.on_granted()

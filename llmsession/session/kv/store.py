@@ -1,4 +1,4 @@
-"""KvFiles: what engines have read of conversations, on disk, within a budget; the least recently used goes first.
+"""KvStore: what engines have read of conversations, on disk, within a budget; the least recently used goes first.
 
 Each conversation has a file of the engine's and a note of ours that names it and its checksum. The note is renamed into
 place after the file, so that a kill at any moment leaves an older pair or the new one. What no note names is swept.
@@ -57,7 +57,7 @@ class _File(NamedTuple):
     name: str
 
 
-class KvFiles:
+class KvStore:
     """Of one engine and model: `stamp` says which, in hexadecimal digits."""
 
     def __init__(self, folder: Path, stamp: str, budget: int) -> None:
@@ -146,7 +146,7 @@ class KvFiles:
                 self._total -= file.size
 
     def _look(self) -> tuple[dict[str, float], dict[str, list[_File]]]:
-        """When each note was last used, and the files by whose they are, oldest first. Marks that are old go."""
+        """When each note was last used, and the files by whose they are, oldest first. Placeholders that are old go."""
         notes: dict[str, float] = {}
         files: dict[str, list[_File]] = {}
         with contextlib.suppress(OSError):

@@ -1,4 +1,4 @@
-"""ReplySource: where a session's reply comes from. It waits for a slot, has the server ready, and asks it.
+"""Attempt: where a session's reply comes from. It waits for a slot, has the server ready, and asks it.
 
 Where the server ends in the middle of the reply, it is started again and asked for the rest.
 """
@@ -10,14 +10,14 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
-from llmsession.session.requests.scheduler import Admission, Ticket
+from llmsession.session.requests.scheduler import Scheduler, Ticket
 from llmsession.system.latch import Latch
 from llmsession.types.errors import LLMSessionError, ProtocolError, TransportError
 
 if TYPE_CHECKING:
     from llmsession.backends.endpoint import Endpoint
-    from llmsession.session.kv.cache import KvCache, Turn
-    from llmsession.session.requests.completion import Ask, Request
+    from llmsession.session.kv.cache import CachedTurn, KvCache
+    from llmsession.session.requests.completion import Request, WireRequest
     from llmsession.session.server.owned import Server
     from llmsession.session.server.remote import RemoteServer
     from llmsession.types.completion import Completion
@@ -30,18 +30,18 @@ def _nothing() -> None:
     """The default of a hook."""
 
 
-class ReplySource:
+class Attempt:
     """For one reply. `on_open` and `on_over` are called when it begins to wait and when its slot is free again."""
 
     def __init__(
         self,
         server: Server | RemoteServer,
-        admission: Admission,
-        ask: Ask,
+        scheduler: Scheduler,
+        call: Request,
         *,
         decoder: EventDecoder,
         kv: KvCache | None = None,
-        turn: Turn | None = None,
+        turn: CachedTurn | None = None,
     ) -> None:
         self.decoder = decoder
         self._kv = kv
@@ -52,31 +52,31 @@ class ReplySource:
         self.on_open: Callable[[], None] = _nothing
         self.on_over: Callable[[], None] = _nothing
         self._server = server
-        self._admission = admission
-        self._ask = ask
+        self._scheduler = scheduler
+        self._call = call
         self._ticket: Ticket | None = None
         self._endpoint: Endpoint | None = None
 
     @property
     def queue_position(self) -> int | None:
         """How many are in front, while it waits for a slot."""
-        return self._admission.position(self._ticket) if self._ticket is not None else None
+        return self._scheduler.position(self._ticket) if self._ticket is not None else None
 
     async def open(self, mark_sent: Callable[[], None]) -> ByteStream:
         """Wait for a slot, have the server ready, send the request."""
         self.on_open()
         granted = Latch()
-        self._ticket = self._admission.enter(granted.set)
+        self._ticket = self._scheduler.acquire(granted.set)
         await granted.wait()
         return await self._connect(self._begin, mark_sent)
 
-    async def _begin(self, endpoint: Endpoint) -> Request:
-        request = await self._ask.prepare(endpoint)
+    async def _begin(self, endpoint: Endpoint) -> WireRequest:
+        request = await self._call.build(endpoint)
         self.neutralized = request.neutralized
         return request
 
     async def _connect(
-        self, make: Callable[[Endpoint], Awaitable[Request]], mark_sent: Callable[[], None]
+        self, make: Callable[[Endpoint], Awaitable[WireRequest]], mark_sent: Callable[[], None]
     ) -> ByteStream:
         """Asked again for as long as the server ends before it answers, and may be started again."""
         while True:
@@ -86,55 +86,57 @@ class ReplySource:
                 request = await make(endpoint)
                 stream = await self._send(endpoint, request)
             except (TransportError, ProtocolError) as error:
-                if not await self.has_died(error):
+                if not await self.is_engine_failure(error):
                     raise
                 self.restarts += 1
             else:
                 self.decoder = request.decoder
                 return stream
 
-    async def _send(self, endpoint: Endpoint, request: Request) -> ByteStream:
+    async def _send(self, endpoint: Endpoint, request: WireRequest) -> ByteStream:
         def send() -> Awaitable[ByteStream]:
             return endpoint.client.open_stream(request.path, request.body)
 
-        return await (send() if self._kv is None else self._kv.launch(endpoint, self._turn, send))
+        return await (send() if self._kv is None else self._kv.send(endpoint, self._turn, send))
 
-    async def has_died(self, error: LLMSessionError) -> bool:
+    async def is_engine_failure(self, error: LLMSessionError) -> bool:
         """Whether that error is the end of a server that may be started again for this reply."""
         return (
             isinstance(error, TransportError | ProtocolError)
             and not isinstance(error, TimeoutError)
             and self._endpoint is not None
-            and await self._server.has_died(self._endpoint)
+            and await self._server.has_exited_soon(self._endpoint)
             and self._server.may_start_again(self.restarts)
         )
 
     async def resume(self, error: LLMSessionError, delivered: Delivered, mark_sent: Callable[[], None]) -> ByteStream:
         """The rest of a reply whose server has died: started again, and asked to go on or to say it all once more."""
-        cause = await self.explain(error)
+        cause = await self.diagnose(error)
         self.restarts += 1
 
-        async def make(endpoint: Endpoint) -> Request:
-            from llmsession.wire.resume import Replayed
+        async def make(endpoint: Endpoint) -> WireRequest:
+            from llmsession.wire.resume import ReplayDecoder
 
             if delivered.is_empty:
                 return await self._begin(endpoint)
-            if (request := await self._ask.go_on(endpoint, delivered)) is not None:
+            if (request := await self._call.resume(endpoint, delivered)) is not None:
                 return request
-            request = await self._ask.prepare(endpoint)
-            return replace(request, decoder=Replayed(request.decoder, delivered, cause))
+            request = await self._call.build(endpoint)
+            return replace(request, decoder=ReplayDecoder(request.decoder, delivered, cause))
 
         return await self._connect(make, mark_sent)
 
-    def look(self, *, has_begun: bool, give_up: Callable[[], None]) -> bool:
+    def check_progress(self, *, has_begun: bool, give_up: Callable[[], None]) -> bool:
         """No token has come for long. Whether the server is now being looked at, which ends it where it hangs."""
-        return self._endpoint is not None and self._server.look(self._endpoint, has_begun=has_begun, give_up=give_up)
+        return self._endpoint is not None and self._server.check_progress(
+            self._endpoint, has_begun=has_begun, give_up=give_up
+        )
 
     def close(self, completion: Completion | None) -> None:
         """The reply is over: the slot is free, or will be once it was saved. Called once."""
         ticket, self._ticket = self._ticket, None
         if ticket is not None:
-            release = partial(self._admission.leave, ticket)
+            release = partial(self._scheduler.release, ticket)
             if self._kv is None:
                 release()
             else:
@@ -142,8 +144,8 @@ class ReplySource:
         self._server.rotate_log()
         self.on_over()
 
-    async def explain(self, error: LLMSessionError) -> LLMSessionError:
+    async def diagnose(self, error: LLMSessionError) -> LLMSessionError:
         """What cut the connection, where it was the engine's death."""
         if isinstance(error, TransportError | ProtocolError) and not isinstance(error, TimeoutError):
-            return await self._server.explain(error, self._endpoint)
+            return await self._server.diagnose(error, self._endpoint)
         return error

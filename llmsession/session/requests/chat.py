@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from llmsession.session.requests.completion import ONLY_CHAT, Request, bound, complete, count_on, may_go_on, shorten
+from llmsession.session.requests.completion import ONLY_CHAT, WireRequest, bound, complete, count_on, may_go_on, shorten
 from llmsession.types.completion import Usage
 from llmsession.types.errors import UnsupportedFeatureError
 from llmsession.types.messages import Message
 
 if TYPE_CHECKING:
     from llmsession.backends.endpoint import Endpoint
-    from llmsession.prompts.template_writer import ChatPrompt, ChatWriter
+    from llmsession.prompts.template_writer import ChatPrompt, TemplateWriter
     from llmsession.session.server.owned import Server
     from llmsession.session.server.remote import RemoteServer
     from llmsession.wire.decoder import EventDecoder
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 _AS_TOKENS = frozenset({"tokens", "pieces", "template", "completion"})
 
 
-class AskChat:
+class ChatRequest:
     """By the server's own template, through the chat endpoint; where a text spells a token, as tokens of ours."""
 
     def __init__(
@@ -41,8 +41,8 @@ class AskChat:
         self._request = request
         _chat(server, features, turns, request)
 
-    async def prepare(self, endpoint: Endpoint) -> Request:
-        """See Ask."""
+    async def build(self, endpoint: Endpoint) -> WireRequest:
+        """See Request."""
         request = bound(self._request, endpoint)
         if not self._takes_tokens(endpoint):
             if request.reply_start:
@@ -53,7 +53,7 @@ class AskChat:
             return _chat(self._server, endpoint.features, self._turns, request)
         return _complete_chat(found, request, answers=bool(request.reply_start))
 
-    async def go_on(self, endpoint: Endpoint, delivered: Delivered) -> Request | None:
+    async def resume(self, endpoint: Endpoint, delivered: Delivered) -> WireRequest | None:
         """By the server's own way of going on, where its template is good for that; else by the rendered prompt."""
         if not self._takes_tokens(endpoint) or not may_go_on(self._request):
             return None
@@ -70,11 +70,11 @@ class AskChat:
         answers = bool(start or delivered.text)
         return count_on(_complete_chat(found, shorter, answers=answers, thinks=bool(delivered.reasoning)), before)
 
-    async def _writer(self, endpoint: Endpoint) -> ChatWriter:
-        from llmsession.prompts.template_writer import ChatWriter
+    async def _writer(self, endpoint: Endpoint) -> TemplateWriter:
+        from llmsession.prompts.template_writer import TemplateWriter
 
         writer = await self._server.prompt_writer(endpoint)
-        return ChatWriter(writer, endpoint.client, model=self._server.model.name, extra=self._request.extra)
+        return TemplateWriter(writer, endpoint.client, model=self._server.model.name, extra=self._request.extra)
 
     async def _check_begin(self, endpoint: Endpoint) -> None:
         """Where only the server's own way of going on will do: of calls, and where there are images.
@@ -109,7 +109,7 @@ class AskChat:
         return endpoint.features >= _AS_TOKENS and ONLY_CHAT.isdisjoint(self._request.extra)
 
 
-class AskChatPrefix:
+class PrefixRequest:
     """Nothing but what the next prompt will begin with."""
 
     def __init__(
@@ -120,16 +120,16 @@ class AskChatPrefix:
         self._request = request
         self._typing = typing
 
-    async def prepare(self, endpoint: Endpoint) -> Request:
-        """See Ask."""
-        from llmsession.prompts.template_writer import ChatWriter
+    async def build(self, endpoint: Endpoint) -> WireRequest:
+        """See Request."""
+        from llmsession.prompts.template_writer import TemplateWriter
 
         writer = await self._server.prompt_writer(endpoint)
-        chat = ChatWriter(writer, endpoint.client, model=self._server.model.name, extra=self._request.extra)
+        chat = TemplateWriter(writer, endpoint.client, model=self._server.model.name, extra=self._request.extra)
         written = await chat.write_next(self._turns, typing=self._typing)
         return complete(written.prompt, self._request, neutralized=written.neutralized)
 
-    async def go_on(self, endpoint: Endpoint, delivered: Delivered) -> Request | None:
+    async def resume(self, endpoint: Endpoint, delivered: Delivered) -> WireRequest | None:
         """Not: it is said again."""
         del endpoint, delivered
         return None
@@ -152,12 +152,14 @@ def no_start(endpoint: Endpoint, why: str) -> UnsupportedFeatureError:
     )
 
 
-def _complete_chat(found: ChatPrompt, request: GenerationRequest, *, answers: bool, thinks: bool = False) -> Request:
-    from llmsession.wire.stream_filters import ThoughtsApart
+def _complete_chat(
+    found: ChatPrompt, request: GenerationRequest, *, answers: bool, thinks: bool = False
+) -> WireRequest:
+    from llmsession.wire.stream_filters import SplitReasoning
 
     made = complete(found.prompt, request, neutralized=found.neutralized)
     thinks = not answers and (found.in_thought or thinks)
-    return replace(made, decoder=ThoughtsApart(made.decoder, begun=thinks, answers=answers, whole=found.think_token))
+    return replace(made, decoder=SplitReasoning(made.decoder, begun=thinks, answers=answers, whole=found.think_token))
 
 
 def _chat(
@@ -167,20 +169,20 @@ def _chat(
     request: GenerationRequest,
     *,
     begun: Delivered | None = None,
-) -> Request:
+) -> WireRequest:
     from llmsession.wire import openai_api
 
     if "generation_config" in features:
         return _chat_of_transformers(server, turns, request)
     body = openai_api.encode_request(turns, request, model=server.model.name, features=features, begun=begun)
-    return Request(path=openai_api.PATH, body=body, decoder=openai_api.EventDecoder(request))
+    return WireRequest(path=openai_api.PATH, body=body, decoder=openai_api.EventDecoder(request))
 
 
 def _chat_of_transformers(
     server: Server | RemoteServer, turns: Sequence[Message], request: GenerationRequest
-) -> Request:
+) -> WireRequest:
     from llmsession.wire import transformers_api
-    from llmsession.wire.stream_filters import CutAtPhrase
+    from llmsession.wire.stream_filters import StopAtPhrase
 
     endpoint = server.endpoint
     is_remote = endpoint is not None and endpoint.child is None
@@ -190,18 +192,18 @@ def _chat_of_transformers(
     )
     decoder: EventDecoder = transformers_api.EventDecoder(request, context_length=context_length)
     if request.stop:
-        decoder = CutAtPhrase(decoder, request.stop)
-    return Request(path=transformers_api.PATH, body=body, decoder=decoder)
+        decoder = StopAtPhrase(decoder, request.stop)
+    return WireRequest(path=transformers_api.PATH, body=body, decoder=decoder)
 
 
 async def _chat_with_spaces(
     server: Server | RemoteServer, endpoint: Endpoint, turns: Sequence[Message], request: GenerationRequest
-) -> Request:
+) -> WireRequest:
     """Where we cannot send tokens: a space of no width inside of each spelling, taken out of the reply."""
     from llmsession.prompts.message_texts import choose_space, map_strings, map_texts, strings_of, texts_of
     from llmsession.prompts.vocabulary import look_special
     from llmsession.wire.resume import Delivered
-    from llmsession.wire.stream_filters import WithoutCharacter
+    from llmsession.wire.stream_filters import StripCharacter
 
     tools, start = request.extra.get("tools", []), request.reply_start
     texts = [*texts_of(turns), *strings_of(tools), start]
@@ -223,4 +225,4 @@ async def _chat_with_spaces(
     turns = [map_texts(turn, part) for turn in turns] if count else turns
     begun = Delivered(text=part(start)) if start else None
     made = _chat(server, endpoint.features, turns, request, begun=begun)
-    return replace(made, decoder=WithoutCharacter(made.decoder, space), neutralized=count) if count else made
+    return replace(made, decoder=StripCharacter(made.decoder, space), neutralized=count) if count else made

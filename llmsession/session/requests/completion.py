@@ -31,7 +31,7 @@ _SHAPING = ONLY_CHAT | {"grammar", "json_schema"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Request:
+class WireRequest:
     """What is sent, and what reads the answer. `neutralized`: see Completion."""
 
     path: str
@@ -40,22 +40,22 @@ class Request:
     neutralized: int = 0
 
 
-class Ask(Protocol):
+class Request(Protocol):
     """One call. What is wrong with it was said when it was made."""
 
-    async def prepare(self, endpoint: Endpoint) -> Request:
+    async def build(self, endpoint: Endpoint) -> WireRequest:
         """The request for a server that is ready: what it looks like depends on the server's tokenizer."""
         ...
 
-    async def go_on(self, endpoint: Endpoint, delivered: Delivered) -> Request | None:
+    async def resume(self, endpoint: Endpoint, delivered: Delivered) -> WireRequest | None:
         """One whose reply begins where the delivered part ends; None where that cannot be asked for.
 
-        Raises NothingLeftError where as many tokens were delivered as were asked for.
+        Raises TokenLimitReachedError where as many tokens were delivered as were asked for.
         """
         ...
 
 
-class AskRaw:
+class RawRequest:
     """As it is: here the spellings of special tokens mean those."""
 
     def __init__(self, server: Server | RemoteServer, prompt: str | list[int], request: GenerationRequest) -> None:
@@ -64,8 +64,8 @@ class AskRaw:
         self._request = request
         complete(prompt, request)
 
-    async def prepare(self, endpoint: Endpoint) -> Request:
-        """See Ask."""
+    async def build(self, endpoint: Endpoint) -> WireRequest:
+        """See Request."""
         request, start = bound(self._request, endpoint), self._request.reply_start
         if not start:
             return complete(self._prompt, request)
@@ -77,12 +77,12 @@ class AskRaw:
             return complete(self._prompt + start, request)
         return _complete_written(written, request)
 
-    async def go_on(self, endpoint: Endpoint, delivered: Delivered) -> Request | None:
+    async def resume(self, endpoint: Endpoint, delivered: Delivered) -> WireRequest | None:
         """Not after token ids: what follows them has to be ids as well, and text has none of its own."""
         if isinstance(self._prompt, list) or not may_go_on(self._request):
             return None
         writer, start = await self._server.prompt_writer(endpoint), self._request.reply_start
-        if (begun := await writer.read_begun(delivered.text, start)) is None:
+        if (begun := await writer.tokenize_prefix(delivered.text, start)) is None:
             return None
         written = await writer.write([Control(self._prompt), *begun])
         if written.space is not None:
@@ -91,7 +91,7 @@ class AskRaw:
         return count_on(complete(prompt, shorten(self._request, delivered.usage)), delivered.usage)
 
 
-class AskEncoded:
+class EncodedRequest:
     """By an encoding of ours, through /completion."""
 
     def __init__(
@@ -102,19 +102,19 @@ class AskEncoded:
         self._request = request
         complete("", request)
 
-    async def prepare(self, endpoint: Endpoint) -> Request:
-        """See Ask."""
+    async def build(self, endpoint: Endpoint) -> WireRequest:
+        """See Request."""
         start = self._request.reply_start
         pieces = [*self._pieces, *([Text(start)] if start else [])]
         written = await (await self._server.prompt_writer(endpoint)).write(pieces)
         return _complete_written(written, bound(self._request, endpoint))
 
-    async def go_on(self, endpoint: Endpoint, delivered: Delivered) -> Request | None:
-        """See Ask."""
+    async def resume(self, endpoint: Endpoint, delivered: Delivered) -> WireRequest | None:
+        """See Request."""
         if not may_go_on(self._request):
             return None
         writer = await self._server.prompt_writer(endpoint)
-        if (begun := await writer.read_begun(delivered.text, self._request.reply_start)) is None:
+        if (begun := await writer.tokenize_prefix(delivered.text, self._request.reply_start)) is None:
             return None
         written = await writer.write([*self._pieces, *begun])
         if written.space is not None:
@@ -132,22 +132,22 @@ def may_go_on(request: GenerationRequest) -> bool:
 
 
 def shorten(request: GenerationRequest, before: Usage) -> GenerationRequest:
-    """With what is left of `max_tokens`. Raises NothingLeftError."""
+    """With what is left of `max_tokens`. Raises TokenLimitReachedError."""
     if request.max_tokens is None:
         return request
     left = request.max_tokens - before.completion_tokens
     if left < 1:
-        from llmsession.wire.resume import NothingLeftError
+        from llmsession.wire.resume import TokenLimitReachedError
 
-        raise NothingLeftError
+        raise TokenLimitReachedError
     return msgspec.structs.replace(request, max_tokens=left)
 
 
-def count_on(made: Request, before: Usage) -> Request:
+def count_on(made: WireRequest, before: Usage) -> WireRequest:
     """What came before counted as well."""
-    from llmsession.wire.resume import Continued
+    from llmsession.wire.resume import ContinuedDecoder
 
-    return replace(made, decoder=Continued(made.decoder, before))
+    return replace(made, decoder=ContinuedDecoder(made.decoder, before))
 
 
 def bound(request: GenerationRequest, endpoint: Endpoint) -> GenerationRequest:
@@ -158,11 +158,11 @@ def bound(request: GenerationRequest, endpoint: Endpoint) -> GenerationRequest:
     return msgspec.structs.replace(request, max_tokens=length)
 
 
-def complete(prompt: str | list[int], request: GenerationRequest, *, neutralized: int = 0) -> Request:
+def complete(prompt: str | list[int], request: GenerationRequest, *, neutralized: int = 0) -> WireRequest:
     """To /completion."""
     from llmsession.wire import completion_api
 
-    return Request(
+    return WireRequest(
         path=completion_api.PATH,
         body=completion_api.encode_request(prompt, request),
         decoder=completion_api.EventDecoder(request),
@@ -170,10 +170,10 @@ def complete(prompt: str | list[int], request: GenerationRequest, *, neutralized
     )
 
 
-def _complete_written(written: Prompt, request: GenerationRequest) -> Request:
+def _complete_written(written: Prompt, request: GenerationRequest) -> WireRequest:
     made = complete(written.prompt, request, neutralized=written.neutralized)
     if written.space is None:
         return made
-    from llmsession.wire.stream_filters import WithoutCharacter
+    from llmsession.wire.stream_filters import StripCharacter
 
-    return replace(made, decoder=WithoutCharacter(made.decoder, written.space))
+    return replace(made, decoder=StripCharacter(made.decoder, written.space))

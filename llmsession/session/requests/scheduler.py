@@ -18,7 +18,7 @@ class Ticket:
         self.is_granted = False
 
 
-class Admission:
+class Scheduler:
     """`limit` tickets are granted at a time."""
 
     def __init__(self, limit: int) -> None:
@@ -32,8 +32,8 @@ class Admission:
         """Whether no ticket is granted."""
         return self._granted == 0
 
-    def enter(self, on_granted: Callable[[], None]) -> Ticket:
-        """Queue up. Every ticket must be given back with `leave`, granted or not."""
+    def acquire(self, on_granted: Callable[[], None]) -> Ticket:
+        """Queue up. Every ticket must be given back with `release`, granted or not."""
         ticket = Ticket(on_granted)
         with self._lock:
             if self._granted >= self._limit:
@@ -44,7 +44,7 @@ class Admission:
         ticket.on_granted()
         return ticket
 
-    def leave(self, ticket: Ticket) -> None:
+    def release(self, ticket: Ticket) -> None:
         """Give the slot, or the place in the queue, to the next."""
         with self._lock:
             if not ticket.is_granted:

@@ -1,4 +1,4 @@
-"""HangWatch: whether an engine that gives no token still works. One that hangs is killed, which its replies outlive.
+"""HangDetector: whether an engine that gives no token still works. One that hangs is killed, which its replies outlive.
 
 An engine may hang and its /health stay "ok": then its slots stand still. It is asked for them rarely, since each answer
 keeps it from noticing clients that left (LLAMA_SERVER trap 3).
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 ANSWER_TIMEOUT = 10.0
 
 
-class HangWatch:
-    """Over one engine of ours. `interval` is idle_timeout, in seconds: two looks lie at least as far apart."""
+class HangDetector:
+    """Over one engine of ours. `interval` is idle_timeout, in seconds: two checks are at least as far apart."""
 
     def __init__(self, endpoint: Endpoint, interval: float) -> None:
         self._endpoint = endpoint
@@ -33,8 +33,8 @@ class HangWatch:
         self._looked_at = -interval
         self._places: dict[int, Place] | None = None
 
-    def look(self, *, has_begun: bool, give_up: Callable[[], None]) -> None:
-        """In a thread of its own, if the last look is long enough ago. `give_up` is called where nothing is to be had.
+    def check(self, *, has_begun: bool, give_up: Callable[[], None]) -> None:
+        """In a thread of its own, if the last check is long enough ago. `give_up` is called where nothing is to be had.
 
         Before its first token a reply may wait for a long prompt, of which one step can take minutes on a small
         machine: then only an engine that does not answer is taken for hung.

@@ -1,4 +1,4 @@
-"""Preparation: what has to be there before an engine can start: the model's file, the engine, and what it is told."""
+"""LaunchPlanner: what has to be there before an engine can start: the model's file, the engine, and what it is told."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ _LLAMA_CPP_ONLY = (
 )  # fmt: skip
 
 
-class Preparation:
+class LaunchPlanner:
     """Of one session. `keep_download` is given a function that ends a download from any thread."""
 
     def __init__(self, options: Options, *, keep_download: Callable[[Callable[[], None]], None]) -> None:

@@ -35,7 +35,7 @@ TRANSFORMERS = "transformers"
 PYTHON = "python"
 
 
-class Model(msgspec.Struct, frozen=True, kw_only=True):
+class ResolvedModel(msgspec.Struct, frozen=True, kw_only=True):
     """The file to run, and how it is spoken to: by an encoding, or through the chat endpoint (None).
 
     Until it is there, a model of Hugging Face has a `ref` and no `path`. A remote server has neither, and a `name` once
@@ -52,16 +52,16 @@ class Model(msgspec.Struct, frozen=True, kw_only=True):
     repo: PackedRepoRef | None = None
 
 
-def resolve_model(options: Options) -> Model:
+def resolve_model(options: Options) -> ResolvedModel:
     """What to run. Raises UnknownModelError, InvalidRefError and ConfigError."""
     given = options.model
     if options.backend == TRANSFORMERS or given == PYTHON or _is_of_weights(options):
         return _resolve_weights(options)
     if given is None or given == bundled.NAME:
-        return Model(name=bundled.NAME, path=bundled.bundled_path(), encoding=_encoding_of_bundled(options))
+        return ResolvedModel(name=bundled.NAME, path=bundled.bundled_path(), encoding=_encoding_of_bundled(options))
     if isinstance(given, Path) or not (given.startswith(SCHEME) or _is_alias(given)):
         path = Path(given).expanduser().absolute()
-        return Model(name=path.stem or str(given), path=path, encoding=resolve_encoding(options))
+        return ResolvedModel(name=path.stem or str(given), path=path, encoding=resolve_encoding(options))
     from llmsession.models.hub.ensure import resolve_ref
 
     registry = load_known_llms(options.registry)
@@ -82,7 +82,7 @@ def _is_of_weights(options: Options) -> bool:
     return known is not None and known.packaging_type == "safetensors"
 
 
-def _resolve_weights(options: Options) -> Model:
+def _resolve_weights(options: Options) -> ResolvedModel:
     """For the backend transformers: a folder of safetensors, or the original of what the registry knows."""
     given = options.model
     if options.prompt_encoding not in (None, "chat"):
@@ -98,16 +98,16 @@ def _resolve_weights(options: Options) -> Model:
         )
     if isinstance(given, str) and given.startswith(SCHEME) and given.count("/") == 1:
         repo = PackedRepoRef(given)
-        return Model(name=repo.repo, repo=repo, is_weights=True)
+        return ResolvedModel(name=repo.repo, repo=repo, is_weights=True)
     if isinstance(given, Path) or not (given.startswith(SCHEME) or _is_alias(given)):
         path = Path(given).expanduser().absolute()
         if path.is_file():
             raise ConfigError(f"transformers runs a folder of safetensors, and {path} is a file")
-        return Model(name=path.name, path=path, is_weights=True)
+        return ResolvedModel(name=path.name, path=path, is_weights=True)
     return _resolve_original(options, given)
 
 
-def _resolve_original(options: Options, given: str) -> Model:
+def _resolve_original(options: Options, given: str) -> ResolvedModel:
     """Of an alias or the reference of a GGUF file: the safetensors that it was made from."""
     from llmsession.models.hub.ensure import resolve_ref
 
@@ -120,7 +120,7 @@ def _resolve_original(options: Options, given: str) -> Model:
         repo = known.upstream
     else:
         raise ConfigError(f"nobody knows where the safetensors of {given} are: name them, hf:author/repo")
-    return Model(name=repo.repo, repo=repo, is_weights=True, sampling=known.sampling or Sampling())
+    return ResolvedModel(name=repo.repo, repo=repo, is_weights=True, sampling=known.sampling or Sampling())
 
 
 def name_file(file: str) -> str:
@@ -128,11 +128,11 @@ def name_file(file: str) -> str:
     return _SHARD_OR_SUFFIX.sub("", file.rpartition("/")[2])
 
 
-def resolve_remote_model(options: Options) -> Model:
+def resolve_remote_model(options: Options) -> ResolvedModel:
     """The name that is sent; empty where the registry knows the model, or there is none: then the server is asked."""
     given = str(options.model) if options.model is not None else ""
     if given == bundled.NAME:
-        return Model(name=given, encoding=_encoding_of_bundled(options))
+        return ResolvedModel(name=given, encoding=_encoding_of_bundled(options))
     known = load_known_llms(options.registry).find(given) if given else None
     model = _describe(options, known)
     return model if known is not None else msgspec.structs.replace(model, name=given)
@@ -145,13 +145,13 @@ def _encoding_of_bundled(options: Options) -> PromptEncoding | None:
     return bundled.ENCODING if own else resolve_encoding(options)
 
 
-def _describe(options: Options, known: KnownLLM | None) -> Model:
+def _describe(options: Options, known: KnownLLM | None) -> ResolvedModel:
     """What is known of it."""
     if known is None:
-        return Model(name="", encoding=resolve_encoding(options))
+        return ResolvedModel(name="", encoding=resolve_encoding(options))
     own = options.prompt_encoding is None and options.chat_template is None
     encoding = known.prompt_encoding if own else resolve_encoding(options)
-    return Model(name="", encoding=encoding, sampling=known.sampling or Sampling())
+    return ResolvedModel(name="", encoding=encoding, sampling=known.sampling or Sampling())
 
 
 def resolve_encoding(options: Options, otherwise: str | None = None) -> PromptEncoding | None:

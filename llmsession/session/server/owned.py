@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 import anyio
 
 from llmsession.backends.endpoint import LLAMA_SERVER_FEATURES, TRANSFORMERS_FEATURES, Endpoint, Feature
-from llmsession.prompts.vocabulary import Reading
-from llmsession.session.server.hang_detector import HangWatch
-from llmsession.session.server.launch_plan import Preparation
-from llmsession.session.server.restart_policy import Restarts
+from llmsession.prompts.vocabulary import VocabularyLoader
+from llmsession.session.server.hang_detector import HangDetector
+from llmsession.session.server.launch_plan import LaunchPlanner
+from llmsession.session.server.restart_policy import RestartPolicy
 from llmsession.system.latch import Latch
 from llmsession.types.errors import BackendError, ClosedError, FetchError, RestartLimitError, ServerExitedError
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from llmsession.prompts.vocabulary import Vocabulary
     from llmsession.prompts.writer import PromptWriter
     from llmsession.session.config.options import Options
-    from llmsession.session.server.model_choice import Model
+    from llmsession.session.server.model_choice import ResolvedModel
     from llmsession.types.errors import LLMSessionError
 
 # So long, at most, lies between an engine's connections being closed and its end being known.
@@ -35,22 +35,22 @@ class Server:
 
     def __init__(self, options: Options) -> None:
         self._options = options
-        self._preparation = Preparation(options, keep_download=self._keep_download)
+        self._preparation = LaunchPlanner(options, keep_download=self._keep_download)
         self._lock = threading.Lock()
         self._endpoint: Endpoint | None = None
         self._child: Child | None = None
-        self._vocabulary: Reading | None = None
+        self._vocabulary: VocabularyLoader | None = None
         self._writer: PromptWriter | None = None
         self._writer_of: Endpoint | None = None
         self._end_download: Callable[[], None] | None = None
         self._starting: Latch | None = None
         self._closed = Latch()
-        self._restarts = Restarts(options.restart_limit)
+        self._restarts = RestartPolicy(options.restart_limit)
         self._ended: Endpoint | None = None
-        self._watch: HangWatch | None = None
+        self._watch: HangDetector | None = None
 
     @property
-    def model(self) -> Model:
+    def model(self) -> ResolvedModel:
         """What it runs, as far as that is known by now."""
         return self._preparation.model
 
@@ -118,13 +118,13 @@ class Server:
                 raise ClosedError("the session was closed while something was fetched for it") from None
             raise
         if self._vocabulary is None:
-            self._vocabulary = Reading(launch.model_path)
+            self._vocabulary = VocabularyLoader(launch.model_path)
         endpoint = await backend.prepare(launch, self._keep_child)
         self._preparation.settle_encoding()
         with self._lock:
             self._endpoint = endpoint
             self._restarts.note_ready()
-            self._watch = HangWatch(endpoint, self._options.idle_timeout)
+            self._watch = HangDetector(endpoint, self._options.idle_timeout)
         return endpoint
 
     async def _start_again(self, ended: Endpoint) -> Endpoint:
@@ -133,7 +133,7 @@ class Server:
         if ended is not self._ended:
             self._ended = ended
             restarts.note_end()
-        if restarts.are_spent:
+        if restarts.is_exhausted:
             raise self._describe_spent(ended)
         with anyio.move_on_after(restarts.pause):
             await self._closed.wait()
@@ -160,14 +160,14 @@ class Server:
 
     def may_start_again(self, times: int) -> bool:
         """Whether it may, for a reply during which it was `times` times."""
-        return not self._closed.is_set() and not self._restarts.are_spent and times < self._restarts.limit
+        return not self._closed.is_set() and not self._restarts.is_exhausted and times < self._restarts.limit
 
-    def look(self, endpoint: Endpoint, *, has_begun: bool, give_up: Callable[[], None]) -> bool:
-        """See HangWatch. Of an engine that was replaced, a reply hears soon enough."""
+    def check_progress(self, endpoint: Endpoint, *, has_begun: bool, give_up: Callable[[], None]) -> bool:
+        """See HangDetector. Of an engine that was replaced, a reply hears soon enough."""
         watch = self._watch
         if watch is None or endpoint is not self._endpoint:
             return endpoint.has_exited
-        watch.look(has_begun=has_begun, give_up=give_up)
+        watch.check(has_begun=has_begun, give_up=give_up)
         return True
 
     def _keep_download(self, end: Callable[[], None]) -> None:
@@ -225,16 +225,16 @@ class Server:
         if self._child is not None:
             self._child.log.rotate()
 
-    async def has_died(self, endpoint: Endpoint) -> bool:
+    async def has_exited_soon(self, endpoint: Endpoint) -> bool:
         """Whether it has, or does so within a moment: a dying engine hangs up before it can be waited for."""
         if endpoint.child is not None:
             with anyio.CancelScope(shield=True), anyio.move_on_after(EXIT_LAG):
                 await endpoint.child.exited.wait()
         return endpoint.has_exited
 
-    async def explain(self, error: LLMSessionError, endpoint: Endpoint | None) -> LLMSessionError:
+    async def diagnose(self, error: LLMSessionError, endpoint: Endpoint | None) -> LLMSessionError:
         """A lost connection to that engine is its death where it has died."""
-        if endpoint is None or endpoint.child is None or not await self.has_died(endpoint):
+        if endpoint is None or endpoint.child is None or not await self.has_exited_soon(endpoint):
             return error
         if self._closed.is_set():
             return ClosedError("the session was closed")

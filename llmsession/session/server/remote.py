@@ -103,12 +103,12 @@ class RemoteServer:
 
     async def prompt_writer(self, endpoint: Endpoint) -> PromptWriter:
         """What writes prompts for it: its tokenizer is asked what is special."""
-        from llmsession.prompts.vocabulary import AskedVocabulary
+        from llmsession.prompts.vocabulary import RemoteVocabulary
         from llmsession.prompts.writer import PromptWriter
 
         if self._writer is None:
             self._writer = PromptWriter(
-                endpoint.client, AskedVocabulary(endpoint.client), exact="pieces" in endpoint.features
+                endpoint.client, RemoteVocabulary(endpoint.client), exact="pieces" in endpoint.features
             )
         return self._writer
 
@@ -130,7 +130,7 @@ class RemoteServer:
     def rotate_log(self) -> None:
         """Its log is its owner's."""
 
-    async def has_died(self, endpoint: Endpoint) -> bool:
+    async def has_exited_soon(self, endpoint: Endpoint) -> bool:
         """Nobody here can know."""
         del endpoint
         return False
@@ -140,12 +140,12 @@ class RemoteServer:
         del times
         return False
 
-    def look(self, endpoint: Endpoint, *, has_begun: bool, give_up: Callable[[], None]) -> bool:
+    def check_progress(self, endpoint: Endpoint, *, has_begun: bool, give_up: Callable[[], None]) -> bool:
         """Never: whether it hangs is its owner's to see to."""
         del endpoint, has_begun, give_up
         return False
 
-    async def explain(self, error: LLMSessionError, endpoint: Endpoint | None) -> LLMSessionError:
+    async def diagnose(self, error: LLMSessionError, endpoint: Endpoint | None) -> LLMSessionError:
         """A lost connection is no more than that."""
         del endpoint
         return ClosedError("the session was closed") if self._closed else error

@@ -1,4 +1,4 @@
-"""Restarts: how soon an engine that ended may be started again, and when that has happened too often. No I/O."""
+"""RestartPolicy: how soon an engine that ended may be started again, and when that has happened too often. No I/O."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ FIRST_PAUSE = 0.2
 LONGEST_PAUSE = 10.0
 
 
-class Restarts:
+class RestartPolicy:
     """Of one server. Seconds on a clock that never goes back."""
 
     def __init__(self, limit: int, *, window: float = WINDOW, clock: Callable[[], float] = time.monotonic) -> None:
@@ -47,7 +47,7 @@ class Restarts:
         return len(self._ends)
 
     @property
-    def are_spent(self) -> bool:
+    def is_exhausted(self) -> bool:
         """Whether it is not to be started again for now."""
         return self.count > self.limit
 
@@ -64,4 +64,4 @@ class Restarts:
         """When one is allowed again, where they are spent: in so many seconds. Never with a limit of 0."""
         if self.limit == 0:
             return math.inf
-        return max(0.0, self._ends[-1 - self.limit] + self.window - self._clock()) if self.are_spent else 0.0
+        return max(0.0, self._ends[-1 - self.limit] + self.window - self._clock()) if self.is_exhausted else 0.0

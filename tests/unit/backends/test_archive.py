@@ -14,7 +14,7 @@ from typing import NamedTuple
 import pytest
 
 from llmsession.backends.install import archive as room
-from llmsession.backends.install.archive import check_room, unpack, unpacked_size
+from llmsession.backends.install.archive import check_disk_space, unpack, unpacked_size
 from llmsession.types.errors import DiskFullError, FetchError
 from tests.releases import pack, pack_zip
 
@@ -179,9 +179,9 @@ def test_room_is_looked_for_first(tmp_path: Path) -> None:
     path = tmp_path / "a.tar.gz"
     assert len(HELLO) <= unpacked_size(tar(path, Entry("x"))) <= len(HELLO) + 20_000
     assert 9999 == unpacked_size(zipped(tmp_path / "a.zip", ("x", bytes(9999), 0o644)))
-    check_room(tmp_path, 1, "b1")
+    check_disk_space(tmp_path, 1, "b1")
     with pytest.raises(DiskFullError, match=r"b1 needs 1,000,000,000,000 MB in .* make room") as caught:
-        check_room(tmp_path, 10**18, "b1")
+        check_disk_space(tmp_path, 10**18, "b1")
     assert (10**18, True) == (caught.value.needed_bytes, caught.value.free_bytes > 0)
     (tmp_path / "empty").touch()
     with pytest.raises(FetchError, match="no archive"):

@@ -13,7 +13,7 @@ from llmsession.backends.flags.capabilities import Capabilities, Option
 from llmsession.backends.flags.embedded import translate_flags
 from llmsession.backends.flags.extra_args import check_extra_args
 from llmsession.backends.launch import Launch
-from llmsession.types.device import DeviceChoice, Gpu
+from llmsession.types.device import DeviceRequest, Gpu
 
 # What the build of 2026-11 knows of it.
 ALL = (
@@ -62,8 +62,8 @@ def test_flags_that_fight_ours_are_refused(flag: str, words: str) -> None:
         ("-ctv --cache-type-v", "cache_type_v", "q8_0"),
         ("-nkvo --no-kv-offload", "kv_offload", False),
         ("-ngl --gpu-layers --n-gpu-layers", "gpu_layers", 3),
-        ("-ngl --main-gpu", "device", DeviceChoice(kind="cpu")),
-        ("-sm -ts", "device", DeviceChoice(kind="gpu", index=1)),
+        ("-ngl --main-gpu", "device", DeviceRequest(kind="cpu")),
+        ("-sm -ts", "device", DeviceRequest(kind="gpu", index=1)),
         ("--rope-freq-base", "rope_freq_base", 1e4),
         ("--override-kv", "metadata", ("llama.context_length=int:9",)),
         ("-cram --cache-ram", "lora", (Lora("a.gguf"),)),
@@ -79,7 +79,7 @@ def test_a_flag_and_its_option_are_not_given_both(flags: str, option: str, value
 
 def test_how_a_model_is_split_over_any_gpu_is_the_users() -> None:
     """B13: with device="gpu", --split-mode and --tensor-split may be given."""
-    check_extra_args(make(("--split-mode", "row", "--tensor-split", "3,1"), device=DeviceChoice(kind="gpu")))
+    check_extra_args(make(("--split-mode", "row", "--tensor-split", "3,1"), device=DeviceRequest(kind="gpu")))
 
 
 def test_a_value_goes_beside_its_flag() -> None:
@@ -135,7 +135,8 @@ def build(flags: str) -> Capabilities:
 def test_options_as_flags() -> None:
     """B13, B18: what a Launch asks for, as llama-server reads it."""
     launch = make(
-        device=DeviceChoice(kind="gpu", index=1), gpu=Gpu(name="CUDA1", index=1, text="", memory_bytes=1, free_bytes=1),
+        device=DeviceRequest(kind="gpu", index=1),
+        gpu=Gpu(name="CUDA1", index=1, text="", memory_bytes=1, free_bytes=1),
         gpu_layers=20, flash_attention=False, kv_offload=False, cache_type_k="f16", cache_type_v="f32",
         rope_freq_base=2e4, metadata=("llama.context_length=int:9",), lora=(Lora(Path("/a,b.gguf"), 0.5),),
         draft_model=Path("/d"), mmproj=Path("/p"), chat_template=Path("/t"),
@@ -146,18 +147,18 @@ def test_options_as_flags() -> None:
         "--lora", '"/a,b.gguf"', "--model-draft", "/d", "--spec-type", "draft-simple", "--mmproj", "/p", "--jinja",
         "--chat-template-file", "/t",
     ] == write_engine_flags(launch, build(ALL), backend="llama-server")  # fmt: skip
-    assert [] == write_engine_flags(make(device=DeviceChoice(kind="gpu")), build(ALL), backend="llama-server")
+    assert [] == write_engine_flags(make(device=DeviceRequest(kind="gpu")), build(ALL), backend="llama-server")
 
 
 def test_the_cpu_alone() -> None:
     """B13: nothing goes to a GPU, also not the draft model and the projector; an old build is told what it knows."""
-    launch = make(device=DeviceChoice(kind="cpu"), draft_model=Path("/d"), mmproj=Path("/p"))
+    launch = make(device=DeviceRequest(kind="cpu"), draft_model=Path("/d"), mmproj=Path("/p"))
     assert [
         "--device", "none", "--gpu-layers", "0", "--model-draft", "/d", "--spec-type", "draft-simple", "--device-draft",
         "none", "--gpu-layers-draft", "0", "--mmproj", "/p", "--no-mmproj-offload",
     ] == write_engine_flags(launch, build(ALL), backend="llama-server")  # fmt: skip
     assert ["--gpu-layers", "0"] == write_engine_flags(
-        make(device=DeviceChoice(kind="cpu")), build("--gpu-layers"), backend="llama-server"
+        make(device=DeviceRequest(kind="cpu")), build("--gpu-layers"), backend="llama-server"
     )
 
 
@@ -168,7 +169,7 @@ def test_the_cpu_alone() -> None:
         ({"chat_template": Path("/t")}, "chat_template"),
         ({"mmproj": Path("/p")}, "mmproj"),
         (
-            {"device": DeviceChoice(kind="gpu", index=0),
+            {"device": DeviceRequest(kind="gpu", index=0),
              "gpu": Gpu(name="A", index=0, text="", memory_bytes=1, free_bytes=1)},
             "device=gpu",
         ),

@@ -12,7 +12,7 @@ from llmsession import ConfigError
 from llmsession.backends.gpus import parse_listed_gpus, pick_gpu
 from llmsession.backends.machine import default_threads
 from llmsession.processes.cgroups import allowed_cores
-from llmsession.types.device import DeviceChoice, parse_device
+from llmsession.types.device import DeviceRequest, parse_device
 from tests import listed_devices
 
 MIB = 2**20
@@ -48,14 +48,14 @@ def test_the_gpu_that_was_asked_for() -> None:
 @pytest.mark.parametrize(
     ("text", "choice"),
     [
-        ("best", DeviceChoice()),
-        ("cpu", DeviceChoice(kind="cpu")),
-        ("cpu:3", DeviceChoice(kind="cpu", threads=3)),
-        ("gpu", DeviceChoice(kind="gpu")),
-        ("gpu:0", DeviceChoice(kind="gpu", index=0)),
+        ("best", DeviceRequest()),
+        ("cpu", DeviceRequest(kind="cpu")),
+        ("cpu:3", DeviceRequest(kind="cpu", threads=3)),
+        ("gpu", DeviceRequest(kind="gpu")),
+        ("gpu:0", DeviceRequest(kind="gpu", index=0)),
     ],
 )
-def test_what_a_device_is_called(text: str, choice: DeviceChoice) -> None:
+def test_what_a_device_is_called(text: str, choice: DeviceRequest) -> None:
     """API 3: best, cpu, cpu:THREADS, gpu, gpu:INDEX."""
     assert choice == parse_device(text)
 

@@ -17,7 +17,7 @@ from llmsession import (
     UnsupportedFeatureError,
     UsageError,
 )
-from llmsession.chat.context_window import Budget, GivenPrompt, Overflow, check_overflow, split_exchanges
+from llmsession.chat.context_window import Budget, Overflow, PendingSystemPrompt, check_overflow, split_exchanges
 from llmsession.memory.conversation import Conversation
 from llmsession.memory.turn import TurnState
 
@@ -55,7 +55,7 @@ def completion(text: str) -> Completion:
 
 def budget(session: Session, conversation: Conversation, *, overflow: Overflow = "cut", **fields: Any) -> Budget:
     """With room for a reply of ROOM words."""
-    settings = {"given": GivenPrompt(None), "history": None, "max_tokens": ROOM, **fields}
+    settings = {"given": PendingSystemPrompt(None), "history": None, "max_tokens": ROOM, **fields}
     return Budget(session, conversation, overflow=overflow, **settings)  # type: ignore[arg-type]
 
 

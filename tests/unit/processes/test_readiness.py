@@ -7,32 +7,32 @@ from collections.abc import Hashable
 import anyio
 import pytest
 
-from llmsession.processes.readiness import NotReadyError, Probe, Reading, await_ready
+from llmsession.processes.readiness import NotReadyError, Probe, ProbeResult, await_ready
 from llmsession.system.latch import Latch
 
 pytestmark = pytest.mark.anyio
 
 
-def scripted(*readings: Reading) -> Probe:
+def scripted(*readings: ProbeResult) -> Probe:
     """Gives these, then the last one for ever."""
     left = list(readings)
 
-    async def probe() -> Reading:
+    async def probe() -> ProbeResult:
         await anyio.lowlevel.checkpoint()
         return left.pop(0) if len(left) > 1 else left[0]
 
     return probe
 
 
-def progress(*values: Hashable) -> list[Reading]:
+def progress(*values: Hashable) -> list[ProbeResult]:
     """Not ready, but getting on."""
-    return [Reading(progress=value) for value in values]
+    return [ProbeResult(progress=value) for value in values]
 
 
 async def test_it_is_ready_when_the_probe_says_so() -> None:
     """Issue 2: ready only when the server says so."""
     with anyio.fail_after(10):
-        assert await await_ready(scripted(*progress(1, 2), Reading(ready=True)), Latch(), timeout=5)
+        assert await await_ready(scripted(*progress(1, 2), ProbeResult(ready=True)), Latch(), timeout=5)
 
 
 async def test_an_exit_ends_the_wait_at_once() -> None:
@@ -42,7 +42,7 @@ async def test_an_exit_ends_the_wait_at_once() -> None:
         async with anyio.create_task_group() as group:
 
             async def wait() -> None:
-                assert not await await_ready(scripted(Reading()), exited, timeout=1000)
+                assert not await await_ready(scripted(ProbeResult()), exited, timeout=1000)
 
             group.start_soon(wait)
             await anyio.lowlevel.checkpoint()
@@ -59,9 +59,9 @@ async def test_any_change_of_progress_moves_the_deadline() -> None:
     """DESIGN 2: many times the deadline in all, and never that long without a change."""
     begun = anyio.current_time()
 
-    async def probe() -> Reading:
+    async def probe() -> ProbeResult:
         passed = anyio.current_time() - begun
-        return Reading(ready=passed > 1.5, progress=int(passed / 0.01))
+        return ProbeResult(ready=passed > 1.5, progress=int(passed / 0.01))
 
     with anyio.fail_after(20):
         assert await await_ready(probe, Latch(), timeout=0.4)
@@ -70,7 +70,7 @@ async def test_any_change_of_progress_moves_the_deadline() -> None:
 async def test_a_probe_that_hangs_is_given_up_as_well() -> None:
     """A server that accepts and never answers."""
 
-    async def probe() -> Reading:
+    async def probe() -> ProbeResult:
         await anyio.sleep_forever()
         raise AssertionError
 
@@ -81,7 +81,7 @@ async def test_a_probe_that_hangs_is_given_up_as_well() -> None:
 async def test_what_a_probe_raises_is_raised() -> None:
     """An error of a callback of the user's, such as on_progress, is not hidden."""
 
-    async def probe() -> Reading:
+    async def probe() -> ProbeResult:
         raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):

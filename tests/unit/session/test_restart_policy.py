@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from llmsession.session.server.restart_policy import LONGEST_PAUSE, SETTLED, Restarts
+from llmsession.session.server.restart_policy import LONGEST_PAUSE, SETTLED, RestartPolicy
 
 
 class Clock:
@@ -19,7 +19,7 @@ class Clock:
 def test_the_first_restart_comes_at_once_and_the_next_ones_later_and_later() -> None:
     """Row B10: back-off."""
     clock, pauses = Clock(), []
-    restarts = Restarts(100, clock=clock)
+    restarts = RestartPolicy(100, clock=clock)
     for _ in range(10):
         restarts.note_end()
         pauses.append(restarts.pause)
@@ -37,25 +37,25 @@ def test_the_first_restart_comes_at_once_and_the_next_ones_later_and_later() -> 
 def test_too_many_in_the_window_are_the_end_until_the_window_has_moved_on() -> None:
     """Row B10: the breaker opens after restart_limit, and closes again."""
     clock = Clock()
-    restarts = Restarts(2, window=100, clock=clock)
+    restarts = RestartPolicy(2, window=100, clock=clock)
     for number in range(3):
-        assert not restarts.are_spent
+        assert not restarts.is_exhausted
         clock.now += 10
         restarts.note_end()
         assert number + 1 == restarts.count
-    assert restarts.are_spent
+    assert restarts.is_exhausted
     assert 80 == restarts.next_in
     clock.now += 79
-    assert restarts.are_spent
+    assert restarts.is_exhausted
     clock.now += 1
-    assert not restarts.are_spent
+    assert not restarts.is_exhausted
     assert 0 == restarts.next_in
 
 
 def test_a_limit_of_nothing_never_starts_it_again() -> None:
     """Options.restart_limit=0."""
-    restarts = Restarts(0, clock=Clock())
-    assert not restarts.are_spent
+    restarts = RestartPolicy(0, clock=Clock())
+    assert not restarts.is_exhausted
     restarts.note_end()
-    assert restarts.are_spent
+    assert restarts.is_exhausted
     assert math.inf == restarts.next_in

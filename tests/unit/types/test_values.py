@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmsession.session.requests.scheduler import Admission, Ticket
+from llmsession.session.requests.scheduler import Scheduler, Ticket
 from llmsession.types.completion import Completion, StopReason, TokenPerformance, Usage
 from llmsession.types.errors import InvalidMessagesError
 from llmsession.types.message_input import as_messages
@@ -120,16 +120,16 @@ def test_a_rate_without_time_is_zero() -> None:
 @given(limit=st.integers(1, 4), steps=st.lists(st.integers(0, 20), max_size=60))
 def test_no_more_than_the_limit_and_first_come_first_served(limit: int, steps: list[int]) -> None:
     """DESIGN 3: admission: even steps enter, odd ones leave, in any order."""
-    admission = Admission(limit)
+    admission = Scheduler(limit)
     granted: list[int] = []
     tickets: dict[int, Ticket] = {}
     model: list[int] = []  # who is in or waits, in the order of coming
     for number, step in enumerate(steps):
         if step % 2 == 0 or not model:
-            tickets[number] = admission.enter(lambda number=number: granted.append(number))  # type: ignore[misc]
+            tickets[number] = admission.acquire(lambda number=number: granted.append(number))  # type: ignore[misc]
             model.append(number)
         else:
-            admission.leave(tickets[model.pop(step % len(model))])
+            admission.release(tickets[model.pop(step % len(model))])
         inside = [who for who in model if tickets[who].is_granted]
         assert min(limit, len(model)) == len(inside)
         waiting = [who for who in model if not tickets[who].is_granted]

@@ -30,8 +30,8 @@ from llmsession.types.messages import ToolCall
 from llmsession.wire import completion_api, openai_api
 from llmsession.wire.decoder import EventDecoder
 from llmsession.wire.reply import ReplyStream
-from llmsession.wire.resume import Continued, Delivered, NothingLeftError
-from llmsession.wire.timeouts import Limits
+from llmsession.wire.resume import ContinuedDecoder, Delivered, TokenLimitReachedError
+from llmsession.wire.timeouts import TimeoutSettings
 from tests.unit.wire.test_completion_api import FIRST, LAST, make
 
 pytestmark = pytest.mark.anyio
@@ -108,7 +108,7 @@ class Source:
             raise self.error
         return self.body
 
-    async def has_died(self, error: LLMSessionError) -> bool:
+    async def is_engine_failure(self, error: LLMSessionError) -> bool:
         return isinstance(error, ConnectionLostError) and self.rest is not None
 
     async def resume(self, error: LLMSessionError, delivered: Delivered, mark_sent: Callable[[], None]) -> Body:
@@ -118,25 +118,25 @@ class Source:
         mark_sent()
         if isinstance(rest[0], LLMSessionError):
             raise rest[0]
-        self.decoder = Continued(completion_api.EventDecoder(make()), delivered.usage)
+        self.decoder = ContinuedDecoder(completion_api.EventDecoder(make()), delivered.usage)
         self.body = Body(rest)
         return self.body
 
-    def look(self, *, has_begun: bool, give_up: Callable[[], None]) -> bool:
+    def check_progress(self, *, has_begun: bool, give_up: Callable[[], None]) -> bool:
         return False
 
     def close(self, completion: Completion | None) -> None:
         self.closed += 1
 
-    async def explain(self, error: LLMSessionError) -> LLMSessionError:
+    async def diagnose(self, error: LLMSessionError) -> LLMSessionError:
         return error
 
 
-def stream(*pieces: Any, limits: Limits | None = None, wait: bool = False, **given: Any) -> ReplyStream:
+def stream(*pieces: Any, limits: TimeoutSettings | None = None, wait: bool = False, **given: Any) -> ReplyStream:
     """A reply of these pieces."""
     request = make(**given)
     source = Source(list(pieces), completion_api.EventDecoder(request), wait=wait)
-    return ReplyStream(source, request, id="reply-1", limits=limits or Limits())
+    return ReplyStream(source, request, id="reply-1", limits=limits or TimeoutSettings())
 
 
 def source_of(reply: ReplyStream) -> Source:
@@ -339,16 +339,16 @@ async def test_an_error_while_opening_comes_where_the_block_begins() -> None:
 @pytest.mark.parametrize(
     ("limits", "pieces", "wait", "expected"),
     [
-        (Limits(first_token=0.05), [HANG], False, FirstTokenTimeoutError),
-        (Limits(first_token=0.05), [b": ping\n\n", HANG], False, FirstTokenTimeoutError),
-        (Limits(idle=0.05), [word(1), HANG], False, IdleTimeoutError),
-        (Limits(idle=0.05), [word(1), b": ping\n\n", HANG], False, IdleTimeoutError),
-        (Limits(total=0.05), [word(1), HANG], False, TotalTimeoutError),
-        (Limits(total=0.05), [word(1)], True, TotalTimeoutError),
+        (TimeoutSettings(first_token=0.05), [HANG], False, FirstTokenTimeoutError),
+        (TimeoutSettings(first_token=0.05), [b": ping\n\n", HANG], False, FirstTokenTimeoutError),
+        (TimeoutSettings(idle=0.05), [word(1), HANG], False, IdleTimeoutError),
+        (TimeoutSettings(idle=0.05), [word(1), b": ping\n\n", HANG], False, IdleTimeoutError),
+        (TimeoutSettings(total=0.05), [word(1), HANG], False, TotalTimeoutError),
+        (TimeoutSettings(total=0.05), [word(1)], True, TotalTimeoutError),
     ],
 )
 async def test_each_limit_has_its_own_error(
-    limits: Limits, pieces: list[Any], wait: bool, expected: type[LLMSessionError]
+    limits: TimeoutSettings, pieces: list[Any], wait: bool, expected: type[LLMSessionError]
 ) -> None:
     """Row C17: to the first token, between tokens, in all; a ping is no token (LLAMA_SERVER 3.7)."""
     with anyio.fail_after(10), pytest.raises(expected) as caught:
@@ -361,10 +361,10 @@ async def test_each_limit_has_its_own_error(
 
 async def test_a_reader_that_takes_its_time_is_not_a_server_that_is_idle() -> None:
     """The time between two reads is the reader's."""
-    async with stream(word(1), word(2), END, limits=Limits(first_token=0.05, idle=0.05)) as reply:
+    async with stream(word(1), word(2), END, limits=TimeoutSettings(first_token=0.05, idle=0.05)) as reply:
         await anext(aiter(reply))
-        reply._patience.overrun(
-            reply._patience.deadline
+        reply._timeouts.overrun(
+            reply._timeouts.deadline
         )  # what the deadlines' thread does after the reader was away for long
         assert "w1 w2 " == (await reply.result()).text
 
@@ -418,7 +418,7 @@ async def test_reasoning_and_tool_calls_are_put_together() -> None:
         chunk(call(1, '{"cut', "calculate")),
         chunk({}, "tool_calls") + b"data: [DONE]\n\n",
     ]
-    async with ReplyStream(source, request, id="reply-1", limits=Limits()) as reply:
+    async with ReplyStream(source, request, id="reply-1", limits=TimeoutSettings()) as reply:
         whole = await reply.result()
     assert ("I look.", "hm so", StopReason.TOOL_CALLS) == (whole.text, whole.reasoning, whole.stop_reason)
     assert (ToolCall(id="clock", name="clock", arguments={"zone": "UTC"}),) == whole.tool_calls
@@ -446,7 +446,7 @@ async def test_a_death_in_the_middle_is_a_pause() -> None:
 async def test_a_death_after_the_last_token_that_was_asked_for_is_the_end() -> None:
     """DESIGN 4: max_tokens is reduced by what was delivered; at 0 it is LENGTH."""
     reply = stream(word(1), word(2), LOST, max_tokens=2)
-    source_of(reply).rest = [NothingLeftError()]
+    source_of(reply).rest = [TokenLimitReachedError()]
     async with reply:
         whole = await reply.result()
     assert ("w1 w2 ", StopReason.LENGTH, 2) == (whole.text, whole.stop_reason, whole.usage.completion_tokens)

@@ -6,7 +6,7 @@ import pytest
 
 from llmsession.types.completion import StopReason, Timings, Usage
 from llmsession.types.events import Delta, Ended, ReasoningDelta, TextDelta, ToolCallDelta
-from llmsession.wire.stream_filters import ThoughtsApart, WithoutCharacter
+from llmsession.wire.stream_filters import SplitReasoning, StripCharacter
 
 END = Ended(stop_reason=StopReason.END, usage=Usage(), timings=Timings())
 
@@ -25,7 +25,7 @@ class Said:
         return END
 
 
-def read(decoder: ThoughtsApart, pieces: list[str]) -> tuple[str, str]:
+def read(decoder: SplitReasoning, pieces: list[str]) -> tuple[str, str]:
     """The reasoning and the answer."""
     events = [event for piece in [*pieces, "end"] for event in decoder.decode(piece.encode())]
     assert END == events[-1]
@@ -50,20 +50,20 @@ def read(decoder: ThoughtsApart, pieces: list[str]) -> tuple[str, str]:
 )
 def test_thoughts_are_told_apart(pieces: list[str], begun: bool, thought: str, answer: str) -> None:
     """As the chat endpoint does it, however the stream is cut."""
-    assert (thought, answer) == read(ThoughtsApart(Said(), begun=begun, whole=False), pieces)
+    assert (thought, answer) == read(SplitReasoning(Said(), begun=begun, whole=False), pieces)
 
 
 def test_letters_that_spell_the_mark_are_no_thought() -> None:
     """Where the mark is a token it comes at once: letter by letter it is an answer that was asked for."""
     assert ("", "<think> is a word") == read(
-        ThoughtsApart(Said(), begun=False, whole=True), ["<", "think", ">", " is a word"]
+        SplitReasoning(Said(), begun=False, whole=True), ["<", "think", ">", " is a word"]
     )
-    assert ("so", "yes") == read(ThoughtsApart(Said(), begun=False, whole=True), ["<think>", "so", "</think>", "yes"])
+    assert ("so", "yes") == read(SplitReasoning(Said(), begun=False, whole=True), ["<think>", "so", "</think>", "yes"])
 
 
 def test_the_rest_is_the_inner_ones() -> None:
     """Usage, error, and an end without a last event."""
-    decoder = ThoughtsApart(Said(), begun=False, whole=False)
+    decoder = SplitReasoning(Said(), begun=False, whole=False)
     assert (Said.usage, None, END) == (decoder.usage, decoder.error, decoder.end())
 
 
@@ -86,4 +86,4 @@ def test_a_character_is_left_away() -> None:
         ToolCallDelta(index=0, id="-", name="fn", arguments='{"a": ""}'),
         ToolCallDelta(index=0),
         END,
-    ] == WithoutCharacter(Other(), "-").decode(b"")
+    ] == StripCharacter(Other(), "-").decode(b"")

@@ -12,7 +12,7 @@ from llmsession.types.events import Ended
 from llmsession.wire import transformers_api
 from llmsession.wire.http import decode_error, decode_error_frame
 from llmsession.wire.request import GenerationRequest
-from llmsession.wire.stream_filters import CutAtPhrase
+from llmsession.wire.stream_filters import StopAtPhrase
 from llmsession.wire.transformers_api import EventDecoder, encode_request, find_unsupported
 
 
@@ -170,7 +170,7 @@ def test_the_words_of_a_refusal_are_fastapis() -> None:
 def test_a_reply_is_cut_before_a_stop_phrase(pieces: list[str], stop: list[str], text: str, phrase: str | None) -> None:
     """It stops there and sends the phrase, with whatever else its last token has."""
     asked = request(stop=stop)
-    decoder = CutAtPhrase(EventDecoder(asked, context_length=100), asked.stop)
+    decoder = StopAtPhrase(EventDecoder(asked, context_length=100), asked.stop)
     events = [event for piece in pieces for event in decoder.decode(frame(piece))] + decoder.decode(last_frame(9, 9))
     *deltas, ended = events
     assert text == "".join(delta.text for delta in deltas if isinstance(delta, TextDelta))
