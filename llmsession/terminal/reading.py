@@ -72,8 +72,6 @@ class TerminalReader:
         from prompt_toolkit.output import ColorDepth
         from prompt_toolkit.shortcuts import CompleteStyle
 
-        from llmsession.terminal.reading import CommandCompleter
-
         shared: dict[str, Any] = {
             "color_depth": None if color else ColorDepth.MONOCHROME,
             "complete_style": CompleteStyle.READLINE_LIKE,
