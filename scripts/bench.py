@@ -139,7 +139,7 @@ async def _first_token(backend: str) -> dict[str, Any]:
         async with session.prompt_streaming("hello") as stream:
             await anext(aiter(stream))
             seconds = time.perf_counter() - begun
-        child = session._endpoint.child  # noqa: SLF001 - the same command line is the point
+        child = session._info.endpoint.child  # noqa: SLF001 - the same command line is the point
         assert child is not None
     command = child.command
     return {"seconds": seconds, "argv": command.argv, "env": command.env, "greeting": command.greeting}

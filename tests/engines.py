@@ -7,10 +7,13 @@ import os
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-from llmsession import Session
+from llmsession import ReplyStream, Session
 from llmsession.processes.child import Child
+from llmsession.session.requests.settings import GenerateKeywords
+from llmsession.session.session import calls_of
+from llmsession.types.message_input import MessagesLike, as_messages
 from tests import fake_llamafile
 
 
@@ -73,7 +76,7 @@ EMBEDDED = ENGINES[0]
 
 def own_child(session: Session) -> Child:
     """The process of a session's server."""
-    child = session._endpoint.child
+    child = session._info.endpoint.child
     assert child is not None
     return child
 
@@ -83,3 +86,9 @@ def own_files(session: Session) -> tuple[Path, Path]:
     assert session.model_path is not None
     assert session.log_path is not None
     return session.model_path, session.log_path
+
+
+def kept_stream(session: Session, name: str, messages: MessagesLike, **keywords: Any) -> ReplyStream:
+    """A reply in a conversation whose KV is kept on disk by that name, as Chat asks for it."""
+    calls = calls_of(session)
+    return calls.stream(name, as_messages(messages), calls.check(cast("GenerateKeywords", keywords)))

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Unpack
+from typing import Unpack
 
 from llmsession.chat.cache_report import CacheReport
 from llmsession.chat.context_window import Budget, Overflow, PendingSystemPrompt, check_overflow
 from llmsession.chat.stream import ChatStream
 from llmsession.memory.conversation import Conversation, check_system_prompt
-from llmsession.session.session import GenerateKeywords, Session
+from llmsession.session.requests.settings import GenerateKeywords
+from llmsession.session.session import Session, calls_of
 from llmsession.types.completion import Completion
 from llmsession.types.errors import InvalidMessagesError, LLMSessionError, UnsupportedFeatureError, UsageError
 from llmsession.types.inspection import ChatStats, InspectedPiece, Inspection
@@ -97,20 +98,21 @@ class Chat:
         return self._stream(None, None, keywords)
 
     def _stream(self, message: Message | None, key: str | None, keywords: GenerateKeywords) -> ChatStream:
-        merged: dict[str, Any] = dict(keywords)
+        merged = keywords.copy()
         if self.sampling is not None:
             given = keywords.get("sampling")
             merged["sampling"] = self.sampling.merge(given) if given is not None else self.sampling
         if merged.get("max_tokens") is None:
             merged["max_tokens"] = self.max_tokens
-        self.session.prompt_streaming(Message.user("?"), **merged)  # raises what is wrong with the keywords
+        calls = calls_of(self.session)
         return ChatStream(
-            self.session,
+            calls,
             self.conversation,
             self._budget(merged["max_tokens"]),
             message=message,
             key=key,
-            keywords=merged,
+            settings=calls.check(merged),
+            model=self.session.model,
             note=lambda messages, completion: self._watch.note(self.session, messages, completion),
         )
 
@@ -163,9 +165,9 @@ class Chat:
             messages.append(Message.user(text))
         if not messages:
             return 0
-        folder = self.session.kv_folder
-        name = await self.conversation.cache_key(folder) if folder is not None else None
-        return await self.session.ingest_for(name, messages, typing=bool(text))
+        calls = calls_of(self.session)
+        name = await self.conversation.cache_key(calls.kv_folder) if calls.kv_folder is not None else None
+        return await calls.ingest(name, messages, typing=bool(text))
 
     async def render(self) -> str:
         """Exactly what would be sent next, with the template's marks: to be looked at."""

@@ -10,14 +10,12 @@ from __future__ import annotations
 import itertools
 import math
 import os
-import threading
 import time
-import warnings
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
 from functools import partial
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self
 
 import anyio
 import msgspec
@@ -25,7 +23,6 @@ import msgspec
 from llmsession.chat.broadcast import Broadcast, find_running
 from llmsession.chat.turn_record import TurnRecord
 from llmsession.memory.turn import TurnState
-from llmsession.system.latch import call_soon, current_loop
 from llmsession.types.completion import Completion, StopReason, Usage
 from llmsession.types.errors import (
     ContextOverflowError,
@@ -40,7 +37,8 @@ from llmsession.wire.readable import Readable
 if TYPE_CHECKING:
     from llmsession.chat.context_window import Budget
     from llmsession.memory.conversation import Conversation
-    from llmsession.session.session import Session
+    from llmsession.session.requests.settings import CallSettings
+    from llmsession.session.session import ConversationCalls
     from llmsession.types.messages import Message
     from llmsession.wire.reply import ReplyStream
 
@@ -58,27 +56,27 @@ class ChatStream(Readable):
 
     def __init__(
         self,
-        session: Session,
+        calls: ConversationCalls,
         conversation: Conversation,
         budget: Budget,
         *,
         message: Message | None,
         key: str | None,
-        keywords: dict[str, Any],
+        settings: CallSettings,
+        model: str,
         note: Callable[[list[Message], Completion], None],
     ) -> None:
-        self._session = session
+        super().__init__(calls.active)
+        self._calls = calls
+        self._model = model
         self._conversation = conversation
         self._budget = budget
         self._key = key
         self._record = TurnRecord(conversation, message, key)
-        self._keywords = keywords
+        self._settings = settings
         self._note = note
         self._id = f"turn-{os.getpid()}-{next(_numbers)}"
         self._deadline = math.inf
-        self._lock = threading.Lock()
-        self._verdict: StopReason | LLMSessionError | None = None
-        self._waiting: tuple[anyio.CancelScope, Any] | None = None
         # What is read: another call's reply, what is known already, or the model's.
         self._heard: Broadcast | None = None
         self._heard_count = 0
@@ -108,9 +106,8 @@ class ChatStream(Readable):
 
     async def __aenter__(self) -> Self:
         self._enter()
-        if (timeout := self._keywords.get("timeout")) is not None:
-            self._deadline = time.monotonic() + timeout
-        self._session.remember(self)
+        if self._settings.timeout is not None:
+            self._deadline = time.monotonic() + self._settings.timeout
         try:
             await self._stoppable(self._begin)
         except LLMSessionError as error:
@@ -130,27 +127,15 @@ class ChatStream(Readable):
         if kind is None and known is None and self._error is not None:
             raise self._error  # what was said so far could not be written down
 
-    def __del__(self) -> None:
-        if self._entered and not self._left:
-            warnings.warn(f"{self._id} was never left: use `async with`", ResourceWarning, stacklevel=1, source=self)
-            self._session.forget(self)
+    def _abandon(self) -> None:
+        self._left = True
+        self._active.discard(self)
+        if self._inner is not None:
+            self._inner.abandon()
 
-    def cancel(self) -> None:
-        """End it now, with what has arrived and StopReason.INTERRUPTED. From any task or thread."""
-        self.end(StopReason.INTERRUPTED)
-
-    def end(self, verdict: StopReason | LLMSessionError) -> None:
-        """End it with a reason or an error; the first verdict counts. Thread-safe, never blocks."""
-        with self._lock:
-            if self._verdict is not None or self._completion is not None or self._error is not None:
-                return
-            self._verdict = verdict
-            waiting, inner = self._waiting, self._inner
-        if inner is not None:
-            inner.end(verdict)
-        if waiting is not None:
-            scope, loop = waiting
-            call_soon(loop, scope.cancel)
+    def _cut(self) -> None:
+        if (inner := self._inner) is not None and self._verdict is not None:
+            inner.end(self._verdict)
 
     # Whose turn it is.
 
@@ -179,7 +164,7 @@ class ChatStream(Readable):
     async def _ask(self) -> None:
         await self._record.begin()
         self._begun = begun = self._record.begun
-        most = self._keywords.get("max_tokens")
+        most = self._settings.request.max_tokens
         if begun is not None and most is not None and most <= begun.usage.completion_tokens:
             # It was whole: only its end was not written down.
             self._begun = None
@@ -189,7 +174,7 @@ class ChatStream(Readable):
 
     async def _open(self) -> None:
         await self._budget.render_system()
-        if (folder := self._session.kv_folder) is not None:
+        if (folder := self._calls.kv_folder) is not None:
             self._copy_name = await self._conversation.cache_key(folder)
         plan = await self._budget.plan(self._record.path)
         while True:
@@ -210,23 +195,23 @@ class ChatStream(Readable):
             return
 
     def _make_inner(self, messages: list[Message]) -> ReplyStream:
-        """One that goes on where a reply was cut, where the server can; else all of it is said again."""
-        keywords = dict(self._keywords)
+        """A reply that continues one that was cut, if the server can do that; otherwise one from the start."""
+        settings = self._settings
         if self._deadline < math.inf:
-            keywords["timeout"] = max(self._deadline - time.monotonic(), 0.001)
-        ask = partial(self._session.stream_for, self._copy_name, messages)
+            settings = msgspec.structs.replace(settings, timeout=max(self._deadline - time.monotonic(), 0.001))
+        ask = partial(self._calls.stream, self._copy_name, messages)
         if (begun := self._begun) is None:
-            return ask(**keywords)
-        whole, keywords["reply_start"] = dict(keywords), begun.text
-        if keywords.get("max_tokens") is not None:
-            keywords["max_tokens"] -= begun.usage.completion_tokens
+            return ask(settings)
+        request = settings.request
+        left = request.max_tokens - begun.usage.completion_tokens if request.max_tokens is not None else None
+        continued = msgspec.structs.replace(request, reply_start=begun.text, max_tokens=left)
         try:
-            return ask(**keywords)
+            return ask(msgspec.structs.replace(settings, request=continued))
         except UnsupportedFeatureError as error:
             if error.feature != "reply_start":
                 raise
             self._begun = None
-            return ask(**whole)
+            return ask(settings)
 
     # What is read.
 
@@ -299,23 +284,11 @@ class ChatStream(Readable):
             await self._take_turn()
 
     async def _stoppable(self, wait: Callable[[], Awaitable[None]]) -> None:
-        """Until it is done, or there is a verdict, or no time left."""
-        with anyio.CancelScope() as scope:
-            if self._deadline < math.inf:
-                scope.deadline = anyio.current_time() + self._deadline - time.monotonic()
-            with self._lock:
-                if self._verdict is None:
-                    self._waiting = (scope, current_loop())
-                else:
-                    scope.cancel()
-            try:
-                await wait()
-            finally:
-                with self._lock:
-                    self._waiting = None
+        """Await it, until there is a verdict or no time left."""
+        if await self._until_verdict(wait, self._deadline):
             return
         if self._verdict is None:
-            raise TotalTimeoutError(f"the reply was not complete within timeout={self._keywords['timeout']:g} s")
+            raise TotalTimeoutError(f"the reply was not complete within timeout={self._settings.timeout:g} s")
         if isinstance(self._verdict, LLMSessionError):
             raise self._verdict
         self._known.append(Finished(completion=self._so_far()))
@@ -327,7 +300,7 @@ class ChatStream(Readable):
         if self._stored is not None:
             return self._stored
         return Completion(
-            id=self.id, text=self._heard_text, stop_reason=StopReason.INTERRUPTED, seed=0, model=self._session.model
+            id=self.id, text=self._heard_text, stop_reason=StopReason.INTERRUPTED, seed=0, model=self._model
         )
 
     def _count_begun(self, completion: Completion) -> Completion:
@@ -373,9 +346,9 @@ class ChatStream(Readable):
         elif self._inner is not None:
             error.partial = self._count_begun(error.partial)
         for_good = isinstance(error, UsageError | ContextOverflowError)
-        await self._cut(error.partial, TurnState.FAILED, for_good=for_good)
+        await self._keep_partial(error.partial, TurnState.FAILED, for_good=for_good)
 
-    async def _cut(self, partial: Completion, state: TurnState, *, for_good: bool = False) -> None:
+    async def _keep_partial(self, partial: Completion, state: TurnState, *, for_good: bool = False) -> None:
         """A store that fails as well has nothing to add to what ended it."""
         try:
             await self._record.interrupt(partial, state, for_good=for_good)
@@ -390,14 +363,14 @@ class ChatStream(Readable):
         if self._left:
             return
         self._left = True
-        self._session.forget(self)
+        self._active.discard(self)
         with anyio.CancelScope(shield=True):
             inner = self._inner
             if inner is not None:
                 await inner.__aexit__(None, None, None)
             if self._completion is None and self._error is None:
                 partial = self._so_far()
-                await self._cut(partial, TurnState.INTERRUPTED)
+                await self._keep_partial(partial, TurnState.INTERRUPTED)
                 self._completion = partial
             else:
                 await self._record.release(None)

@@ -12,12 +12,8 @@ from llmsession.types.messages import Control, Message, Role, Text
 if TYPE_CHECKING:
     from llmsession.models.encoding import Part, PromptEncoding
 
-from typing import Any
-
-if TYPE_CHECKING:
-    from llmsession.types.images import ImageLike
-else:  # msgspec reads no union of bytes, texts and paths; what may be given is checked when a Message is made
-    ImageLike = Any
+# A text that stands for a place in another: a letter of the private-use area, which means nothing to anyone.
+_PLACE = "\uf8ff"
 
 
 def open_next(messages: Sequence[Message], place: str, *, typing: bool = False) -> list[Message]:
@@ -30,12 +26,8 @@ def open_next(messages: Sequence[Message], place: str, *, typing: bool = False) 
     return [*messages, Message.user(place)]
 
 
-# A text that stands for a place in another: a letter of the private-use area, which means nothing to anyone.
-_PLACE = "\uf8ff"
-
-
 def encode_next(encoding: PromptEncoding, turns: Sequence[Message], *, typing: bool = False) -> list[Part]:
-    """What the next prompt will begin with, in parts: see messages.open_next."""
+    """What the next prompt will begin with, in parts: see `open_next`."""
     place = _PLACE
     while any(place in turn.content for turn in turns):
         place += _PLACE

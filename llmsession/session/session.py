@@ -1,4 +1,12 @@
-"""Session: the front door. It owns one server, and everything that is asked of it.
+"""Session: one server for one model, and the calls that are sent to it.
+
+    Session ── ServerInfo, Tokenizer          facts, health, metrics; tokens, counts, prompts in pieces
+       ├── Server                             OwnedServer starts, watches and restarts an engine; RemoteServer attaches
+       ├── make_settings                      keywords → CallSettings, checked once
+       ├── RequestBuilder                     messages → Request: by an encoding, the chat endpoint, or raw text
+       └── ReplyStream ── Attempt             waits for a slot (Scheduler), has the server ready, sends, resumes
+                             └── KvCache      restores a conversation's KV before, saves it after
+    ConversationCalls                         the same for Chat: a conversation that may be kept on disk
 
 It holds no task and no cancel scope between calls: it may be opened in one task or event loop and closed in another.
 """
@@ -9,96 +17,78 @@ import itertools
 import os
 import threading
 import warnings
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, NoReturn, Protocol, Self, TypedDict, Unpack
+from typing import TYPE_CHECKING, Any, NoReturn, Self, Unpack
 
 import msgspec
 
 from llmsession.session.config.options import Options, make_options
 from llmsession.session.requests.attempt import Attempt
+from llmsession.session.requests.builder import RequestBuilder
 from llmsession.session.requests.scheduler import Scheduler
-from llmsession.session.server.owned import Server
-from llmsession.session.tokenizer import TokenFacts, check_text, is_token_id
+from llmsession.session.requests.settings import CallSettings, GenerateKeywords, make_settings
+from llmsession.session.server.owned import OwnedServer
+from llmsession.session.server_info import ServerInfo
+from llmsession.session.tokenizer import Tokenizer
 from llmsession.types.completion import Completion, StopReason
-from llmsession.types.errors import ClosedError, LLMSessionError, UsageError
-from llmsession.types.lora import Lora, choose_scales
-from llmsession.types.message_input import MessagesLike
+from llmsession.types.errors import ClosedError, UsageError
+from llmsession.types.message_input import MessagesLike, check_order
 from llmsession.types.messages import Message, Role
-from llmsession.types.sampling import Sampling
+from llmsession.wire.readable import ActiveReplies
 
 if TYPE_CHECKING:
+    from llmsession.models.encoding import PromptEncoding
+    from llmsession.models.gguf import ModelInfo
     from llmsession.session.kv.cache import CachedTurn, KvCache
     from llmsession.session.requests.completion import Request
-    from llmsession.session.server.remote import RemoteServer
+    from llmsession.session.server.server import Server
+    from llmsession.types.inspection import PromptPiece
+    from llmsession.wire.metrics import Metrics, Slot
     from llmsession.wire.reply import ReplyStream
-    from llmsession.wire.request import GenerationRequest
 
 _numbers = itertools.count(1)
-# Fields by which a request tells its slot.
-_KEEPING = frozenset({"verbose", "return_progress"})
+# Fields of `extra` with which a reply reports its slot otherwise than we ask for.
+_REPORTING = frozenset({"verbose", "return_progress"})
 
 
-class GenerateKeywords(TypedDict, total=False):
-    """What a reply may be asked with; None means "not given".
+class Session:
+    """A server for one model, from `async with Session(…)` (or `await Session.open(…)`) to its end (or `aclose`).
 
-    `max_tokens`: None for as many as the context holds. `seed`: None or 0 to have one drawn. `stop`: a phrase, or a
-    collection of phrases and token ids. `top_logprobs`: None for no log-probabilities, 0 for each token's own, k for
-    k alternatives as well. `reply_start`: what the reply begins with: a part of its text, which comes first in a
-    stream, and for `max_tokens` and `usage` a part of the prompt; stop phrases, seeds and a grammar in `extra` are for
-    what follows it. `lora`: which of the session's adapters count, and how much; None for all of them as the
-    session has them, an empty list for none. `timeout`: seconds for the whole call, waiting included. `extra` goes
-    into the request as it is.
-    """
-
-    max_tokens: int | None
-    seed: int | None
-    temperature: float | None
-    sampling: Sampling | None
-    stop: str | Collection[str | int]
-    echo_stop: bool
-    reply_start: str
-    top_logprobs: int | None
-    lora: Sequence[Lora | str | Path] | None
-    timeout: float | None
-    extra: Mapping[str, Any] | None
-
-
-class Endable(Protocol):
-    """What waits for a reply."""
-
-    def end(self, verdict: StopReason | LLMSessionError) -> None:
-        """End it with that; the first verdict counts. Thread-safe, never blocks."""
-
-
-class Session(TokenFacts):
-    """A server for one model, from `async with` (or `open`) to its end (or `aclose`).
-
+    `options_or_model`: Options, or a model: an alias, a path or a reference. `fields`: those of Options, by name.
     Whatever happens to this program, the server does not outlive it.
+
+    Raises: ConfigError, UnknownModelError, InvalidRefError.
     """
 
     def __init__(self, options_or_model: Options | str | Path | None = None, **fields: Any) -> None:
-        self._opened = False
-        self._options = make_options(options_or_model, fields)
-        self._server = _make_server(self._options)
-        self._scheduler = Scheduler(self._server.parallel)
+        self._is_opened = False
+        self._options = options = make_options(options_or_model, fields)
+        self._server = server = _make_server(options)
+        self._info = ServerInfo(server)
+        self._builder = RequestBuilder(self._info, can_see=options.remote is not None or options.mmproj is not None)
+        self._tokenizer = Tokenizer(self._info, self._builder)
+        self._scheduler = Scheduler(server.parallel)
+        self._active = ActiveReplies()
         self._lock = threading.Lock()
-        self._replies: set[Endable] = set()
         self._kv: KvCache | None = None
 
     # Opening and closing.
 
     @classmethod
     async def open(cls, options_or_model: Options | str | Path | None = None, **fields: Any) -> Self:
-        """Make one and have its server ready; the caller calls `aclose`."""
+        """Make a session and wait until its server is ready. The caller calls `aclose`.
+
+        Raises: ConfigError, FetchError, BackendError, and for a remote server TransportError, ServerError.
+        """
         session = cls(options_or_model, **fields)
         return await session.__aenter__()
 
     async def __aenter__(self) -> Self:
-        if self._opened:
+        if self._is_opened:
             raise UsageError("a session is opened once: make another")
-        self._opened = True
+        self._is_opened = self._info.is_opened = True
         try:
             await self._server.ensure_ready()
         except BaseException:
@@ -118,264 +108,338 @@ class Session(TokenFacts):
         """Only there so that a plain `with` reaches the message above."""
 
     async def aclose(self) -> None:
-        """End every reply with ClosedError, and the server: at most about 1.5 s, also when cancelled.
+        """End every reply with ClosedError, and the server: within about 1.5 s, also when cancelled.
 
-        In any state, from any task, thread or event loop, any number of times.
+        Call it in any state, from any task, thread or event loop, any number of times.
         """
         self._server.refuse_starts()
-        self._end_replies(lambda: ClosedError("the session was closed"))
+        self._active.end_all(lambda: ClosedError("the session was closed"))
         if self._kv is not None:
             await self._kv.aclose()
         await self._server.aclose()
 
     def __del__(self) -> None:
-        if self._opened and not self._server.is_closed:
+        if getattr(self, "_is_opened", False) and not self._server.is_closed:
+            self._server.close_soon()  # first: the warning may be an error
             warnings.warn(f"{self!r} was never closed: use `async with`", ResourceWarning, stacklevel=1, source=self)
-            self._server.close_soon()
 
     def interrupt(self) -> None:
-        """End every reply, and every call that waits for one, with INTERRUPTED and the text so far. Any thread."""
-        self._end_replies(lambda: StopReason.INTERRUPTED)
+        """End every reply, and every call that waits for one, with INTERRUPTED and the text so far.
 
-    def _end_replies(self, make_verdict: Callable[[], StopReason | LLMSessionError]) -> None:
-        with self._lock:
-            replies = list(self._replies)
-        for reply in replies:
-            reply.end(make_verdict())
+        Call it from any task, thread or signal handler; it has no effect when nothing is in progress.
+        """
+        self._active.end_all(lambda: StopReason.INTERRUPTED)
 
     # Replies.
 
     async def prompt(self, messages: MessagesLike, **keywords: Unpack[GenerateKeywords]) -> Completion:
-        """Reply to a conversation; a `str` is a user turn. Any LLMSessionError that ends it carries its `partial`."""
+        """Reply to a conversation; a `str` is a user's turn.
+
+        Raises: UsageError, and any LLMSessionError that ends the reply, with the text so far as its `partial`.
+        """
         async with self.prompt_streaming(messages, **keywords) as stream:
             return await stream.result()
 
     def prompt_streaming(self, messages: MessagesLike, **keywords: Unpack[GenerateKeywords]) -> ReplyStream:
-        """The same as a stream: `async with` it. Raises UsageError at once where the call is wrong."""
-        return self._prompt(messages, keywords)
+        """Reply to a conversation as a stream: use it in an `async with` block.
 
-    def stream_for(
-        self, conversation: str | None, messages: MessagesLike, **keywords: Unpack[GenerateKeywords]
-    ) -> ReplyStream:
-        """The same for a conversation that may be kept on disk, by its name, if it has one: for Chat.
-
-        What the engine has read of it is saved beside replies, and given back to an engine that has not read it.
+        Raises: UsageError, UnsupportedFeatureError, ClosedError, before anything is sent.
         """
-        return self._prompt(messages, keywords, conversation)
-
-    @property
-    def kv_folder(self) -> Path | None:
-        """Where what the engine has read of conversations is kept; None where nothing is."""
-        endpoint = self._server.endpoint
-        launch = endpoint.launch if endpoint is not None else None
-        return launch.kv_folder if launch is not None else None
-
-    def _prompt(
-        self, messages: MessagesLike, keywords: GenerateKeywords, conversation: str | None = None
-    ) -> ReplyStream:
-        self._check_open()
-        turns = self._read_messages(messages)
-        encoding = self._server.model.encoding
-        if any(turn.images for turn in turns):
-            self._check_sight()
-        elif encoding is not None:
-            self._require("completion")
-            request = self._make_request(keywords, encoding.stop)
-            from llmsession.session.requests.completion import EncodedRequest
-
-            turn, request = self._begin_turn(conversation, turns, request)
-            return self._stream(EncodedRequest(self._server, encoding.encode(turns), request), request, keywords, turn)
-        from llmsession.session.requests.chat import ChatRequest
-
-        request = self._make_request(keywords)
-        self._check_chat(request)
-        turn, request = self._begin_turn(conversation, turns, request)
-        return self._stream(ChatRequest(self._server, turns, request, self._features), request, keywords, turn)
-
-    def _begin_turn(
-        self, conversation: str | None, turns: list[Message], request: GenerationRequest, *, only_reads: bool = False
-    ) -> tuple[CachedTurn | None, GenerationRequest]:
-        """Where it may be kept: what the cache is told of it."""
-        kept = self._options.remote is None and self._options.kv_cache_bytes > 0 and "slots" in self._features
-        kept = kept and _KEEPING.isdisjoint(request.extra)
-        if conversation is None or not kept or any(turn.images for turn in turns):
-            return None, request
-        from llmsession.session.kv.cache import CachedTurn, KvCache
-
-        with self._lock:
-            if self._kv is None:
-                self._kv = KvCache(self._options.kv_cache_bytes, is_idle=lambda: self._scheduler.is_idle)
-        turn = CachedTurn(conversation, turns, only_reads=only_reads)
-        return turn, msgspec.structs.replace(request, reports_slot=True)
-
-    def _check_chat(self, request: GenerationRequest) -> None:
-        from llmsession.wire.openai_api import find_beyond_openai
-        from llmsession.wire.transformers_api import find_unsupported
-
-        find = find_unsupported if "generation_config" in self._features else find_beyond_openai
-        if "sampling" not in self._features and (beyond := find(request)) is not None:
-            self._refuse(beyond)
-        if request.top_logprobs is not None and "sampling" in self._features:
-            self._require("chat_logprobs")
-        if request.reply_start:
-            from llmsession.session.requests.chat import check_start
-
-            check_start(request, self._endpoint)
-
-    async def ingest(self, messages_or_text: MessagesLike, *, typing: bool = False) -> int:
-        """Evaluate it into the cache, for a prompt that will begin so; the tokens that this took, the cached ones not.
-
-        A `str` is raw text, as in `generate`; a list is what `prompt` would send. One that ends with the assistant is
-        read up to where the next turn will stand; with `typing`, up to the end of a user's text that may go on. It
-        waits for a slot as a reply does. Ended by `interrupt()`, it is 0.
-        """
-        return await self._ingest(messages_or_text, None, typing=typing)
-
-    async def ingest_for(self, conversation: str | None, messages: MessagesLike, *, typing: bool = False) -> int:
-        """The same for a conversation that may be kept on disk: see `stream_for`."""
-        return await self._ingest(messages, conversation, typing=typing)
-
-    async def _ingest(self, messages_or_text: MessagesLike, conversation: str | None, *, typing: bool) -> int:
-        self._check_open()
-        self._require("completion")
-        keywords: GenerateKeywords = {"max_tokens": 1, "temperature": 0.0}
-        request, turn = self._make_request(keywords), None
-        if conversation is not None:
-            turns = self._read_messages(messages_or_text, reply=False)
-            turn, request = self._begin_turn(conversation, turns, request, only_reads=True)
-        call = self._build_prefix(messages_or_text, request, typing)
-        async with self._stream(call, request, keywords, turn) as stream:
-            return (await stream.result()).timings.prompt.count
-
-    def _build_prefix(self, messages_or_text: MessagesLike, request: GenerationRequest, typing: bool) -> Request:  # noqa: FBT001
-        from llmsession.prompts.next_turn import encode_next
-        from llmsession.session.requests.chat import ChatRequest, PrefixRequest
-        from llmsession.session.requests.completion import EncodedRequest, RawRequest
-
-        if isinstance(messages_or_text, str):
-            if typing:
-                raise UsageError("typing=True is for a list that ends with a user's text, not for raw text")
-            return RawRequest(self._server, _check_prompt(messages_or_text), request)
-        turns = self._read_messages(messages_or_text, reply=False)
-        if typing and turns[-1].role is not Role.USER:
-            raise UsageError("typing=True is for a list that ends with a user's text")
-        encoding = self._server.model.encoding
-        has_images = any(turn.images for turn in turns)
-        if turns[-1].role in (Role.USER, Role.TOOL) and not typing:
-            if has_images:
-                self._check_sight()
-            elif encoding is not None:
-                return EncodedRequest(self._server, encoding.encode(turns), request)
-            return ChatRequest(self._server, turns, request, self._features)
-        if has_images:
-            self._refuse("way to read a part of a conversation with images")
-        if encoding is not None:
-            parts = encode_next(encoding, turns, typing=typing)
-            return EncodedRequest(self._server, [piece for _, pieces in parts for piece in pieces], request)
-        self._require("template")
-        self._require("pieces")
-        return PrefixRequest(self._server, turns, request, typing=typing)
+        self._info.check_open()
+        return self._prompt(self._builder.read(messages), self._settings(keywords))
 
     async def generate(
         self, text_or_token_ids: str | Sequence[int], **keywords: Unpack[GenerateKeywords]
     ) -> Completion:
-        """Go on from raw text or token ids: no template, and the spellings of special tokens in the text mean those."""
+        """Continue raw text or token ids: no template, and spellings of special tokens mean those tokens.
+
+        Raises: what `prompt` raises.
+        """
         async with self.generate_streaming(text_or_token_ids, **keywords) as stream:
             return await stream.result()
 
     def generate_streaming(
         self, text_or_token_ids: str | Sequence[int], **keywords: Unpack[GenerateKeywords]
     ) -> ReplyStream:
-        """The same as a stream."""
-        from llmsession.session.requests.completion import RawRequest
+        """Continue raw text or token ids as a stream: use it in an `async with` block.
 
-        self._check_open()
-        self._require("completion")
-        request = self._make_request(keywords)
-        return self._stream(RawRequest(self._server, _check_prompt(text_or_token_ids), request), request, keywords)
+        Raises: UsageError, UnsupportedFeatureError, ClosedError, before anything is sent.
+        """
+        self._info.check_open()
+        self._info.require("completion")
+        settings = self._settings(keywords)
+        return self._stream(self._builder.raw(text_or_token_ids, settings.request), settings)
 
-    def _make_request(self, keywords: GenerateKeywords, own_stops: tuple[str, ...] = ()) -> GenerationRequest:
-        from llmsession.wire.request import GenerationRequest
+    async def ingest(self, messages_or_text: MessagesLike, *, typing: bool = False) -> int:
+        """Evaluate it into the cache, for a prompt that will begin with it; returns the tokens evaluated.
 
-        unknown = sorted(set(keywords) - set(GenerateKeywords.__annotations__))
-        if unknown:
-            raise UsageError(
-                f"{', '.join(unknown)}: no such keyword; there are {', '.join(GenerateKeywords.__annotations__)}"
-            )
-        sampling = self._server.model.sampling.merge(self._options.sampling or Sampling())
-        if (given := keywords.get("sampling")) is not None:
-            sampling = sampling.merge(given)
-        if (temperature := keywords.get("temperature")) is not None:
-            sampling = sampling.merge(Sampling(temperature=temperature))
-        request = GenerationRequest.make(
-            max_tokens=keywords.get("max_tokens"),
-            seed=keywords.get("seed"),
-            sampling=sampling,
-            stop=keywords.get("stop", ()),
-            own_stops=own_stops,
-            echo_stop=keywords.get("echo_stop", False),
-            reply_start=keywords.get("reply_start", ""),
-            top_logprobs=keywords.get("top_logprobs"),
-            lora_scales=choose_scales(self._options.lora, keywords.get("lora")),
-            extra=keywords.get("extra"),
-        )
+        A `str` is raw text, as in `generate`; a list is what `prompt` would send. A list that ends with the assistant
+        is evaluated up to where the next turn begins; with `typing`, up to the end of a user's unfinished text. It
+        waits for a slot as a reply does; ended by `interrupt()` it returns 0.
+
+        Raises: what `prompt` raises.
+        """
+        return await self._ingest(messages_or_text, None, typing=typing)
+
+    def _prompt(self, turns: list[Message], settings: CallSettings, conversation: str | None = None) -> ReplyStream:
+        encoding = self._builder.find_encoding(turns)
+        if encoding is not None:
+            settings = _with_request(settings, settings.request.with_own_stops(encoding.stop))
+        turn, settings = self._track(conversation, turns, settings)
+        return self._stream(self._builder.prompt(turns, encoding, settings.request), settings, turn)
+
+    async def _ingest(self, messages_or_text: MessagesLike, conversation: str | None, *, typing: bool) -> int:
+        self._info.check_open()
+        self._info.require("completion")
+        settings, turn = self._settings({"max_tokens": 1, "temperature": 0.0}), None
+        if isinstance(messages_or_text, str):
+            if typing:
+                raise UsageError("typing=True is for a list that ends with a user's text, not for raw text")
+            call = self._builder.raw(messages_or_text, settings.request)
+        else:
+            turns = self._builder.read(messages_or_text, reply=False)
+            if typing and turns[-1].role is not Role.USER:
+                raise UsageError("typing=True is for a list that ends with a user's text")
+            turn, settings = self._track(conversation, turns, settings, only_reads=True)
+            call = self._builder.prefix(turns, settings.request, typing=typing)
+        async with self._stream(call, settings, turn) as stream:
+            return (await stream.result()).timings.prompt.count
+
+    def _track(
+        self, conversation: str | None, turns: list[Message], settings: CallSettings, *, only_reads: bool = False
+    ) -> tuple[CachedTurn | None, CallSettings]:
+        """If the conversation's KV may be kept on disk: its turn, and settings that have the slot reported."""
+        kept = conversation is not None and self._options.remote is None and self._options.kv_cache_bytes > 0
+        if not kept or "slots" not in self._info.features or any(turn.images for turn in turns):
+            return None, settings
+        if not _REPORTING.isdisjoint(settings.request.extra):
+            return None, settings
+        from llmsession.session.kv.cache import CachedTurn, KvCache
+
+        with self._lock:
+            if self._kv is None:
+                self._kv = KvCache(self._options.kv_cache_bytes, is_idle=lambda: self._scheduler.is_idle)
+        turn = CachedTurn(conversation or "", turns, only_reads=only_reads)
+        return turn, _with_request(settings, msgspec.structs.replace(settings.request, reports_slot=True))
+
+    def _settings(self, keywords: GenerateKeywords) -> CallSettings:
+        settings = make_settings(keywords, self._options, self._server.model.sampling)
+        request = settings.request
         if request.stop_ids:
-            self._require("token_ids")
-        kept = self._kv is not None and _KEEPING.isdisjoint(request.extra)
-        return msgspec.structs.replace(request, reports_slot=True) if kept else request
+            self._info.require("token_ids")
+        if self._kv is not None and _REPORTING.isdisjoint(request.extra):
+            return _with_request(settings, msgspec.structs.replace(request, reports_slot=True))
+        return settings
 
-    def _stream(
-        self,
-        call: Request,
-        request: GenerationRequest,
-        keywords: GenerateKeywords,
-        turn: CachedTurn | None = None,
-    ) -> ReplyStream:
-        from llmsession.wire.completion_api import EventDecoder
+    def _stream(self, call: Request, settings: CallSettings, turn: CachedTurn | None = None) -> ReplyStream:
         from llmsession.wire.reply import ReplyStream
         from llmsession.wire.timeouts import TimeoutSettings
 
-        timeout = keywords.get("timeout")
-        if timeout is not None and not timeout > 0:
-            raise UsageError(f"timeout is a number of seconds above 0, not {timeout!r}")
-        source = Attempt(self._server, self._scheduler, call, decoder=EventDecoder(request), kv=self._kv, turn=turn)
-        reply = ReplyStream(
-            source,
-            request,
+        options = self._options
+        return ReplyStream(
+            Attempt(self._server, self._scheduler, call, kv=self._kv, turn=turn),
+            settings.request,
             id=f"reply-{os.getpid()}-{next(_numbers)}",
-            limits=TimeoutSettings(
-                first_token=self._options.first_token_timeout, idle=self._options.idle_timeout, total=timeout
+            timeouts=TimeoutSettings(
+                first_token=options.first_token_timeout, idle=options.idle_timeout, total=settings.timeout
             ),
+            active=self._active,
         )
-        source.on_open = lambda: self.remember(reply)
-        source.on_over = lambda: self.forget(reply)
-        return reply
 
-    def remember(self, reply: Endable) -> None:
-        """Have it ended by `interrupt` and `aclose`, until it is forgotten."""
-        with self._lock:
-            self._replies.add(reply)
+    # Tokens.
 
-    def forget(self, reply: Endable) -> None:
-        """It is over."""
-        with self._lock:
-            self._replies.discard(reply)
+    async def tokenize(self, text: str, *, bos: bool = False, eos: bool = False, special: bool = False) -> list[int]:
+        """The token ids of a text.
+
+        `special`: spellings of special tokens in it mean those tokens. `bos`, `eos`: put those tokens around it.
+
+        Raises: UsageError, UnsupportedFeatureError, TransportError, ServerError, ClosedError.
+        """
+        return await self._tokenizer.tokenize(text, bos=bos, eos=eos, special=special)
+
+    async def detokenize(self, ids: Sequence[int]) -> str:
+        """The text of token ids. Special tokens get their spelling, parts of characters U+FFFD.
+
+        Raises: UsageError, UnsupportedFeatureError, TransportError, ServerError, ClosedError.
+        """
+        return await self._tokenizer.detokenize(ids)
+
+    async def count_tokens(self, messages_or_text: MessagesLike) -> int:
+        """How many tokens of context it takes, exactly. A `str` is raw text, a list is what `prompt` would send.
+
+        Raises: UsageError, UnsupportedFeatureError, TransportError, ServerError, ClosedError.
+        """
+        return await self._tokenizer.count_tokens(messages_or_text)
+
+    async def render_template(self, messages: MessagesLike) -> str:
+        """What the model's own template makes of messages. Special tokens spelled in their texts are not escaped.
+
+        Raises: UsageError, UnsupportedFeatureError, TransportError, ServerError, ClosedError.
+        """
+        return await self._tokenizer.render_template(messages)
+
+    async def inspect_prompt(self, messages: MessagesLike) -> list[PromptPiece]:
+        """Exactly what `prompt` would send, in pieces: whose each is, control or text, and its tokens.
+
+        For a list that ends with the assistant: what the next prompt will begin with.
+
+        Raises: UsageError, UnsupportedFeatureError (also for images), TransportError, ServerError, ClosedError.
+        """
+        return await self._tokenizer.inspect_prompt(messages)
+
+    async def vocab(self) -> list[str]:
+        """The spelling of every token by id, from the model's file.
+
+        Raises: UnsupportedFeatureError, InvalidModelError, ClosedError.
+        """
+        return await self._info.read_vocab()
+
+    # The server.
+
+    async def get_health(self) -> str:
+        """`ok`, `loading` or `down`. It asks the server, and never starts one."""
+        return await self._info.get_health()
+
+    async def get_metrics(self) -> Metrics:
+        """Counts since the server started.
+
+        Raises: UnsupportedFeatureError, TransportError, ServerError, ClosedError.
+        """
+        return await self._info.get_metrics()
+
+    async def get_slots(self) -> list[Slot]:
+        """What each slot of the server holds and does.
+
+        Raises: UnsupportedFeatureError, TransportError, ServerError, ClosedError.
+        """
+        return await self._info.get_slots()
+
+    @property
+    def model(self) -> str:
+        """The name of the model."""
+        return self._server.model.name
+
+    @property
+    def model_path(self) -> Path | None:
+        """The model's file, once it was fetched. None for a remote server."""
+        return self._server.model.path
+
+    @property
+    def info(self) -> ModelInfo:
+        """The header of the model's GGUF file.
+
+        Raises: UnsupportedFeatureError for a remote server and for safetensors.
+        """
+        return self._info.model_info
+
+    @property
+    def encoding(self) -> PromptEncoding | None:
+        """The encoding that writes prompts; None: the server applies the model's own template."""
+        return self._server.model.encoding
+
+    @property
+    def special_tokens(self) -> dict[str, int | None]:
+        """Ids of `bos eos eot nl prefix middle suffix cls sep`; None for those that the model lacks."""
+        return self._info.model_info.special_tokens
+
+    @property
+    def context_length(self) -> int:
+        """Tokens that one conversation may use: what was asked for, or a little more (the engine rounds up).
+
+        Raises: UnsupportedFeatureError if a remote server does not report it.
+        """
+        return self._info.context_length
+
+    @property
+    def parallel(self) -> int:
+        """How many replies are generated at once."""
+        return self._info.endpoint.facts.parallel
+
+    @property
+    def max_top_logprobs(self) -> int:
+        """The largest useful `top_logprobs`: the size of the vocabulary."""
+        return self._info.model_info.vocab_size or 0
+
+    @property
+    def version(self) -> str:
+        """The version that the engine reports."""
+        return self._info.endpoint.version
+
+    @property
+    def backend(self) -> str:
+        """`llama-server`, `llamafile`, `embedded` or `transformers`; for a remote also `vllm`, `ollama`, `openai`."""
+        return self._info.endpoint.backend
+
+    @property
+    def base_url(self) -> str:
+        """Where the server listens."""
+        return self._info.endpoint.client.base_url
+
+    @property
+    def api_key(self) -> str:
+        """The server's bearer token: drawn for each start, or a remote's, which may be empty."""
+        return self._info.endpoint.api_key
+
+    @property
+    def pid(self) -> int | None:
+        """The process id of the server; None if there is none, and for a remote server."""
+        child = self._info.endpoint.child
+        return child.pid if child is not None else None
+
+    @property
+    def log_path(self) -> Path | None:
+        """The file with the server's log; None for a remote server."""
+        child = self._info.endpoint.child
+        return child.log.path if child is not None else None
 
 
-def _make_server(options: Options) -> Server | RemoteServer:
+class ConversationCalls:
+    """What Chat needs of a session beyond its public calls: see `calls_of`."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self.active = session._active  # noqa: SLF001 - this class is the session's other face
+
+    def check(self, keywords: GenerateKeywords) -> CallSettings:
+        """The keywords of a call, checked. Raises UsageError, UnsupportedFeatureError, ClosedError."""
+        self._session._info.check_open()  # noqa: SLF001
+        settings = self._session._settings(keywords)  # noqa: SLF001
+        self._session._builder.check(settings.request)  # noqa: SLF001
+        return settings
+
+    def stream(self, name: str | None, messages: list[Message], settings: CallSettings) -> ReplyStream:
+        """A reply to messages, of a conversation that is kept on disk by that name if it has one.
+
+        What the engine has evaluated is saved beside replies, and restored into an engine that lacks it.
+        """
+        self._session._info.check_open()  # noqa: SLF001
+        check_order(messages)  # all else about them was checked when they were added to the conversation
+        return self._session._prompt(messages, settings, name)  # noqa: SLF001
+
+    async def ingest(self, name: str | None, messages: list[Message], *, typing: bool = False) -> int:
+        """Evaluate what the next prompt will begin with; returns the tokens evaluated."""
+        return await self._session._ingest(messages, name, typing=typing)  # noqa: SLF001
+
+    @property
+    def kv_folder(self) -> Path | None:
+        """Where the KV of conversations is kept; None if it is not."""
+        endpoint = self._session._server.endpoint  # noqa: SLF001
+        launch = endpoint.launch if endpoint is not None else None
+        return launch.kv_folder if launch is not None else None
+
+
+def calls_of(session: Session) -> ConversationCalls:
+    """The calls of a session that are for Chat, and not for its users."""
+    return ConversationCalls(session)
+
+
+def _make_server(options: Options) -> Server:
     if options.remote is None:
-        return Server(options)
+        return OwnedServer(options)
     from llmsession.session.server.remote import RemoteServer
 
     return RemoteServer(options)
 
 
-def _check_prompt(prompt: str | Sequence[int]) -> str | list[int]:
-    if isinstance(prompt, str):
-        if not prompt:
-            raise UsageError("there is nothing to go on from: give some text, or token ids")
-        return check_text(prompt)
-    ids = list(prompt)
-    if not ids or not all(is_token_id(id_) for id_ in ids):
-        raise UsageError("a prompt is text, or a list of token ids that is not empty")
-    return ids
+def _with_request(settings: CallSettings, request: Any) -> CallSettings:
+    return msgspec.structs.replace(settings, request=request)

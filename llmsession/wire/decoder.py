@@ -33,3 +33,19 @@ class EventDecoder(Protocol):
     def end(self) -> Ended | None:
         """What it means that the stream is over, if the reply had been finished by then."""
         ...
+
+
+class Unopened:
+    """The decoder of a reply whose stream has not begun: nothing is known of it."""
+
+    usage = Usage()
+    error: bytes | None = None
+    slot: int | None = None
+
+    def decode(self, payload: bytes) -> list[Delta | Ended]:
+        """Never called: there is no stream to decode."""
+        raise NotImplementedError(payload)
+
+    def end(self) -> Ended | None:
+        """The reply is not finished."""
+        return None

@@ -1,22 +1,25 @@
-"""ReplyStream: iterate it, then ask it for the Completion.
+"""ReplyStream: the reply to one request. Iterate it, then ask it for the Completion.
 
-It holds no task and no cancel scope between two reads. What ends it from outside (interrupt, close, a deadline) sets a
-verdict and cuts its connection; the reader wakes and finds the verdict. A server that dies in the middle is a pause:
-the source has it started again, and the reply goes on from what was delivered.
+    Session.prompt ── ReplyStream ── Attempt (Source)    waits for a slot, has the server ready, builds the request
+                          │              └── HttpClient.open_stream ── the body, as bytes
+                          ├── sse.Decoder                bytes → payloads
+                          ├── EventDecoder               payload → deltas, and the end (one decoder for each API)
+                          ├── Accumulator                deltas → Completion
+                          └── Timeouts ── watchdog       first token, idle, total
+
+A server that dies in the middle is a pause: the source has it restarted, and the reply continues after what was
+delivered.
 """
 
 from __future__ import annotations
 
-import threading
-import warnings
+import weakref
 from collections import deque
-from collections.abc import Callable, Coroutine
-from typing import Any, Protocol, Self
+from collections.abc import Awaitable, Callable
+from typing import Protocol, Self
 
-import anyio
 import msgspec
 
-from llmsession.system.latch import call_soon, current_loop
 from llmsession.types.completion import Completion, StopReason, Timings, Usage
 from llmsession.types.errors import ContextOverflowError, LLMSessionError, TruncatedReplyError
 from llmsession.types.events import Delta, Ended, Event, Finished, TextDelta
@@ -24,7 +27,7 @@ from llmsession.wire.accumulator import Accumulator
 from llmsession.wire.decoder import EventDecoder
 from llmsession.wire.http import ByteStream, decode_error_frame, map_error
 from llmsession.wire.lean_httpx import httpx
-from llmsession.wire.readable import Readable
+from llmsession.wire.readable import ActiveReplies, Readable
 from llmsession.wire.request import GenerationRequest
 from llmsession.wire.resume import Delivered, TokenLimitReachedError
 from llmsession.wire.sse import Decoder
@@ -74,19 +77,31 @@ class ReplyStream(Readable):
     `cancel()` and the session's `interrupt()` end it with what has arrived; leaving the block frees its slot at once.
     """
 
-    def __init__(self, source: Source, request: GenerationRequest, *, id: str, limits: TimeoutSettings) -> None:
-        self.id = id
+    def __init__(
+        self,
+        source: Source,
+        request: GenerationRequest,
+        *,
+        id: str,
+        timeouts: TimeoutSettings,
+        active: ActiveReplies,
+    ) -> None:
+        super().__init__(active)
+        self._id = id
         self._source = source
         self._request = request
-        self._lock = threading.Lock()
-        self._verdict: StopReason | LLMSessionError | None = None
-        self._opening: tuple[anyio.CancelScope, Any] | None = None
         self._body: ByteStream | None = None
         self._sse = Decoder()
         self._pending: deque[Event] = deque()
         self._accumulator = Accumulator(id=id, model=source.model, seed=request.seed)
         self._delivered = Usage()
-        self._timeouts = Timeouts(limits, check=source.check_progress, end=self.end)
+        # Weakly: the watchdog must not keep alive a reply that everybody else has forgotten.
+        self._timeouts = Timeouts(timeouts, check=source.check_progress, end=weakref.WeakMethod(self.end))
+
+    @property
+    def id(self) -> str:
+        """The reply's name in log lines."""
+        return self._id
 
     @property
     def queue_position(self) -> int | None:
@@ -97,7 +112,7 @@ class ReplyStream(Readable):
         self._enter()
         self._timeouts.begin()
         try:
-            await self._connect(self._source.open(self._timeouts.note_sent))
+            await self._connect(lambda: self._source.open(self._timeouts.note_sent))
         except BaseException as error:
             self._leave()
             await self._close_body()
@@ -115,54 +130,36 @@ class ReplyStream(Readable):
         if self._completion is None and self._error is None:
             self._completion = self._complete(StopReason.INTERRUPTED)
 
-    def __del__(self) -> None:
-        if self._entered and not self._left:
-            warnings.warn(f"{self.id} was never left: use `async with`", ResourceWarning, stacklevel=1, source=self)
-            self._leave()
-            if self._body is not None:
-                self._body.abort()
+    def abandon(self) -> None:
+        """Free the slot of a reply that nobody reads any more. Never blocks."""
+        self._abandon()
+
+    def _abandon(self) -> None:
+        self._leave()
+        self._cut()
+
+    def _cut(self) -> None:
+        if (body := self._body) is not None:
+            body.abort()
 
     @property
     def partial(self) -> Completion:
         """What has arrived by now, as if it were interrupted here."""
         return self._complete(StopReason.INTERRUPTED)
 
-    def cancel(self) -> None:
-        """End it now, with what has arrived and StopReason.INTERRUPTED. From any task or thread."""
-        self.end(StopReason.INTERRUPTED)
+    async def _connect(self, open_body: Callable[[], Awaitable[ByteStream]]) -> None:
+        """Wait for the body, for as long as there is no verdict. Raises the verdict if that is an error."""
 
-    def end(self, verdict: StopReason | LLMSessionError) -> None:
-        """End it with a reason or an error; the first verdict counts. Thread-safe, never blocks."""
-        with self._lock:
-            if self._verdict is not None or self._completion is not None or self._error is not None:
-                return
-            self._verdict = verdict
-            opening, body = self._opening, self._body
-        if opening is not None:
-            scope, loop = opening
-            call_soon(loop, scope.cancel)
-        if body is not None:
-            body.abort()
+        async def wait() -> None:
+            self._body = await open_body()
 
-    async def _connect(self, opening: Coroutine[Any, Any, ByteStream]) -> None:
-        """Wait for the body, for as long as there is no verdict. Raises the verdict where that is an error."""
-        with anyio.CancelScope() as scope:
-            with self._lock:
-                if self._verdict is None:
-                    self._opening = (scope, current_loop())
-                else:
-                    scope.cancel()
-            self._timeouts.is_reading = True
-            try:
-                body = await opening
-            finally:
-                self._timeouts.is_reading = False
-                with self._lock:
-                    self._opening = None
-            self._body = body
+        self._timeouts.is_reading = True
+        try:
+            await self._until_verdict(wait)
+        finally:
+            self._timeouts.is_reading = False
         if self._verdict is not None:
-            if self._body is not None:
-                self._body.abort()
+            self._cut()
             self._conclude()
             if self._error is not None:
                 raise self._error
@@ -180,6 +177,7 @@ class ReplyStream(Readable):
             if self._left:
                 return
             self._left = True
+        self._active.discard(self)
         self._timeouts.end()
         self._source.close(self._completion)
 
@@ -240,7 +238,7 @@ class ReplyStream(Readable):
         self._timeouts.note_restart()
         await self._close_body()
         try:
-            await self._connect(self._source.resume(error, delivered, self._timeouts.note_sent))
+            await self._connect(lambda: self._source.resume(error, delivered, self._timeouts.note_sent))
         except LLMSessionError as failure:
             if failure is self._error:
                 raise

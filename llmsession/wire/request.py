@@ -47,7 +47,6 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
         seed: int | None,
         sampling: Sampling,
         stop: str | Collection[str | int],
-        own_stops: tuple[str, ...] = (),
         reply_start: str = "",
         echo_stop: bool,
         top_logprobs: int | None,
@@ -62,14 +61,12 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
         for phrase in phrases:
             if phrase == "" or isinstance(phrase, bool) or not isinstance(phrase, str | int):
                 raise UsageError(f"a stop phrase is text that is not empty, or a token id, not {phrase!r}")
-        asked = tuple(phrase for phrase in phrases if isinstance(phrase, str))
         return cls(
             seed=seed or random.SystemRandom().randint(1, LARGEST_SEED),
             has_own_seed=bool(seed),
             max_tokens=max_tokens,
             sampling=sampling,
-            stop=(*asked, *(stop for stop in own_stops if stop not in asked)),
-            own_stops=tuple(stop for stop in own_stops if stop not in asked),
+            stop=tuple(phrase for phrase in phrases if isinstance(phrase, str)),
             reply_start=_check_start(reply_start),
             stop_ids=frozenset(phrase for phrase in phrases if isinstance(phrase, int)),
             echo_stop=echo_stop,
@@ -77,6 +74,11 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
             lora_scales=lora_scales,
             extra=dict(extra or {}),
         )
+
+    def with_own_stops(self, stops: tuple[str, ...]) -> GenerationRequest:
+        """The same with the encoding's ends of a turn, less those that the caller asked for."""
+        own = tuple(stop for stop in stops if stop not in self.stop)
+        return msgspec.structs.replace(self, stop=(*self.stop, *own), own_stops=own) if own else self
 
 
 def encode_json(body: Mapping[str, Any], extra: Mapping[str, Any]) -> bytes:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import time
+import weakref
 from collections.abc import Callable
 from typing import Protocol
 
@@ -33,16 +34,20 @@ class CheckProgress(Protocol):
 
 
 class Timeouts:
-    """Of one reply. `end` is called with what it has overrun; `is_reading` is set by whoever waits for the server."""
+    """The timeouts of one reply. `end` is called with the error; whoever waits for the server sets `is_reading`."""
 
     def __init__(
-        self, limits: TimeoutSettings, *, check: CheckProgress, end: Callable[[LLMSessionError], None]
+        self,
+        settings: TimeoutSettings,
+        *,
+        check: CheckProgress,
+        end: weakref.WeakMethod[Callable[[LLMSessionError], None]],
     ) -> None:
         self.is_reading = False
         self.deadline = math.inf
-        self._limits = limits
+        self._settings = settings
         self._check = check
-        self._end = end
+        self._end_reply = end
         self._sent_at: float | None = None
         self._first_token_at: float | None = None
         self._awaits_first = True  # since it was sent, or sent again
@@ -60,8 +65,8 @@ class Timeouts:
 
     def begin(self) -> None:
         """The call is made."""
-        if self._limits.total is not None:
-            self._total_deadline = self.deadline = time.monotonic() + self._limits.total
+        if self._settings.total is not None:
+            self._total_deadline = self.deadline = time.monotonic() + self._settings.total
         watchdog.watch(self)
 
     def end(self) -> None:
@@ -75,9 +80,9 @@ class Timeouts:
         if self._first_token_at is None:
             self._sent_at = now
         self._awaits_first = True
-        self._first_deadline = now + self._limits.first_token
+        self._first_deadline = now + self._settings.first_token
         # The first look at the server comes earlier: it may hang.
-        self._wait_until(min(self._first_deadline, now + self._limits.idle))
+        self._wait_until(min(self._first_deadline, now + self._settings.idle))
         watchdog.watch(self)  # again: it may be nearer than what the thread waits for
 
     def note_progress(self) -> None:
@@ -88,7 +93,7 @@ class Timeouts:
             self._first_token_at = self._first_token_at or now
             if not self._is_over:
                 watchdog.watch(self)  # again: `idle` may be nearer than what the thread waits for
-        self._progress_deadline = now + self._limits.idle
+        self._progress_deadline = now + self._settings.idle
         self.deadline = min(self._progress_deadline, self._total_deadline)
 
     def note_restart(self) -> None:
@@ -99,13 +104,13 @@ class Timeouts:
         """Called by the deadlines' thread when `deadline` has passed."""
         if now >= self._total_deadline:
             self.deadline = math.inf
-            self._end(TotalTimeoutError(f"the reply was not complete within timeout={self._limits.total:g} s"))
+            self._end(TotalTimeoutError(f"the reply was not complete within timeout={self._settings.total:g} s"))
         elif not self.is_reading:  # the reader is the slow one, not the server
-            self._wait_until(now + self._limits.idle)
+            self._wait_until(now + self._settings.idle)
         elif now < self._progress_deadline:
             self._wait_until(self._progress_deadline)
         elif now < self._first_deadline and self._check(has_begun=not self._awaits_first, give_up=self._give_up):
-            self._wait_until(min(now + self._limits.idle, self._first_deadline))
+            self._wait_until(min(now + self._settings.idle, self._first_deadline))
         elif now < self._first_deadline < math.inf:
             self._wait_until(self._first_deadline)
         else:
@@ -115,12 +120,16 @@ class Timeouts:
     def _give_up(self) -> None:
         if self._awaits_first:
             words = (
-                f"no token came within first_token_timeout={self._limits.first_token:g} s: "
+                f"no token came within first_token_timeout={self._settings.first_token:g} s: "
                 "a long prompt on a slow machine may need more"
             )
             self._end(FirstTokenTimeoutError(words))
         else:
-            self._end(IdleTimeoutError(f"no further token came within idle_timeout={self._limits.idle:g} s"))
+            self._end(IdleTimeoutError(f"no further token came within idle_timeout={self._settings.idle:g} s"))
+
+    def _end(self, error: LLMSessionError) -> None:
+        if (end := self._end_reply()) is not None:
+            end(error)
 
     def _wait_until(self, when: float) -> None:
         self._progress_deadline = when

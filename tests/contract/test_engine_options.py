@@ -47,8 +47,7 @@ async def reply(session: Session, text: str = ASKED, **keywords: Any) -> str:
 
 async def ask(session: Session, path: str) -> Any:
     """What the engine answers, past all of ours."""
-    assert session._endpoint is not None
-    return msgspec.json.decode(await session._endpoint.client.get(path))
+    return msgspec.json.decode(await session._info.endpoint.client.get(path))
 
 
 def log_of(session: Session) -> str:

@@ -16,7 +16,7 @@ from anyio.lowlevel import checkpoint
 
 from llmsession import Message, Progress, PromptEncoding, Sampling, Session
 from llmsession.session import server_info
-from llmsession.session.server_info import ServerFacts
+from llmsession.session.server_info import ServerInfo
 from llmsession.wire import completion_api, openai_api
 from llmsession.wire.metrics import Slot
 from llmsession.wire.request import GenerationRequest
@@ -237,14 +237,14 @@ async def test_cached_tokens_are_counted_in_the_metrics(engine: Engine) -> None:
 
 async def test_the_slots_are_read_rarely_for_the_metrics(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     """LLAMA_SERVER trap 3: whoever asks for them more than once a second keeps clients that left from being noticed."""
-    asked = 0
+    asked, read = 0, ServerInfo.get_slots
 
-    async def count(self: Session) -> list[Slot]:
+    async def count(self: ServerInfo) -> list[Slot]:
         nonlocal asked
         asked += 1
-        return await ServerFacts.get_slots(self)
+        return await read(self)
 
-    monkeypatch.setattr(Session, "get_slots", count)
+    monkeypatch.setattr(ServerInfo, "get_slots", count)
     monkeypatch.setattr(server_info, "SLOTS_PAUSE", 3600.0)
     async with Session(**engine.options()) as session:
         for _ in range(5):

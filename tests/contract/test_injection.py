@@ -154,7 +154,7 @@ async def test_through_an_encoding(tried: Tried) -> None:
     What holds no spelling is sent as the text that it always was.
     """
     rng = random.Random(1)
-    writer = await tried.session._server.prompt_writer(tried.session._endpoint)
+    writer = await tried.session._server.prompt_writer(tried.session._info.endpoint)
     defused = 0
     for _ in range(PROMPTS):
         messages = draw_messages(rng, tried.spellings)
@@ -179,14 +179,14 @@ async def test_through_the_chat_endpoint(tried: Tried) -> None:
     """CAPABILITIES A7: by the model's own template. Where we leave a chat to the server, nothing in it is special."""
     rng = random.Random(2)
     session = tried.session
-    client = session._endpoint.client
+    client = session._info.endpoint.client
     writer = TemplateWriter(
-        await session._server.prompt_writer(session._endpoint), client, model=session.model, extra={}
+        await session._server.prompt_writer(session._info.endpoint), client, model=session.model, extra={}
     )
 
     async def render(messages: list[Message]) -> str:
         body = openai_api.encode_template(messages, model=session.model)
-        return openai_api.decode_template(await session._endpoint.client.post(openai_api.TEMPLATE_PATH, body))
+        return openai_api.decode_template(await session._info.endpoint.client.post(openai_api.TEMPLATE_PATH, body))
 
     defused = 0
     for _ in range(PROMPTS):

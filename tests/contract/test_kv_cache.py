@@ -15,8 +15,10 @@ import pytest
 
 from llmsession import Completion, ConfigError, Message, Session
 from llmsession.session.kv.store import LEFT_AFTER
+from llmsession.session.session import calls_of
 from llmsession.system.named_files import forget_copies
-from tests.engines import Engine
+from llmsession.types.message_input import as_messages
+from tests.engines import Engine, kept_stream
 from tests.model_files import write_random_model
 
 pytestmark = pytest.mark.anyio
@@ -38,7 +40,7 @@ def long_chat(number: int, turns: int = 4) -> list[Message]:
 async def ask(session: Session, name: str, said: list[Message], **keywords: Any) -> Completion:
     """One more reply of it."""
     keywords = {"temperature": 0, "max_tokens": 24, **keywords}
-    async with session.stream_for(name, said, **keywords) as stream:
+    async with kept_stream(session, name, said, **keywords) as stream:
         return await stream.result()
 
 
@@ -296,7 +298,7 @@ async def test_ingest_gives_it_back_as_well(engine: Engine) -> None:
         first = await ask(session, "a", said)
     async with Session(**engine.options(context_length=2048)) as session:
         done = [*said, Message.assistant(first.text)]
-        assert await session.ingest_for("a", done) <= 30
+        assert await calls_of(session).ingest("a", as_messages(done)) <= 30
         reply = await ask(session, "a", [*done, Message.user("go on")])
         assert evaluated(reply) <= 40
 
@@ -306,7 +308,7 @@ async def test_an_interrupted_reply_leaves_the_gate_open(engine: Engine) -> None
     async with Session(**engine.options(context_length=2048, parallel=2)) as session:
         first = await ask(session, "a", long_chat(12))
         for _ in range(5):
-            async with session.stream_for("a", after(long_chat(12), first, "count to 100"), temperature=0) as stream:
+            async with kept_stream(session, "a", after(long_chat(12), first, "count to 100"), temperature=0) as stream:
                 await anext(aiter(stream))
                 session.interrupt()
         with anyio.fail_after(20):

@@ -154,9 +154,9 @@ async def test_a_plain_openai_server_gets_nothing_that_it_does_not_know() -> Non
     ("call", "feature"),
     [
         (lambda session: session.generate("hi"), "raw completion"),
-        (lambda session: session.tokenize("hi"), "way to turn text into tokens"),
-        (lambda session: session.detokenize([1]), "way to turn text into tokens"),
-        (lambda session: session.count_tokens("hi"), "way to turn text into tokens"),
+        (lambda session: session.tokenize("hi"), "tokenizer endpoint"),
+        (lambda session: session.detokenize([1]), "tokenizer endpoint"),
+        (lambda session: session.count_tokens("hi"), "tokenizer endpoint"),
         (lambda session: session.count_tokens(["hi"]), "count of a chat's tokens"),
         (lambda session: session.get_slots(), "list of slots"),
         (lambda session: session.get_metrics(), "metrics"),

@@ -13,7 +13,7 @@ import pytest
 
 from llmsession import Message, Session
 from llmsession.session.kv.store import KvStore
-from tests.engines import EMBEDDED
+from tests.engines import EMBEDDED, kept_stream
 
 pytestmark = pytest.mark.anyio
 
@@ -26,7 +26,7 @@ async def main():
     async with Session(backend="embedded", threads=1, context_length=2048, cache_dir=sys.argv[1]) as session:
         for turn in range(1000):
             said = [Message.user(f"{turn} " + "the ferry leaves at noon " * 12)]
-            async with session.stream_for(f"user {turn % 3}", said, max_tokens=2, temperature=0) as stream:
+            async with kept_stream(session, f"user {turn % 3}", said, max_tokens=2, temperature=0) as stream:
                 await stream.result()
             print(turn, flush=True)
 
@@ -57,7 +57,7 @@ async def test_a_kill_at_any_moment_leaves_a_usable_cache(tmp_path: Path) -> Non
             assert files.is_whole(name, found)
     async with Session(**EMBEDDED.options(context_length=2048, cache_dir=tmp_path)) as session:
         said = [Message.user("0 " + "the ferry leaves at noon " * 12)]
-        async with session.stream_for("user 0", said, max_tokens=12, temperature=0) as stream:
+        async with kept_stream(session, "user 0", said, max_tokens=12, temperature=0) as stream:
             reply = await stream.result()
         assert (await session.prompt(said, max_tokens=12, temperature=0)).text == reply.text
     assert list(folder.glob("*.json"))

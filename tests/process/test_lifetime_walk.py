@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 
 from llmsession import LLMSessionError, Session
 from llmsession.processes.child import Child, State
-from llmsession.session.server.owned import Server
+from llmsession.session.server.owned import OwnedServer
 from tests import fake_llama_server
 
 
@@ -60,9 +60,9 @@ class Walk:
                 os.kill(child.pid, number)
 
 
-def own_server(session: Session) -> Server:
+def own_server(session: Session) -> OwnedServer:
     """Of a session that is not for a remote."""
-    assert isinstance(session._server, Server)
+    assert isinstance(session._server, OwnedServer)
     return session._server
 
 
@@ -143,7 +143,7 @@ async def walk_on(walk: Walk, groups: list[list[str]]) -> None:
     with anyio.fail_after(10):
         await session.aclose()
         await session.aclose()
-    assert not session._replies
+    assert not session._active.count
     assert not session._server.is_starting
     if child is not None:
         assert child.state in (State.STOPPED, State.FAILED)
@@ -155,15 +155,15 @@ def test_every_order_of_things_ends_with_nothing_left(
     backend: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Issue 5: no process left, no waiter forgotten, no double start."""
-    keep = Server._keep_child
+    keep = OwnedServer._keep_child
     doubled: list[str] = []
 
-    def keep_only_one(self: Server, child: Child) -> None:
+    def keep_only_one(self: OwnedServer, child: Child) -> None:
         if self._child is not None and not self._child.exited.is_set():
             doubled.append(f"{self._child.state} and another")
         keep(self, child)
 
-    monkeypatch.setattr(Server, "_keep_child", keep_only_one)
+    monkeypatch.setattr(OwnedServer, "_keep_child", keep_only_one)
     server = fake_llama_server.wrapper(tmp_path, "--tokens 3 --ready-after 0.02")
 
     @settings(

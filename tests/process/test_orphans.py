@@ -170,7 +170,7 @@ def test_killed_while_it_closes(tmp_path: Path) -> None:
         "import asyncio, sys\nfrom llmsession import Session\n"
         "async def main():\n"
         "    session = await Session.open(backend='llama-server', server_path=sys.argv[1])\n"
-        "    session._endpoint.child.request_stop()\n"
+        "    session._info.endpoint.child.request_stop()\n"
         "    print('stopping', flush=True)\n"
         "    await session.aclose()\n"
         "asyncio.run(main())"

@@ -13,44 +13,37 @@ from typing import TYPE_CHECKING
 from llmsession.session.requests.scheduler import Scheduler, Ticket
 from llmsession.system.latch import Latch
 from llmsession.types.errors import LLMSessionError, ProtocolError, TransportError
+from llmsession.wire.decoder import Unopened
 
 if TYPE_CHECKING:
     from llmsession.backends.endpoint import Endpoint
     from llmsession.session.kv.cache import CachedTurn, KvCache
     from llmsession.session.requests.completion import Request, WireRequest
-    from llmsession.session.server.owned import Server
-    from llmsession.session.server.remote import RemoteServer
+    from llmsession.session.server.server import Server
     from llmsession.types.completion import Completion
     from llmsession.wire.decoder import EventDecoder
     from llmsession.wire.http import ByteStream
     from llmsession.wire.resume import Delivered
 
 
-def _nothing() -> None:
-    """The default of a hook."""
-
-
 class Attempt:
-    """For one reply. `on_open` and `on_over` are called when it begins to wait and when its slot is free again."""
+    """The attempts at one reply, from its place in the queue until its slot is free again."""
 
     def __init__(
         self,
-        server: Server | RemoteServer,
+        server: Server,
         scheduler: Scheduler,
         call: Request,
         *,
-        decoder: EventDecoder,
         kv: KvCache | None = None,
         turn: CachedTurn | None = None,
     ) -> None:
-        self.decoder = decoder
+        self.decoder: EventDecoder = Unopened()
         self._kv = kv
         self._turn = turn
         self.neutralized = 0
         self.restarts = 0
         self.model = server.model.name
-        self.on_open: Callable[[], None] = _nothing
-        self.on_over: Callable[[], None] = _nothing
         self._server = server
         self._scheduler = scheduler
         self._call = call
@@ -64,7 +57,6 @@ class Attempt:
 
     async def open(self, mark_sent: Callable[[], None]) -> ByteStream:
         """Wait for a slot, have the server ready, send the request."""
-        self.on_open()
         granted = Latch()
         self._ticket = self._scheduler.acquire(granted.set)
         await granted.wait()
@@ -142,7 +134,6 @@ class Attempt:
             else:
                 self._kv.end(self._endpoint, self._turn, self.decoder.slot, completion, release)
         self._server.rotate_log()
-        self.on_over()
 
     async def diagnose(self, error: LLMSessionError) -> LLMSessionError:
         """What cut the connection, where it was the engine's death."""

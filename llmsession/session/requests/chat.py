@@ -1,4 +1,4 @@
-"""What is asked of a server in a chat, by the model's own template: see asking."""
+"""Requests in which the model's own template writes the prompt: through the chat endpoint, or as tokens of ours."""
 
 from __future__ import annotations
 
@@ -16,8 +16,7 @@ from llmsession.types.messages import Message
 if TYPE_CHECKING:
     from llmsession.backends.endpoint import Endpoint
     from llmsession.prompts.template_writer import ChatPrompt, TemplateWriter
-    from llmsession.session.server.owned import Server
-    from llmsession.session.server.remote import RemoteServer
+    from llmsession.session.server.server import Server
     from llmsession.wire.decoder import EventDecoder
     from llmsession.wire.request import GenerationRequest
     from llmsession.wire.resume import Delivered
@@ -31,7 +30,7 @@ class ChatRequest:
 
     def __init__(
         self,
-        server: Server | RemoteServer,
+        server: Server,
         turns: Sequence[Message],
         request: GenerationRequest,
         features: Container[str],
@@ -112,9 +111,7 @@ class ChatRequest:
 class PrefixRequest:
     """Nothing but what the next prompt will begin with."""
 
-    def __init__(
-        self, server: Server | RemoteServer, turns: Sequence[Message], request: GenerationRequest, *, typing: bool
-    ) -> None:
+    def __init__(self, server: Server, turns: Sequence[Message], request: GenerationRequest, *, typing: bool) -> None:
         self._server = server
         self._turns = turns
         self._request = request
@@ -163,7 +160,7 @@ def _complete_chat(
 
 
 def _chat(
-    server: Server | RemoteServer,
+    server: Server,
     features: Container[str],
     turns: Sequence[Message],
     request: GenerationRequest,
@@ -178,9 +175,7 @@ def _chat(
     return WireRequest(path=openai_api.PATH, body=body, decoder=openai_api.EventDecoder(request))
 
 
-def _chat_of_transformers(
-    server: Server | RemoteServer, turns: Sequence[Message], request: GenerationRequest
-) -> WireRequest:
+def _chat_of_transformers(server: Server, turns: Sequence[Message], request: GenerationRequest) -> WireRequest:
     from llmsession.wire import transformers_api
     from llmsession.wire.stream_filters import StopAtPhrase
 
@@ -197,7 +192,7 @@ def _chat_of_transformers(
 
 
 async def _chat_with_spaces(
-    server: Server | RemoteServer, endpoint: Endpoint, turns: Sequence[Message], request: GenerationRequest
+    server: Server, endpoint: Endpoint, turns: Sequence[Message], request: GenerationRequest
 ) -> WireRequest:
     """Where we cannot send tokens: a space of no width inside of each spelling, taken out of the reply."""
     from llmsession.prompts.message_texts import choose_space, map_strings, map_texts, strings_of, texts_of

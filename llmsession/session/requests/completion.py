@@ -1,7 +1,7 @@
-"""What is asked of a server, for each kind of call: texts stay texts, whatever tokens they spell.
+"""Requests to /completion, for each kind of call. User text is never parsed as special tokens.
 
-Each kind can be asked again where the server ended in the middle of the reply: by going on from what was delivered,
-where nothing but the text so far decides how it goes on; else the whole is said again, and what is known left away.
+A request can be resumed after its server died in the middle of the reply: it continues after the delivered text if that
+alone decides how the reply goes on; otherwise the caller sends the whole request again and skips what was delivered.
 """
 
 from __future__ import annotations
@@ -17,8 +17,7 @@ from llmsession.types.messages import Control, Text
 if TYPE_CHECKING:
     from llmsession.backends.endpoint import Endpoint
     from llmsession.prompts.writer import Prompt
-    from llmsession.session.server.owned import Server
-    from llmsession.session.server.remote import RemoteServer
+    from llmsession.session.server.server import Server
     from llmsession.types.completion import Usage
     from llmsession.wire.decoder import EventDecoder
     from llmsession.wire.request import GenerationRequest
@@ -41,7 +40,7 @@ class WireRequest:
 
 
 class Request(Protocol):
-    """One call. What is wrong with it was said when it was made."""
+    """One call, checked when it was made."""
 
     async def build(self, endpoint: Endpoint) -> WireRequest:
         """The request for a server that is ready: what it looks like depends on the server's tokenizer."""
@@ -58,11 +57,11 @@ class Request(Protocol):
 class RawRequest:
     """As it is: here the spellings of special tokens mean those."""
 
-    def __init__(self, server: Server | RemoteServer, prompt: str | list[int], request: GenerationRequest) -> None:
+    def __init__(self, server: Server, prompt: str | list[int], request: GenerationRequest) -> None:
         self._server = server
         self._prompt = prompt
         self._request = request
-        complete(prompt, request)
+        check_body(request)
 
     async def build(self, endpoint: Endpoint) -> WireRequest:
         """See Request."""
@@ -94,13 +93,11 @@ class RawRequest:
 class EncodedRequest:
     """By an encoding of ours, through /completion."""
 
-    def __init__(
-        self, server: Server | RemoteServer, pieces: Sequence[Control | Text], request: GenerationRequest
-    ) -> None:
+    def __init__(self, server: Server, pieces: Sequence[Control | Text], request: GenerationRequest) -> None:
         self._server = server
         self._pieces = pieces
         self._request = request
-        complete("", request)
+        check_body(request)
 
     async def build(self, endpoint: Endpoint) -> WireRequest:
         """See Request."""
@@ -156,6 +153,13 @@ def bound(request: GenerationRequest, endpoint: Endpoint) -> GenerationRequest:
     if request.max_tokens is not None or length is None or "context_end" in features or "completion" not in features:
         return request
     return msgspec.structs.replace(request, max_tokens=length)
+
+
+def check_body(request: GenerationRequest) -> None:
+    """Raise UsageError if the request cannot be written as JSON, whatever its prompt is."""
+    from llmsession.wire import completion_api
+
+    completion_api.encode_request("", request)
 
 
 def complete(prompt: str | list[int], request: GenerationRequest, *, neutralized: int = 0) -> WireRequest:

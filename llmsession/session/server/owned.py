@@ -1,4 +1,4 @@
-"""Server: the one engine of a session, started when it is needed and not there. Any task or thread may end it."""
+"""OwnedServer: the one engine of a session, started when it is needed and not there. Any task or thread may end it."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 EXIT_LAG = 0.5
 
 
-class Server:
+class OwnedServer:
     """Started by the first who needs it; the others wait for that start. After `refuse_starts` there is no other."""
 
     def __init__(self, options: Options) -> None:

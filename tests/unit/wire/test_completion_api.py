@@ -21,7 +21,8 @@ def make(**given: Any) -> GenerationRequest:
         "max_tokens": None, "seed": 5, "sampling": Sampling(), "stop": (), "echo_stop": False, "top_logprobs": None,
         "extra": None,
     }  # fmt: skip
-    return GenerationRequest.make(**{**nothing, **given})
+    own_stops = given.pop("own_stops", ())
+    return GenerationRequest.make(**{**nothing, **given}).with_own_stops(own_stops)
 
 
 def encode(**given: Any) -> dict[str, Any]:

@@ -29,6 +29,7 @@ from llmsession.types.events import Finished, TextDelta
 from llmsession.types.messages import ToolCall
 from llmsession.wire import completion_api, openai_api
 from llmsession.wire.decoder import EventDecoder
+from llmsession.wire.readable import ActiveReplies
 from llmsession.wire.reply import ReplyStream
 from llmsession.wire.resume import ContinuedDecoder, Delivered, TokenLimitReachedError
 from llmsession.wire.timeouts import TimeoutSettings
@@ -136,7 +137,7 @@ def stream(*pieces: Any, limits: TimeoutSettings | None = None, wait: bool = Fal
     """A reply of these pieces."""
     request = make(**given)
     source = Source(list(pieces), completion_api.EventDecoder(request), wait=wait)
-    return ReplyStream(source, request, id="reply-1", limits=limits or TimeoutSettings())
+    return ReplyStream(source, request, id="reply-1", timeouts=limits or TimeoutSettings(), active=ActiveReplies())
 
 
 def source_of(reply: ReplyStream) -> Source:
@@ -418,7 +419,7 @@ async def test_reasoning_and_tool_calls_are_put_together() -> None:
         chunk(call(1, '{"cut', "calculate")),
         chunk({}, "tool_calls") + b"data: [DONE]\n\n",
     ]
-    async with ReplyStream(source, request, id="reply-1", limits=TimeoutSettings()) as reply:
+    async with ReplyStream(source, request, id="reply-1", timeouts=TimeoutSettings(), active=ActiveReplies()) as reply:
         whole = await reply.result()
     assert ("I look.", "hm so", StopReason.TOOL_CALLS) == (whole.text, whole.reasoning, whole.stop_reason)
     assert (ToolCall(id="clock", name="clock", arguments={"zone": "UTC"}),) == whole.tool_calls
