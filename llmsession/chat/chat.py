@@ -8,7 +8,8 @@ from typing import Unpack
 from llmsession.chat.cache_report import CacheReport
 from llmsession.chat.context_window import Budget, Overflow, PendingSystemPrompt, check_overflow
 from llmsession.chat.stream import ChatStream
-from llmsession.memory.conversation import Conversation, check_system_prompt
+from llmsession.memory.conversation import Conversation, log_of
+from llmsession.memory.log import check_system_prompt
 from llmsession.session.requests.settings import GenerateKeywords
 from llmsession.session.session import Session, calls_of
 from llmsession.types.completion import Completion
@@ -166,7 +167,7 @@ class Chat:
         if not messages:
             return 0
         calls = calls_of(self.session)
-        name = await self.conversation.cache_key(calls.kv_folder) if calls.kv_folder is not None else None
+        name = await log_of(self.conversation).cache_key(calls.kv_folder) if calls.kv_folder is not None else None
         return await calls.ingest(name, messages, typing=bool(text))
 
     async def render(self) -> str:
@@ -227,7 +228,7 @@ class Chat:
 
     async def _next_messages(self) -> list[Message]:
         """What the next turn would be put after."""
-        await self.conversation.refresh()
+        await log_of(self.conversation).refresh()
         return await self._budget(self.max_tokens).so_far()
 
 

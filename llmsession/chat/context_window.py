@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast
 
 import msgspec
 
+from llmsession.memory.conversation import Conversation, log_of
 from llmsession.types.completion import Completion, StopReason
 from llmsession.types.errors import (
     ContextOverflowError,
@@ -24,7 +25,6 @@ from llmsession.types.message_input import as_messages
 from llmsession.types.messages import Message, Role
 
 if TYPE_CHECKING:
-    from llmsession.memory.conversation import Conversation
     from llmsession.memory.turn import Turn
     from llmsession.session.session import Session
 
@@ -106,6 +106,7 @@ class Budget:
     ) -> None:
         self._session = session
         self._conversation = conversation
+        self._log = log_of(conversation)
         self._given = given
         self._history = history
         self._overflow = overflow
@@ -154,10 +155,10 @@ class Budget:
         conversation, model = self._conversation, self._session.model
         await self._given.give_to(conversation)
         text = conversation.system_prompt
-        if text and (conversation.rendered_system is None or conversation.rendered_for != model):
+        if text and (self._log.rendered_system is None or self._log.rendered_for != model):
             from llmsession.prompts.system_prompt import render_system_prompt
 
-            await conversation.keep_rendered(render_system_prompt(text, model=model), model)
+            await self._log.keep_rendered(render_system_prompt(text, model=model), model)
 
     def _choose(self, path: Sequence[Turn], *, beside: int = 1) -> list[Exchange]:
         """Those that are still sent: `history` of them, and `beside` them the newest, which is to be answered."""
@@ -170,10 +171,10 @@ class Budget:
     def _messages(self, exchanges: Sequence[Exchange], summary: str | None = None) -> list[Message]:
         """In the order in which they are sent; what stands for the oldest ones is words of the model's: only text."""
         conversation = self._conversation
-        system = conversation.rendered_system if conversation.system_prompt else None
+        system = self._log.rendered_system if conversation.system_prompt else None
         messages = [Message.system(system)] if system else []
-        if summary is None and conversation.summary is not None:
-            summary = conversation.summary.message.content
+        if summary is None and self._log.summary is not None:
+            summary = self._log.summary.message.content
         if summary:
             messages += [Message.user(_SUMMARY_QUESTION), Message.assistant(summary)]
         return messages + [message for exchange in exchanges for message in exchange.messages]
@@ -192,9 +193,8 @@ class Budget:
 
     def _surely_fits(self, path: Sequence[Turn], limit: int) -> bool:
         """By what was counted of settled turns, and one token for each byte of the others: no text takes more."""
-        conversation = self._conversation
-        summary = conversation.summary
-        texts = [conversation.rendered_system or "", summary.message.content if summary is not None else ""]
+        summary = self._log.summary
+        texts = [self._log.rendered_system or "", summary.message.content if summary is not None else ""]
         most = sum(len(text.encode()) + _AROUND for text in texts)
         for turn, reply in zip(path, [*path[1:], None], strict=True):
             if turn.is_left_out:
@@ -254,14 +254,14 @@ class Budget:
         gone = [exchanges[index] for index in indices]
         dropped = tuple(message for exchange in gone for message in exchange.messages)
         summary = await self._summarize(gone, limit) if self._overflow == "summarize" else None
-        await self._conversation.leave_out([turn.id for exchange in gone for turn in exchange.turns], summary)
+        await self._log.leave_out([turn.id for exchange in gone for turn in exchange.turns], summary)
         left = self._messages(_without(exchanges, indices), summary.text if summary is not None else None)
         return Plan(left, dropped)
 
     async def _summarize(self, gone: Sequence[Exchange], limit: int | None) -> Completion | None:
         """In the model's own words, with what it summed up before; of as much as it can read at once."""
         transcript = [message for exchange in gone for message in exchange.messages]
-        earlier = self._conversation.summary
+        earlier = self._log.summary
         if earlier is not None:
             transcript = [Message.user(_SUMMARY_QUESTION), earlier.message, *transcript]
         room = max(_SUMMARY_LEAST, (limit or 0) // _SUMMARY_PART)

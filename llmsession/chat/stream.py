@@ -22,6 +22,7 @@ import msgspec
 
 from llmsession.chat.broadcast import Broadcast, find_running
 from llmsession.chat.turn_record import TurnRecord
+from llmsession.memory.conversation import Conversation, log_of
 from llmsession.memory.turn import TurnState
 from llmsession.types.completion import Completion, StopReason, Usage
 from llmsession.types.errors import (
@@ -36,7 +37,6 @@ from llmsession.wire.readable import Readable
 
 if TYPE_CHECKING:
     from llmsession.chat.context_window import Budget
-    from llmsession.memory.conversation import Conversation
     from llmsession.session.requests.settings import CallSettings
     from llmsession.session.session import ConversationCalls
     from llmsession.types.messages import Message
@@ -70,6 +70,7 @@ class ChatStream(Readable):
         self._calls = calls
         self._model = model
         self._conversation = conversation
+        self._log = log_of(conversation)
         self._budget = budget
         self._key = key
         self._record = TurnRecord(conversation, message, key)
@@ -175,7 +176,7 @@ class ChatStream(Readable):
     async def _open(self) -> None:
         await self._budget.render_system()
         if (folder := self._calls.kv_folder) is not None:
-            self._copy_name = await self._conversation.cache_key(folder)
+            self._copy_name = await self._log.cache_key(folder)
         plan = await self._budget.plan(self._record.path)
         while True:
             self._sent, self._dropped = plan.messages, self._dropped + plan.dropped

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 import anyio
 
 from llmsession.chat.broadcast import Broadcast, begin_running, end_running
+from llmsession.memory.conversation import Conversation, log_of
 from llmsession.memory.turn import Turn, TurnState
 from llmsession.types.completion import Completion, StopReason
 from llmsession.types.errors import DuplicateKeyError, UsageError
 from llmsession.types.messages import Role
 
 if TYPE_CHECKING:
-    from llmsession.memory.conversation import Conversation
     from llmsession.types.messages import Message
 
 
@@ -26,6 +26,7 @@ class TurnRecord:
         self.broadcast: Broadcast | None = None
         self.begun: Completion | None = None
         self._conversation = conversation
+        self._log = log_of(conversation)
         self._message = message
         self._key = key
         self._lock: AbstractAsyncContextManager[None] | None = None
@@ -35,7 +36,7 @@ class TurnRecord:
     @property
     def path(self) -> list[Turn]:
         """From the first turn to the one that is to be answered."""
-        return self._conversation.path_to(self._found.id)
+        return self._log.path_to(self._found.id)
 
     @property
     def _found(self) -> Turn:
@@ -52,14 +53,14 @@ class TurnRecord:
 
     async def take_turn(self) -> Completion | None:
         """Wait until nobody else answers there, in any process. Gives the reply that the key has, where it is whole."""
-        lock = self._conversation.answering()
+        lock = self._log.answering()
         await lock.__aenter__()
         self._lock = lock
-        asked = self._conversation.find(self._key) if self._key is not None else None
+        asked = self._log.find(self._key) if self._key is not None else None
         if asked is None:
             return None
         self.check_same(asked.message)
-        reply = self._conversation.reply_to(asked.id)
+        reply = self._log.reply_to(asked.id)
         if reply is not None and reply.completion is not None:
             if reply.state not in (TurnState.PENDING, TurnState.FAILED):
                 return reply.completion
@@ -71,15 +72,15 @@ class TurnRecord:
         """The user's turn is on disk, before the model hears of it."""
         conversation = self._conversation
         if self._asked is not None:
-            asked = await conversation.ask_again(self._asked.id)
+            asked = await self._log.ask_again(self._asked.id)
         elif self._message is None:
             asked = find_retry(conversation)
             if asked.state is TurnState.FAILED:
-                asked = await conversation.ask_again(asked.id)
+                asked = await self._log.ask_again(asked.id)
         elif self._message.role is Role.TOOL:
             asked = await conversation.add(self._message)
         else:
-            asked = await conversation.ask(self._message, key=self._key)
+            asked = await self._log.ask(self._message, key=self._key)
         self._asked = asked
         if self._key is not None:
             self.broadcast = begin_running(conversation, self._key, asked.message)
@@ -122,7 +123,7 @@ class TurnRecord:
     async def _save(self, completion: Completion, state: TurnState, asked_tokens: int | None) -> None:
         """Also where the caller is cancelled: what was said is not forgotten for that."""
         with anyio.CancelScope(shield=True):
-            self._reply = await self._conversation.save_reply(
+            self._reply = await self._log.save_reply(
                 self._found.id,
                 completion,
                 state,
@@ -133,9 +134,9 @@ class TurnRecord:
 
     async def _abandon(self) -> None:
         """Nothing was said to it. One that is answered anew keeps its answer."""
-        if self._conversation.reply_to(self._found.id) is None:
+        if self._log.reply_to(self._found.id) is None:
             with anyio.CancelScope(shield=True):
-                await self._conversation.fail(self._found.id)
+                await self._log.fail(self._found.id)
 
     def _count_asked(self, completion: Completion, sent: Sequence[Message]) -> int | None:
         """What the user's turn adds to the prompt, by the engine's own count: known where all before it was sent."""

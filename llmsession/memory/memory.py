@@ -16,9 +16,10 @@ import anyio.lowlevel
 import anyio.to_thread
 import msgspec
 
-from llmsession.memory.conversation import Conversation, check_system_prompt
+from llmsession.memory.conversation import Conversation, log_of
 from llmsession.memory.erase import delete_conversations, erase_traces
 from llmsession.memory.go_format import FormatNote, read_json, write_json
+from llmsession.memory.log import ConversationLog, check_system_prompt
 from llmsession.memory.rows import (
     CONVERSATION_COLUMNS,
     ConversationRow,
@@ -148,7 +149,7 @@ class Memory:
         with self._store.guard:
             for conversation in list(self._held.values()):
                 if conversation.user == user:
-                    conversation.drop()
+                    log_of(conversation).drop()
         if (path := self.path) is not None:
             await self._store.write(lambda connection: erase_traces(connection, path), alone=True)
         return count
@@ -158,7 +159,7 @@ class Memory:
         _check_name(user, "user")
         return {
             "user": user,
-            "conversations": [conversation.to_dict() for conversation in await self.conversations(user)],
+            "conversations": [log_of(conversation).to_dict() for conversation in await self.conversations(user)],
         }
 
     async def save_json(self, path: str | os.PathLike[str]) -> None:
@@ -208,8 +209,9 @@ class Memory:
         found = []
         for turn_id, *row in rows:
             conversation = self._adopt(read_conversation(row))
-            turn = conversation.path_to(turn_id)[-1]
-            found.append(Unfinished(conversation=conversation, turn=turn, reply=conversation.reply_to(turn_id)))
+            log = log_of(conversation)
+            turn = log.path_to(turn_id)[-1]
+            found.append(Unfinished(conversation=conversation, turn=turn, reply=log.reply_to(turn_id)))
         return found
 
     def _tell(self) -> Iterator[FormatNote]:
@@ -232,9 +234,9 @@ class Memory:
         with self._store.guard:
             held = self._held.get(row.id)
             if held is None:
-                self._held[row.id] = held = Conversation(self._store, row)
-            elif held.is_older_than(row):
-                held.reload()
+                self._held[row.id] = held = Conversation(ConversationLog(self._store, row))
+            elif log_of(held).is_older_than(row):
+                log_of(held).reload()
             return held
 
     def _oldest(self, now: datetime) -> int | None:

@@ -51,6 +51,10 @@ class Vocabulary:
             return []
         return [(found.start(), found.end(1)) for found in self._pattern.finditer(text)]
 
+    def may_spell(self, text: str) -> bool:
+        """Whether a special token is spelled in the text, or may be together with what stands around it."""
+        return bool(self.find(text) or self.find_edges(text))
+
     def find_edges(self, text: str) -> list[tuple[int, int]]:
         """A beginning and an end of a text that what stands around it could make a spelling of."""
         lengths = range(min(self._longest - 1, len(text)), 0, -1)

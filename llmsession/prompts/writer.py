@@ -49,6 +49,8 @@ class PromptWriter:
         """Of an encoding's pieces."""
         vocabulary = await self.learn(["".join(piece.text for piece in pieces)])
         pieces = await self._without_second_bos(pieces, vocabulary)
+        if not any(vocabulary.may_spell(piece.text) for piece in pieces if isinstance(piece, Text)):
+            return Prompt(prompt="".join(piece.text for piece in pieces))
         defused = escape_pieces(pieces, vocabulary.find)
         if not defused.meant:
             return Prompt(prompt=defused.text)

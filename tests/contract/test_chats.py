@@ -28,6 +28,7 @@ from llmsession import (
     TurnState,
     UsageError,
 )
+from llmsession.memory.conversation import log_of
 
 pytestmark = pytest.mark.anyio
 
@@ -304,7 +305,7 @@ async def test_a_summary_stands_for_what_was_left_out(session: Session, conversa
     while not reply.dropped:
         assert len(conversation.path) < 20
         reply = await chat.send(text)
-    summary = conversation.summary
+    summary = log_of(conversation).summary
     assert summary is not None
     assert summary.completion is not None
     assert summary.is_summary

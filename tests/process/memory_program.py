@@ -19,6 +19,7 @@ from pathlib import Path
 import anyio
 
 from llmsession import Chat, Conversation, Memory, Message, Sampling, Session, TurnState
+from llmsession.memory.conversation import log_of
 from tests.memories import reply
 
 WRITERS = 8
@@ -40,9 +41,9 @@ async def write_turns(memory: Memory, rng: random.Random, number: int) -> None:
         match rng.randrange(4):
             case 0:
                 text = f"answer {rng.random()}"
-                part = await conversation.save_reply(asked, reply(text), TurnState.PENDING)
+                part = await log_of(conversation).save_reply(asked, reply(text), TurnState.PENDING)
                 acknowledge("turn", part.id, text)
-                await conversation.save_reply(asked, reply(text), TurnState.COMPLETE, reply=part.id)
+                await log_of(conversation).save_reply(asked, reply(text), TurnState.COMPLETE, reply=part.id)
                 acknowledge("complete", part.id)
             case 1:
                 await say(conversation, Message.assistant(f"answer {rng.random()}"))
@@ -80,7 +81,7 @@ async def answer(chat: Chat, text: str, key: str) -> None:
     """Once for each key, then it is posted."""
     reply = await chat.send(text, key=key)
     acknowledge("reply", key, text, "->", reply.text)
-    asked = chat.conversation.find(key)
+    asked = log_of(chat.conversation).find(key)
     assert asked is not None
     await chat.conversation.mark_delivered(asked.id)
 
@@ -146,7 +147,7 @@ async def read_all(database: Path) -> dict[int, tuple[str, str]]:
                 continue
             for turn in conversation.turns:
                 found[turn.id] = (turn.message.content, turn.state.value)
-                assert conversation.path_to(turn.id)[-1] == turn
+                assert log_of(conversation).path_to(turn.id)[-1] == turn
     return found
 
 
@@ -159,8 +160,8 @@ async def check_keys(database: Path, replies: dict[str, str]) -> list[str]:
         keyed = [turn for turn in conversation.turns if turn.key is not None]
         faults += [f"{turn.key} has {children[turn.id]} replies" for turn in keyed if children[turn.id] > 1]
         for key, exchange in replies.items():
-            asked = conversation.find(key)
-            answer = None if asked is None else conversation.reply_to(asked.id)
+            asked = log_of(conversation).find(key)
+            answer = None if asked is None else log_of(conversation).reply_to(asked.id)
             kept = None if asked is None or answer is None else f"{asked.message.content} -> {answer.message.content}"
             if kept != exchange:
                 faults.append(f"{key} was answered with {exchange!r}, and there is {kept!r}")
@@ -179,7 +180,7 @@ async def finish(database: Path, session: Session) -> list[str]:
         for turn in conversation.turns:
             if turn.key is None:
                 continue
-            text, reply = turn.message.content, conversation.reply_to(turn.id)
+            text, reply = turn.message.content, log_of(conversation).reply_to(turn.id)
             if text not in expected:
                 expected[text] = (await session.prompt(text, temperature=0, max_tokens=60)).text
             if reply is None or reply.message.content != expected[text]:

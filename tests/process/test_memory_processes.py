@@ -16,6 +16,7 @@ import anyio
 import pytest
 
 from llmsession import Memory, Message
+from llmsession.memory.conversation import log_of
 from tests.process.programs import wait_for
 
 pytestmark = pytest.mark.anyio
@@ -70,16 +71,16 @@ async def test_one_process_answers_at_a_time(tmp_path: Path, anyio_backend: str)
         async with Memory.open(tmp_path / "memory.db") as memory:
             conversation, bob = await memory.get("ann"), await memory.get("bob")
             with anyio.fail_after(20):
-                async with bob.answering():
+                async with log_of(bob).answering():
                     pass
                 with anyio.move_on_after(0.2) as scope:
-                    async with conversation.answering():
+                    async with log_of(conversation).answering():
                         pytest.fail("both hold it")
                 assert scope.cancelled_caught
                 assert other.stdin is not None
                 other.stdin.write("\n")
                 other.stdin.flush()
-                async with conversation.answering():
+                async with log_of(conversation).answering():
                     assert ["from the other process"] == [message.content for message in conversation.messages]
 
 
@@ -91,7 +92,7 @@ async def test_a_holder_that_is_killed_lets_go(tmp_path: Path, anyio_backend: st
             conversation = await memory.get("ann")
             other.kill()
             with anyio.fail_after(20):
-                async with conversation.answering():
+                async with log_of(conversation).answering():
                     assert [] == conversation.turns
 
 
@@ -109,7 +110,7 @@ anyio.run(main, backend=backend)
 """
     async with Memory.open(tmp_path / "memory.db") as memory:
         conversation = await memory.get("ann")
-        async with conversation.answering():
+        async with log_of(conversation).answering():
             async with Memory.open(tmp_path / "memory.db") as second:
                 await (await second.get("ann")).add("hello")
             await memory.forget_user("bob")

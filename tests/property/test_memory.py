@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from llmsession import Conversation, InvalidMessagesError, Memory, Message, TurnState, UsageError
+from llmsession.memory.conversation import log_of
 from tests.memories import reply
 
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=40)
@@ -124,7 +125,7 @@ class Memories(RuleBasedStateMachine):
         conversation, talk = self.get(side, user)
         self.keys += 1
         key = f"key {self.keys}" if keyed else None
-        turn = self.do(lambda: conversation.ask(text, key=key))
+        turn = self.do(lambda: log_of(conversation).ask(text, key=key))
         if talk.ends_with() == "user":
             left = talk.turns[talk.head or 0]
             if left.key is None or left.state is not TurnState.PENDING:
@@ -141,7 +142,7 @@ class Memories(RuleBasedStateMachine):
         if talk.ends_with() != "user":
             return
         asked = talk.head or 0
-        turn = self.do(lambda: conversation.save_reply(asked, reply(text), TurnState.COMPLETE))
+        turn = self.do(lambda: log_of(conversation).save_reply(asked, reply(text), TurnState.COMPLETE))
         talk.turns[asked].state = TurnState.COMPLETE
         talk.turns[turn.id] = Said(asked, "assistant", text)
         talk.head = turn.id
@@ -152,7 +153,7 @@ class Memories(RuleBasedStateMachine):
         if talk.ends_with() != "user":
             return
         asked = talk.head or 0
-        self.do(lambda: conversation.fail(asked))
+        self.do(lambda: log_of(conversation).fail(asked))
         talk.turns[asked].state = TurnState.FAILED
         talk.head = talk.turns[asked].parent
 
@@ -236,7 +237,7 @@ class Memories(RuleBasedStateMachine):
         assert [*prompt, *path] == conversation.messages
         for at, said in talk.turns.items():
             if said.key is not None:
-                assert (found := conversation.find(said.key)) is not None
+                assert (found := log_of(conversation).find(said.key)) is not None
                 assert found.id == at
 
 

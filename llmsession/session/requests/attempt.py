@@ -59,7 +59,8 @@ class Attempt:
         """Wait for a slot, have the server ready, send the request."""
         granted = Latch()
         self._ticket = self._scheduler.acquire(granted.set)
-        await granted.wait()
+        if not self._ticket.is_granted:
+            await granted.wait()
         return await self._connect(self._begin, mark_sent)
 
     async def _begin(self, endpoint: Endpoint) -> WireRequest:

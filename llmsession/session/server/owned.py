@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 # So long, at most, lies between an engine's connections being closed and its end being known.
 EXIT_LAG = 0.5
+# Replies between two checks of the log's size: each writes some hundred bytes.
+ROTATE_EVERY = 64
 
 
 class OwnedServer:
@@ -48,6 +50,7 @@ class OwnedServer:
         self._restarts = RestartPolicy(options.restart_limit)
         self._ended: Endpoint | None = None
         self._watch: HangDetector | None = None
+        self._replies_since_rotation = 0
 
     @property
     def model(self) -> ResolvedModel:
@@ -221,8 +224,10 @@ class OwnedServer:
             await self._child.aclose()
 
     def rotate_log(self) -> None:
-        """Keep the log of a long run within bounds."""
-        if self._child is not None:
+        """Keep the log of a long run within bounds: some hundred bytes a reply, checked now and then."""
+        self._replies_since_rotation += 1
+        if self._replies_since_rotation >= ROTATE_EVERY and self._child is not None:
+            self._replies_since_rotation = 0
             self._child.log.rotate()
 
     async def has_exited_soon(self, endpoint: Endpoint) -> bool:

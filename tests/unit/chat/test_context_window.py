@@ -18,7 +18,7 @@ from llmsession import (
     UsageError,
 )
 from llmsession.chat.context_window import Budget, Overflow, PendingSystemPrompt, check_overflow, split_exchanges
-from llmsession.memory.conversation import Conversation
+from llmsession.memory.conversation import Conversation, log_of
 from llmsession.memory.turn import TurnState
 
 pytestmark = pytest.mark.anyio
@@ -65,7 +65,7 @@ async def talk(exchanges: int, *, words: int = 5) -> Conversation:
     for number in range(exchanges):
         await conversation.add(Message.user(" ".join([f"q{number}"] * words)))
         await conversation.add(Message.assistant(" ".join([f"a{number}"] * words)))
-    await conversation.ask(Message.user(" ".join(["last"] * words)))
+    await log_of(conversation).ask(Message.user(" ".join(["last"] * words)))
     return conversation
 
 
@@ -93,7 +93,7 @@ async def test_it_is_cut_in_whole_exchanges_to_three_quarters() -> None:
     assert ["be", "q3", "a3"] == first_words(plan.messages)[:3]
     assert "last" == first_words(plan.messages)[-1]
     await conversation.add(Message.assistant("short"))
-    await conversation.ask(Message.user("next"))
+    await log_of(conversation).ask(Message.user("next"))
     again = await made.plan(conversation.path)
     assert () == again.dropped
     assert plan.messages == again.messages[: len(plan.messages)]
@@ -113,8 +113,8 @@ async def test_what_is_pinned_stays_with_its_exchange() -> None:
 async def test_a_message_that_is_too_long_alone_is_refused_with_numbers() -> None:
     """CAPABILITIES C16, D6: told beforehand with both numbers; what is pinned counts as well."""
     conversation = await talk(1)
-    await conversation.fail(conversation.path[-1].id)
-    await conversation.ask(Message.user("word " * 95))
+    await log_of(conversation).fail(conversation.path[-1].id)
+    await log_of(conversation).ask(Message.user("word " * 95))
     made = budget(Session(), conversation)
     await made.render_system()
     with pytest.raises(
@@ -149,8 +149,9 @@ async def test_a_policy_may_sum_up() -> None:
     await made.render_system()
     plan = await made.plan(conversation.path)
     assert ["be", "What", "in", "q3"] == first_words(plan.messages)[:4]
-    assert conversation.summary is not None
-    assert ("in short", True) == (conversation.summary.message.content, conversation.summary.is_summary)
+    summary = log_of(conversation).summary
+    assert summary is not None
+    assert ("in short", True) == (summary.message.content, summary.is_summary)
     (asked,) = session.asked
     assert "user: q0 q0" in asked[-1].content
     assert plan.messages == (await made.plan(conversation.path)).messages
@@ -229,10 +230,10 @@ async def test_a_call_and_its_result_are_one_with_their_exchange() -> None:
 async def test_what_the_engine_counted_spares_the_count() -> None:
     """DESIGN 6: counts of settled turns are kept; one byte is never more than one token."""
     conversation = Conversation.in_ram()
-    asked = await conversation.ask(Message.user("hello"))
+    asked = await log_of(conversation).ask(Message.user("hello"))
     said = completion("hi")
-    await conversation.save_reply(asked.id, said, TurnState.COMPLETE, tokens=2, asked_tokens=30)
-    await conversation.ask(Message.user("again"))
+    await log_of(conversation).save_reply(asked.id, said, TurnState.COMPLETE, tokens=2, asked_tokens=30)
+    await log_of(conversation).ask(Message.user("again"))
     session = Session()
     session.model, session.context_length = "other", 1000
     plan = await budget(session, conversation).plan(conversation.path)

@@ -20,6 +20,7 @@ from llmsession import (
     Usage,
     UsageError,
 )
+from llmsession.memory.conversation import log_of
 from tests.memories import reply
 
 pytestmark = pytest.mark.anyio
@@ -40,8 +41,8 @@ def texts(conversation: Conversation) -> list[str]:
 
 async def rendered(conversation: Conversation) -> str | None:
     """The system prompt as it was sent."""
-    await conversation.refresh()
-    return conversation.rendered_system
+    await log_of(conversation).refresh()
+    return log_of(conversation).rendered_system
 
 
 # What is added.
@@ -93,7 +94,7 @@ async def test_messages_of_every_form_are_kept_whole(conversation: Conversation)
     await conversation.add(asked)
     await conversation.add(called)
     await conversation.add({"role": "tool", "content": "noon", "tool_call_id": "1"})
-    await conversation.refresh()
+    await log_of(conversation).refresh()
     assert [asked, called, Message.tool("noon", tool_call_id="1")] == conversation.messages
 
 
@@ -137,10 +138,10 @@ async def test_what_is_out_of_order_is_refused_with_its_index(
 async def test_the_system_prompt_can_be_changed_and_taken_away(conversation: Conversation) -> None:
     """API 4: the turns stay; what was rendered of it does not."""
     await conversation.set_system_prompt("It is {now}.")
-    await conversation.keep_rendered("It is noon.", "tiny")
+    await log_of(conversation).keep_rendered("It is noon.", "tiny")
     await conversation.set_system_prompt("It is {now}.")
-    assert conversation.rendered_system == "It is noon."
-    assert conversation.rendered_for == "tiny"
+    assert log_of(conversation).rendered_system == "It is noon."
+    assert log_of(conversation).rendered_for == "tiny"
     await exchange(conversation, "hello")
     await conversation.set_system_prompt("")
     assert conversation.system_prompt is None
@@ -172,7 +173,7 @@ async def test_a_branch_goes_on_from_an_earlier_turn(conversation: Conversation)
     await conversation.branch(first.id)
     await exchange(conversation, "c")
     assert ["a", "re: a", "c", "re: c"] == texts(conversation)
-    assert ["a", "re: a", "b", "re: b"] == [turn.message.content for turn in conversation.path_to(second.id)]
+    assert ["a", "re: a", "b", "re: b"] == [turn.message.content for turn in log_of(conversation).path_to(second.id)]
 
 
 async def test_rewind_goes_back_whole_exchanges(conversation: Conversation) -> None:
@@ -207,16 +208,16 @@ async def test_an_unknown_turn_is_named(conversation: Conversation) -> None:
         conversation.pin(99),
         conversation.branch(99),
         conversation.mark_delivered(99),
-        conversation.fail(99),
-        conversation.leave_out([99]),
-        conversation.keep_tokens({99: 1}),
-        conversation.ask("x", parent=99),
-        conversation.save_reply(99, reply("x"), TurnState.COMPLETE),
+        log_of(conversation).fail(99),
+        log_of(conversation).leave_out([99]),
+        log_of(conversation).keep_tokens({99: 1}),
+        log_of(conversation).ask("x", parent=99),
+        log_of(conversation).save_reply(99, reply("x"), TurnState.COMPLETE),
     ]
     for call in calls:
         with pytest.raises(UsageError, match="no turn 99"):
             await call
-    for look in (conversation.path_to, conversation.reply_to):
+    for look in (log_of(conversation).path_to, log_of(conversation).reply_to):
         with pytest.raises(UsageError, match="no turn 99"):
             look(99)
 
@@ -225,7 +226,7 @@ async def test_pins_and_counts_are_kept(conversation: Conversation) -> None:
     """Row D6: what the budget needs to know of each turn."""
     asked, said = await exchange(conversation, "a")
     await conversation.pin(asked.id)
-    await conversation.keep_tokens({asked.id: 5, said.id: 9})
+    await log_of(conversation).keep_tokens({asked.id: 5, said.id: 9})
     assert [(True, 5), (False, 9)] == [(turn.is_pinned, turn.tokens) for turn in conversation.turns]
     await conversation.pin(asked.id, False)
     assert not conversation.turns[0].is_pinned
@@ -236,45 +237,45 @@ async def test_pins_and_counts_are_kept(conversation: Conversation) -> None:
 
 async def test_a_question_is_pending_until_its_reply(conversation: Conversation) -> None:
     """Row D4: on disk before the model is asked; a checkpoint leaves it pending."""
-    asked = await conversation.ask("hello", key="event-1")
+    asked = await log_of(conversation).ask("hello", key="event-1")
     assert (TurnState.PENDING, "event-1") == (asked.state, asked.key)
-    assert asked == conversation.find("event-1")
-    assert conversation.reply_to(asked.id) is None
-    part = await conversation.save_reply(asked.id, reply("goo"), TurnState.PENDING)
-    assert TurnState.PENDING is conversation.path_to(asked.id)[-1].state
+    assert asked == log_of(conversation).find("event-1")
+    assert log_of(conversation).reply_to(asked.id) is None
+    part = await log_of(conversation).save_reply(asked.id, reply("goo"), TurnState.PENDING)
+    assert TurnState.PENDING is log_of(conversation).path_to(asked.id)[-1].state
     completion = reply("good day", usage=Usage(prompt_tokens=3, completion_tokens=2), reasoning="hm")
-    whole = await conversation.save_reply(
+    whole = await log_of(conversation).save_reply(
         asked.id, completion, TurnState.COMPLETE, reply=part.id, tokens=4, asked_tokens=3
     )
-    await conversation.refresh()
+    await log_of(conversation).refresh()
     assert part.id == whole.id
     assert [Message.user("hello"), Message.assistant("good day")] == conversation.messages
     assert (TurnState.COMPLETE, completion, 4) == (whole.state, whole.completion, whole.tokens)
     assert (TurnState.COMPLETE, 3) == (conversation.path[0].state, conversation.path[0].tokens)
-    assert whole == conversation.reply_to(asked.id)
+    assert whole == log_of(conversation).reply_to(asked.id)
 
 
 async def test_a_key_is_used_once(conversation: Conversation) -> None:
     """API 5."""
-    asked = await conversation.ask("hello", key="k")
-    await conversation.save_reply(asked.id, reply("hi"), TurnState.COMPLETE)
+    asked = await log_of(conversation).ask("hello", key="k")
+    await log_of(conversation).save_reply(asked.id, reply("hi"), TurnState.COMPLETE)
     with pytest.raises(DuplicateKeyError, match="'k' was used") as caught:
-        await conversation.ask("hello", key="k")
+        await log_of(conversation).ask("hello", key="k")
     assert caught.value.key == "k"
     for wrong in ("", "\ud800", 7):
         with pytest.raises(UsageError, match="key"):
-            await conversation.ask("hello", key=wrong)  # type: ignore[arg-type]
+            await log_of(conversation).ask("hello", key=wrong)  # type: ignore[arg-type]
     assert ["hello", "hi"] == texts(conversation)
 
 
 async def test_a_question_that_failed_is_off_the_path(conversation: Conversation) -> None:
     """Nothing was said to it; it stays in the tree, and can be asked again."""
     await exchange(conversation, "a")
-    asked = await conversation.ask("b", key="k")
-    await conversation.fail(asked.id)
+    asked = await log_of(conversation).ask("b", key="k")
+    await log_of(conversation).fail(asked.id)
     assert ["a", "re: a"] == texts(conversation)
     assert TurnState.FAILED is conversation.turns[-1].state
-    again = await conversation.ask_again(asked.id)
+    again = await log_of(conversation).ask_again(asked.id)
     assert (asked.id, TurnState.PENDING) == (again.id, again.state)
     assert ["a", "re: a", "b"] == texts(conversation)
 
@@ -283,18 +284,18 @@ async def test_a_question_that_failed_is_off_the_path(conversation: Conversation
 async def test_an_unanswered_question_is_left_beside_the_next(conversation: Conversation, key: str | None) -> None:
     """A crash before the first token: FAILED, but one with a key waits for that."""
     await exchange(conversation, "a")
-    left = await conversation.ask("b", key=key)
-    await conversation.ask("c")
+    left = await log_of(conversation).ask("b", key=key)
+    await log_of(conversation).ask("c")
     assert ["a", "re: a", "c"] == texts(conversation)
     state = TurnState.FAILED if key is None else TurnState.PENDING
-    assert state is conversation.path_to(left.id)[-1].state
+    assert state is log_of(conversation).path_to(left.id)[-1].state
 
 
 async def test_a_reply_that_was_cut_is_a_reply(conversation: Conversation) -> None:
     """A crash in the middle, and the user goes on without a key: what was said stays said."""
-    asked = await conversation.ask("a")
-    await conversation.save_reply(asked.id, reply("par"), TurnState.PENDING)
-    await conversation.ask("b")
+    asked = await log_of(conversation).ask("a")
+    await log_of(conversation).save_reply(asked.id, reply("par"), TurnState.PENDING)
+    await log_of(conversation).ask("b")
     assert ["a", "par", "b"] == texts(conversation)
     states = [TurnState.COMPLETE, TurnState.INTERRUPTED, TurnState.PENDING]
     assert states == [turn.state for turn in conversation.path]
@@ -302,35 +303,35 @@ async def test_a_reply_that_was_cut_is_a_reply(conversation: Conversation) -> No
 
 async def test_a_cut_reply_with_a_key_is_finished_aside(conversation: Conversation) -> None:
     """What came meanwhile stays the active path."""
-    asked = await conversation.ask("a", key="k")
-    part = await conversation.save_reply(asked.id, reply("par"), TurnState.PENDING)
-    other = await conversation.ask("b")
-    await conversation.save_reply(other.id, reply("re: b"), TurnState.COMPLETE)
-    await conversation.ask_again(asked.id)
-    await conversation.save_reply(asked.id, reply("partial"), TurnState.COMPLETE, reply=part.id)
+    asked = await log_of(conversation).ask("a", key="k")
+    part = await log_of(conversation).save_reply(asked.id, reply("par"), TurnState.PENDING)
+    other = await log_of(conversation).ask("b")
+    await log_of(conversation).save_reply(other.id, reply("re: b"), TurnState.COMPLETE)
+    await log_of(conversation).ask_again(asked.id)
+    await log_of(conversation).save_reply(asked.id, reply("partial"), TurnState.COMPLETE, reply=part.id)
     assert ["b", "re: b"] == texts(conversation)
-    assert ["a", "partial"] == [turn.message.content for turn in conversation.path_to(part.id)]
+    assert ["a", "partial"] == [turn.message.content for turn in log_of(conversation).path_to(part.id)]
 
 
 async def test_a_second_reply_stands_beside_the_first(conversation: Conversation) -> None:
     """Row D5, retry: the path ends in the newest; the reply on the path is the reply."""
-    asked = await conversation.ask("a")
-    first = await conversation.save_reply(asked.id, reply("one"), TurnState.COMPLETE)
-    second = await conversation.save_reply(asked.id, reply("two"), TurnState.COMPLETE)
+    asked = await log_of(conversation).ask("a")
+    first = await log_of(conversation).save_reply(asked.id, reply("one"), TurnState.COMPLETE)
+    second = await log_of(conversation).save_reply(asked.id, reply("two"), TurnState.COMPLETE)
     assert ["a", "two"] == texts(conversation)
-    assert second == conversation.reply_to(asked.id)
+    assert second == log_of(conversation).reply_to(asked.id)
     await conversation.branch(first.id)
-    assert first == conversation.reply_to(asked.id)
+    assert first == log_of(conversation).reply_to(asked.id)
 
 
 async def test_a_question_with_a_tool_call_is_pending_until_the_last_reply(conversation: Conversation) -> None:
     """A stored call and its result are one; the user's turn is done with the words that follow."""
-    asked = await conversation.ask("what time is it?")
+    asked = await log_of(conversation).ask("what time is it?")
     call = ToolCall(id="1", name="clock", arguments={})
-    await conversation.save_reply(asked.id, reply("", tool_calls=(call,)), TurnState.COMPLETE)
+    await log_of(conversation).save_reply(asked.id, reply("", tool_calls=(call,)), TurnState.COMPLETE)
     assert [TurnState.PENDING, TurnState.COMPLETE] == [turn.state for turn in conversation.path]
     result = await conversation.add(Message.tool("noon", tool_call_id="1"))
-    last = await conversation.save_reply(result.id, reply("It is noon."), TurnState.COMPLETE)
+    last = await log_of(conversation).save_reply(result.id, reply("It is noon."), TurnState.COMPLETE)
     assert [TurnState.COMPLETE] * 4 == [turn.state for turn in conversation.path]
     await conversation.mark_delivered(last.id)
     states = [TurnState.DELIVERED, TurnState.COMPLETE, TurnState.COMPLETE, TurnState.DELIVERED]
@@ -339,13 +340,13 @@ async def test_a_question_with_a_tool_call_is_pending_until_the_last_reply(conve
 
 async def test_delivered_is_said_of_both(conversation: Conversation) -> None:
     """Row D4: by the reply or by the question, and not of what is not whole."""
-    asked = await conversation.ask("a")
+    asked = await log_of(conversation).ask("a")
     with pytest.raises(UsageError, match="no whole reply"):
         await conversation.mark_delivered(asked.id)
-    part = await conversation.save_reply(asked.id, reply("x"), TurnState.PENDING)
+    part = await log_of(conversation).save_reply(asked.id, reply("x"), TurnState.PENDING)
     with pytest.raises(UsageError, match="no whole reply"):
         await conversation.mark_delivered(part.id)
-    await conversation.save_reply(asked.id, reply("xy"), TurnState.INTERRUPTED, reply=part.id)
+    await log_of(conversation).save_reply(asked.id, reply("xy"), TurnState.INTERRUPTED, reply=part.id)
     await conversation.mark_delivered(asked.id)
     assert [TurnState.DELIVERED] * 2 == [turn.state for turn in conversation.path]
 
@@ -353,19 +354,19 @@ async def test_delivered_is_said_of_both(conversation: Conversation) -> None:
 async def test_replies_go_where_they_belong(conversation: Conversation) -> None:
     """Not to a reply, not to another's question."""
     asked, said = await exchange(conversation, "a")
-    other = await conversation.ask("b")
+    other = await log_of(conversation).ask("b")
     with pytest.raises(UsageError, match="nothing to reply to"):
-        await conversation.save_reply(said.id, reply("x"), TurnState.COMPLETE)
+        await log_of(conversation).save_reply(said.id, reply("x"), TurnState.COMPLETE)
     with pytest.raises(UsageError, match=f"turn {said.id} is no reply to turn {other.id}"):
-        await conversation.save_reply(other.id, reply("x"), TurnState.COMPLETE, reply=said.id)
+        await log_of(conversation).save_reply(other.id, reply("x"), TurnState.COMPLETE, reply=said.id)
     with pytest.raises(UsageError, match="mark_delivered"):
-        await conversation.save_reply(other.id, reply("x"), TurnState.DELIVERED)
+        await log_of(conversation).save_reply(other.id, reply("x"), TurnState.DELIVERED)
     with pytest.raises(UsageError, match="only a user's turn"):
-        await conversation.ask_again(said.id)
+        await log_of(conversation).ask_again(said.id)
     with pytest.raises(InvalidMessagesError, match="not answered yet"):
-        await conversation.ask("c", parent=asked.id)
+        await log_of(conversation).ask("c", parent=asked.id)
     with pytest.raises(InvalidMessagesError, match="role assistant"):
-        await conversation.ask(Message.assistant("c"))
+        await log_of(conversation).ask(Message.assistant("c"))
 
 
 # What the budget leaves out.
@@ -375,20 +376,20 @@ async def test_a_summary_stands_for_what_is_left_out(conversation: Conversation)
     """Row D6: one commit; the summary is off the path and hangs on the last turn that it sums up."""
     first = await exchange(conversation, "a")
     second = await exchange(conversation, "b")
-    assert await conversation.leave_out([turn.id for turn in first]) is None
+    assert await log_of(conversation).leave_out([turn.id for turn in first]) is None
     completion = reply("they greeted")
-    kept = await conversation.leave_out([turn.id for turn in (*first, *second)], completion)
+    kept = await log_of(conversation).leave_out([turn.id for turn in (*first, *second)], completion)
     assert kept is not None
     assert (second[1].id, True, completion) == (kept.parent, kept.is_summary, kept.completion)
-    assert kept == conversation.summary
+    assert kept == log_of(conversation).summary
     assert [True] * 4 == [turn.is_left_out for turn in conversation.path]
     assert kept not in conversation.path
-    assert conversation.path[-1] == conversation.reply_to(second[0].id)
+    assert conversation.path[-1] == log_of(conversation).reply_to(second[0].id)
     for call in (conversation.branch(kept.id), conversation.edit(kept.id, "x")):
         with pytest.raises(UsageError, match="is a summary"):
             await call
     await conversation.branch(first[1].id)
-    assert conversation.summary is None
+    assert log_of(conversation).summary is None
 
 
 # Time, and one at a time.
@@ -401,7 +402,8 @@ async def test_a_clock_that_is_set_back_changes_nothing(
     await conversation.add("a")
     before = conversation.last_update
     clock = [before - timedelta(days=400)]
-    monkeypatch.setattr("llmsession.memory.conversation._now", lambda: clock[0])
+    for name in ("log.now", "conversation.now"):
+        monkeypatch.setattr(f"llmsession.memory.{name}", lambda: clock[0])
     turn = await conversation.add(Message.assistant("b"))
     assert before == conversation.last_update
     assert clock[0] == turn.created
@@ -417,14 +419,14 @@ async def test_those_who_answer_wait_in_order(conversation: Conversation) -> Non
 
     async def answer(number: int, scope: anyio.CancelScope) -> None:
         with scope:
-            async with conversation.answering():
+            async with log_of(conversation).answering():
                 order.append(number)
                 await anyio.lowlevel.checkpoint()
                 order.append(number)
 
     scopes = [anyio.CancelScope() for _ in range(5)]
     with anyio.fail_after(10):
-        async with anyio.create_task_group() as tasks, conversation.answering():
+        async with anyio.create_task_group() as tasks, log_of(conversation).answering():
             for number, scope in enumerate(scopes):
                 tasks.start_soon(answer, number, scope)
                 await anyio.wait_all_tasks_blocked()

@@ -13,6 +13,7 @@ import anyio
 import pytest
 
 from llmsession import ConfigError, Memory, Message, StoreError, StoreVersionError
+from llmsession.memory.conversation import log_of
 from llmsession.memory.database import APPLICATION_ID, VERSION, connect
 
 pytestmark = pytest.mark.anyio
@@ -120,7 +121,7 @@ async def test_a_damaged_page_is_an_error_and_no_wrong_answer(database: Path) ->
     async with Memory.open(database) as memory:
         conversation = await memory.get("ann")
         with pytest.raises(StoreError, match="damaged"):
-            await conversation.refresh()
+            await log_of(conversation).refresh()
         assert len((await memory.get("bob")).turns) == 2
 
 
@@ -206,7 +207,7 @@ async def test_a_full_disk_refuses_what_does_not_fit_and_keeps_the_rest(database
                 tasks.start_soon(add, index, text)
         assert {"ann": "kept", "eve": "kept"}.items() <= outcomes.items()
         assert "the disk is full" in outcomes["bob"]
-        await conversations[1].refresh()
+        await log_of(conversations[1]).refresh()
         assert [] == conversations[1].turns
     async with Memory.open(database) as memory:
         assert [1, 0, 1] == [len((await memory.get(name)).turns) for name in names]
@@ -242,7 +243,7 @@ async def test_locks_deleted_under_our_feet_are_noticed(database: Path) -> None:
         conversation = await memory.get("ann")
         database.with_name("memory.db-locks").unlink()
         with pytest.raises(StoreError, match="who answers"):
-            async with conversation.answering():
+            async with log_of(conversation).answering():
                 pytest.fail("nobody can hold it")
 
 

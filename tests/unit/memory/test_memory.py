@@ -27,6 +27,7 @@ from llmsession import (
     TurnState,
     UsageError,
 )
+from llmsession.memory.conversation import log_of
 from tests.memories import reply
 
 pytestmark = pytest.mark.anyio
@@ -37,8 +38,8 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[datetime]:
     """One that a test can set: its only value is the time."""
     now = [datetime(2026, 11, 20, 12, tzinfo=UTC)]
 
-    for module in ("memory", "conversation"):
-        monkeypatch.setattr(f"llmsession.memory.{module}._now", lambda: now[0])
+    for name in ("memory._now", "log.now", "conversation.now"):
+        monkeypatch.setattr(f"llmsession.memory.{name}", lambda: now[0])
     return now
 
 
@@ -137,7 +138,7 @@ async def test_a_listed_conversation_is_read_when_it_is_looked_at(database: Path
             await (await memory.get(user)).add(f"I am {user}")
         gc.collect()
         found = await memory.conversations()
-        assert [None, None] == [conversation._tree for conversation in found]
+        assert [None, None] == [log_of(conversation)._tree for conversation in found]
         assert ["I am bob", "I am ann"] == [conversation.messages[0].content for conversation in found]
 
 
@@ -149,10 +150,10 @@ async def test_what_was_said_is_there_when_it_is_opened_again(database: Path) ->
     completion = reply("hi", reasoning="hm")
     memory = await Memory.open(str(database))
     conversation = await memory.get("ann", system_prompt="It is {now}.")
-    await conversation.keep_rendered("It is noon.", "tiny")
-    asked = await conversation.ask("hello \0 \U0001f600", key="k")
-    await conversation.save_reply(asked.id, completion, TurnState.COMPLETE, tokens=3, asked_tokens=4)
-    await conversation.leave_out([asked.id], "a greeting")
+    await log_of(conversation).keep_rendered("It is noon.", "tiny")
+    asked = await log_of(conversation).ask("hello \0 \U0001f600", key="k")
+    await log_of(conversation).save_reply(asked.id, completion, TurnState.COMPLETE, tokens=3, asked_tokens=4)
+    await log_of(conversation).leave_out([asked.id], "a greeting")
     turns, started, last_update = conversation.turns, conversation.started, conversation.last_update
     await memory.aclose()
     async with Memory.open(database) as memory:
@@ -162,12 +163,12 @@ async def test_what_was_said_is_there_when_it_is_opened_again(database: Path) ->
         assert (started, last_update) == (again.started, again.last_update)
         assert ("It is {now}.", "It is noon.", "tiny") == (
             again.system_prompt,
-            again.rendered_system,
-            again.rendered_for,
+            log_of(again).rendered_system,
+            log_of(again).rendered_for,
         )
         assert completion == again.path[1].completion
-        assert turns[0] == again.find("k")
-        assert turns[-1] == again.summary
+        assert turns[0] == log_of(again).find("k")
+        assert turns[-1] == log_of(again).summary
 
 
 async def test_two_memories_on_one_file_see_each_others_turns(database: Path) -> None:
@@ -178,7 +179,7 @@ async def test_two_memories_on_one_file_see_each_others_turns(database: Path) ->
         await here.add("a")
         await there.add(Message.assistant("b"))
         await here.set_system_prompt("Be kind.")
-        await there.refresh()
+        await log_of(there).refresh()
         assert ["Be kind.", "a", "b"] == [message.content for message in there.messages]
         with pytest.raises(InvalidMessagesError, match="message 3"):
             await there.add(Message.assistant("c"))
@@ -223,7 +224,7 @@ async def test_tasks_that_add_to_one_conversation_share_it(database: Path) -> No
                 for number in range(8):
                     tasks.start_soon(write, await (memory, other)[number % 2].get("ann"), str(number))
         conversation = await memory.get("ann")
-        await conversation.refresh()
+        await log_of(conversation).refresh()
         assert {str(number) for number in range(8)} == {*refused, conversation.messages[0].content}
         assert (7, 1) == (len(refused), len(conversation.turns))
 
@@ -241,7 +242,7 @@ async def test_a_cancelled_write_leaves_the_object_right(database: Path) -> None
                     scope.cancel()
             await conversation.clear()
             there = await other.get("ann")
-            await conversation.refresh()
+            await log_of(conversation).refresh()
             assert there.turns == conversation.turns
             assert [] == conversation.messages == there.messages
 
@@ -254,7 +255,7 @@ async def test_several_event_loops_use_one_memory(other: str, database: Path) ->
     async def talk(user: str) -> None:
         conversation = await memory.get(user)
         for number in range(10):
-            async with conversation.answering():
+            async with log_of(conversation).answering():
                 await conversation.add(f"{user} {number}")
                 await conversation.add(Message.assistant("yes"))
 
@@ -282,19 +283,19 @@ async def test_all_memories_of_a_process_share_one_queue(database: Path) -> None
     async def answer(number: int) -> None:
         conversation = await memories[number % 2].get("ann")
         with contextlib.suppress(ClosedError):
-            async with conversation.answering():
+            async with log_of(conversation).answering():
                 order.append(number)
                 await anyio.lowlevel.checkpoint()
                 order.append(number)
 
     first = await memories[0].get("ann")
     with anyio.fail_after(30):
-        async with anyio.create_task_group() as tasks, first.answering():
+        async with anyio.create_task_group() as tasks, log_of(first).answering():
             for number in range(6):
                 tasks.start_soon(answer, number)
                 await anyio.wait_all_tasks_blocked()
             await memories[0].aclose()
-        async with (await memories[1].get("ann")).answering():
+        async with log_of(await memories[1].get("ann")).answering():
             pass
         await memories[1].aclose()
     assert [1, 1, 3, 3, 5, 5] == order
@@ -312,7 +313,12 @@ async def test_closing_writes_what_waits(database: Path) -> None:
             await memory.aclose()
     await memory.aclose()
     assert ["hello"] * 10 == [conversation.messages[0].content for conversation in conversations]
-    for call in (conversations[0].add("x"), conversations[0].refresh(), memory.get("x"), memory.conversations()):
+    for call in (
+        conversations[0].add("x"),
+        log_of(conversations[0]).refresh(),
+        memory.get("x"),
+        memory.conversations(),
+    ):
         with pytest.raises(ClosedError, match="was closed"):
             await call
     async with Memory.open(database) as memory:
@@ -344,22 +350,22 @@ async def test_unfinished_lists_what_was_not_answered_or_not_delivered(in_file: 
     """Row D4: oldest first, with the reply so far."""
     async with Memory.open(database if in_file else None) as memory:
         ann, bob = await memory.get("ann"), await memory.get("bob")
-        done = await ann.ask("done", key="1")
-        await ann.save_reply(done.id, reply("yes"), TurnState.COMPLETE)
+        done = await log_of(ann).ask("done", key="1")
+        await log_of(ann).save_reply(done.id, reply("yes"), TurnState.COMPLETE)
         await ann.mark_delivered(done.id)
-        answered = await ann.ask("answered", key="2")
-        whole = await ann.save_reply(answered.id, reply("yes"), TurnState.INTERRUPTED)
-        cut = await bob.ask("cut", key="3")
-        part = await bob.save_reply(cut.id, reply("par"), TurnState.PENDING)
-        failed = await ann.ask("failed", key="4")
-        await ann.fail(failed.id)
-        keyless = await ann.ask("failed without a key")
-        await ann.fail(keyless.id)
-        fine = await ann.ask("answered without a key")
-        await ann.save_reply(fine.id, reply("yes"), TurnState.COMPLETE)
-        await ann.ask("answered by hand")
+        answered = await log_of(ann).ask("answered", key="2")
+        whole = await log_of(ann).save_reply(answered.id, reply("yes"), TurnState.INTERRUPTED)
+        cut = await log_of(bob).ask("cut", key="3")
+        part = await log_of(bob).save_reply(cut.id, reply("par"), TurnState.PENDING)
+        failed = await log_of(ann).ask("failed", key="4")
+        await log_of(ann).fail(failed.id)
+        keyless = await log_of(ann).ask("failed without a key")
+        await log_of(ann).fail(keyless.id)
+        fine = await log_of(ann).ask("answered without a key")
+        await log_of(ann).save_reply(fine.id, reply("yes"), TurnState.COMPLETE)
+        await log_of(ann).ask("answered by hand")
         await ann.add(Message.assistant("no model was asked"))
-        pending = await ann.ask("pending")
+        pending = await log_of(ann).ask("pending")
         found = await memory.unfinished()
         assert [(ann, answered.id), (bob, cut.id), (ann, pending.id)] == [
             (one.conversation, one.turn.id) for one in found
@@ -381,14 +387,14 @@ async def test_nothing_of_a_forgotten_user_is_left_in_the_files(database: Path) 
         async def talk(number: int) -> None:
             conversation = await memory.get(f"user-{number:03}", f"place-{number:03}", system_prompt=f"<{number:03}>")
             for event in range(8):
-                asked = await conversation.ask(
+                asked = await log_of(conversation).ask(
                     f"<{number:03}>" * (1 + event + number % 7), key=f"<{number:03}> {event}"
                 )
                 text = f"<{number:03}>" * 20
-                part = await conversation.save_reply(asked.id, reply(text), TurnState.PENDING)
+                part = await log_of(conversation).save_reply(asked.id, reply(text), TurnState.PENDING)
                 for length in (100, 1 + number * 30):
                     text += f"<{number:03}>" * length
-                    await conversation.save_reply(asked.id, reply(text), TurnState.COMPLETE, reply=part.id)
+                    await log_of(conversation).save_reply(asked.id, reply(text), TurnState.COMPLETE, reply=part.id)
 
         with anyio.fail_after(120):
             async with anyio.create_task_group() as tasks:
@@ -401,7 +407,7 @@ async def test_nothing_of_a_forgotten_user_is_left_in_the_files(database: Path) 
                     for trace in (b"<%03d>", b"user-%03d", b"place-%03d"):
                         assert trace % number not in content, name
                 with pytest.raises(StoreError, match="was forgotten"):
-                    await held.refresh()
+                    await log_of(held).refresh()
         assert users * 2 // 3 == len(await memory.conversations())
         assert 16 == len((await memory.get("user-001", "place-001")).turns)
         assert await memory.forget_user("user-000") == 0
@@ -441,8 +447,8 @@ async def test_export_gives_everything_about_a_user(database: Path) -> None:
     """Row D7: as JSON would hold it."""
     async with Memory.open(database) as memory:
         ann = await memory.get("ann", "general", system_prompt="Be kind.")
-        asked = await ann.ask("hello", key="k")
-        await ann.save_reply(asked.id, reply("hi"), TurnState.COMPLETE, tokens=2)
+        asked = await log_of(ann).ask("hello", key="k")
+        await log_of(ann).save_reply(asked.id, reply("hi"), TurnState.COMPLETE, tokens=2)
         await ann.edit(asked.id, "goodbye")
         await (await memory.get("bob")).add("not ann's")
         exported = json.loads(json.dumps(await memory.export("ann")))
