@@ -1,4 +1,4 @@
-"""Options: what a Session is asked to run. Checked when made: by keyword, from the environment, from a YAML file."""
+"""Options: what a Session runs. Made by keyword, or from the environment and a YAML file (see options_file)."""
 
 from __future__ import annotations
 
@@ -40,80 +40,102 @@ SECRETS = ("api_key", "headers", "hf_token")
 
 
 class Options(msgspec.Struct, frozen=True, kw_only=True):
-    """What a Session is asked to run.
+    """What a Session runs. Every field has a default; each is checked when the Options are made.
 
-    `model`: None for the bundled demonstration model, the path of a `.gguf` file, `hf:author/repo/HEAD/file`, or an
-    alias from the registry; for the backend transformers the path of a folder of safetensors, or `hf:author/repo`.
-    `python_path`: the Python of the environment that has transformers (None: ours). `prompt_encoding`: None for what
-    the registry says of the model, a name from it, a PromptEncoding, or "chat" for the chat endpoint with the model's
-    own template. `context_length` is for one conversation, in tokens: None for the trained length but at most 8192, 0
-    for the trained length; memory grows with `context_length × parallel`. `parallel` replies are generated at once.
-    `extra_args` are llama-server's own flags. Time-outs are in seconds; `start_timeout` counts from each progress.
-    `check_memory` False starts a model also where the memory that is free does not seem to hold it.
-    `kv_cache_bytes` of disk under `cache_dir` may hold what engines have read of the conversations of a Chat, so that
-    they go on at once after a restart; 0 for none of it.
-    `on_progress` is called with a Progress: how much of the model is fetched, then loaded. A server that ends, or gives
-    no token for `idle_timeout` while nothing in it moves, is started again, and its replies go on; more than
-    `restart_limit` times in five minutes it is not.
+    Example:
+        Options(model="qwen3-0.6b", context_length=4096, parallel=8)
 
-    `device`: "best" for a GPU where the engine has one, else the CPU; "cpu", "cpu:THREADS", "gpu", "gpu:INDEX", or a
-    Device of `available_devices()`. `gpu_layers`: None for as many as fit. `flash_attention` None: as the engine
-    thinks best. `cache_type_k`, `cache_type_v`: what keys and values are kept in, such as "q8_0". `lora`: adapters, as
-    paths or Lora(path, scale). `draft_model` guesses ahead for a larger one of the same vocabulary; `mmproj` lets a
-    model see; each is a path or a reference. `chat_template`: the path of a Jinja file, or its text; the chat endpoint
-    is then used.
-
-    `registry` is a file like knownllms.yaml, which adds to it. `hf_token` is for gated and private repositories; None:
-    what `hf auth login` or HF_TOKEN has. `offline` True fetches nothing; None: as HF_HUB_OFFLINE says.
-
-    `remote`: `host:port` or the URL of a server that is already there; nothing is started then, and nothing ended.
-    `model` is the name that is sent to it. `api_key`, `headers` and `verify` (False for any certificate, or a file of
-    trusted ones) are for it alone.
+    Raises: ConfigError.
     """
 
     model: str | Path | None = None
+    """The model: an alias from the registry, `hf:author/repo/HEAD/file`, or the path of a `.gguf` file. None: the
+    bundled demonstration model. For the backend transformers: `hf:author/repo`, or the path of a folder of safetensors.
+    With `remote`: the name that is sent to the server."""
     remote: str | None = None
+    """`host:port` or the URL of a server that already runs. Nothing is started then, and nothing is ended."""
     backend: str = "auto"
+    """`auto`, `llama-server`, `llamafile`, `embedded` or `transformers`."""
     prompt_encoding: str | PromptEncoding | None = None
+    """How prompts are written: an encoding or its name in the registry. None: what the registry names for the model,
+    else the model's own template. "chat": always the model's own template, through the chat endpoint."""
     context_length: int | None = None
+    """Tokens that one conversation may use. None: the trained length, at most 8192. 0: the trained length. Memory grows
+    with `context_length × parallel`."""
     parallel: int = 4
+    """How many replies are generated at once."""
     device: str | Device = "best"
+    """What the engine computes on: "best" (a GPU if the engine can use one, else the CPU), "cpu", "cpu:THREADS", "gpu",
+    "gpu:INDEX", or a Device from `available_devices()`."""
     threads: int | None = None
+    """CPU threads of the engine. None: chosen by the cores that are free."""
     gpu_layers: int | None = None
+    """Layers of the model that are kept on the GPU. None: as many as fit."""
     flash_attention: bool | None = None
+    """Whether the engine uses flash attention. None: the engine decides."""
     kv_offload: bool = True
+    """Whether the KV cache is kept on the GPU, if there is one."""
     cache_type_k: str | None = None
+    """The type of the KV cache's keys, such as "q8_0". None: f16."""
     cache_type_v: str | None = None
+    """The type of the KV cache's values, such as "q8_0", which needs flash attention. None: f16."""
     rope_freq_base: float | None = None
+    """The base frequency of RoPE. None: the model's, raised for a context longer than the trained one."""
     lora: tuple[Lora, ...] = ()
+    """LoRA adapters: one or several paths, references or `Lora(path, scale)`."""
     draft_model: str | Path | None = None
+    """A small model of the same vocabulary for speculative decoding: a path or a reference."""
     mmproj: str | Path | None = None
+    """The projector with which the model sees images: a path or a reference."""
     chat_template: str | Path | None = None
+    """A chat template in place of the model's: the path of a Jinja file, or its text."""
     sampling: Sampling | None = None
+    """Sampler settings of every reply. None: what the registry advises for the model."""
     server_path: str | Path | None = None
+    """The `llama-server` or llamafile to run. None: it is searched for."""
     python_path: str | Path | None = None
+    """The Python of an environment that has transformers. None: the one that runs this program."""
     cache_dir: str | Path | None = None
+    """The folder for engines, logs and saved KV. None: LLMSESSION_CACHE_DIR, else the user's cache folder."""
     check_memory: bool = True
+    """Whether a model that does not seem to fit into the free memory is refused before it is started."""
     kv_cache_bytes: int = 4 * 2**30
+    """Bytes of disk under `cache_dir` for the KV of conversations, so that a Chat continues at once after a restart. 0:
+    none."""
     start_timeout: float = 120.0
+    """Seconds without progress after which a start has failed."""
     first_token_timeout: float = 600.0
+    """Seconds from sending a request to its first token."""
     idle_timeout: float = 60.0
+    """Seconds between two tokens. If the engine's slots make no progress for as long, it is restarted and its replies
+    continue."""
     restart_limit: int = 5
+    """How often the engine is restarted within five minutes, at most."""
     extra_args: tuple[str, ...] = ()
+    """Further flags of llama-server, as on its command line."""
     on_progress: ProgressCallback | None = None
+    """Called with a Progress while the engine or the model is downloaded, and while the model loads."""
     registry: str | Path | None = None
+    """A file like knownllms.yaml, whose entries come before the shipped ones."""
     hf_token: str | None = None
+    """A Hugging Face token for gated and private repositories. None: that of `hf auth login` or HF_TOKEN."""
     offline: bool | None = None
+    """True: nothing is downloaded. None: as HF_HUB_OFFLINE says."""
     api_key: str | None = None
+    """The key of the remote server."""
     headers: Mapping[str, str] = {}
+    """Further HTTP headers for the remote server."""
     verify: bool | str | Path = True
+    """How the remote server's certificate is checked: True, False (not at all), or a file of trusted certificates."""
 
     @classmethod
     def load(cls, path: str | Path | None = None, **explicit: Any) -> Self:
-        """From what is given here, else the environment, else a YAML file, else the defaults.
+        """Options from keywords, else the environment, else a YAML file, else the defaults.
 
-        Each field may be a variable, such as LLMSESSION_PARALLEL=8. The file is `path`, or what LLMSESSION_CONFIG
-        names; it is a mapping of fields. Raises ConfigError, with file and line.
+        Each field may be an environment variable, such as LLMSESSION_PARALLEL=8. The file is `path`, or the one that
+        LLMSESSION_CONFIG names; it is a mapping of fields to values.
+
+        Raises: ConfigError, with file and line.
         """
         from llmsession.session.config.options_file import Fields, read_environment, read_file
 
@@ -230,7 +252,7 @@ def check_engine_options(options: Options) -> None:
             raise ConfigError(f"{name}={value!r} is unknown: use one of {', '.join(CACHE_TYPES)}")
     if options.flash_attention is False and options.cache_type_v not in (None, *_WHOLE_TYPES):
         raise ConfigError(
-            f"cache_type_v={options.cache_type_v!r} needs flash attention: leave away flash_attention=False, "
+            f"cache_type_v={options.cache_type_v!r} needs flash attention: remove flash_attention=False, "
             f"or use one of {', '.join(_WHOLE_TYPES)}"
         )
     base: object = options.rope_freq_base
