@@ -117,7 +117,7 @@ async def test_a_broken_image_is_told_and_harms_nobody(seeing: Session) -> None:
 async def test_a_model_without_eyes(engine: Engine) -> None:
     """C14: where there is no projector, it is said which option is missing, before anything is asked."""
     async with Session(**engine.options()) as session:
-        with pytest.raises(UnsupportedFeatureError, match=r"cannot see: .* mmproj=") as caught:
+        with pytest.raises(UnsupportedFeatureError, match=r"cannot see images: .* mmproj=") as caught:
             await session.prompt([Message.user(TEXT, images=(RED,))])
         with pytest.raises(UnsupportedFeatureError, match="mmproj="):
             await session.count_tokens([Message.user(TEXT, images=(RED,))])

@@ -298,7 +298,7 @@ async def test_ingest_gives_it_back_as_well(engine: Engine) -> None:
         first = await ask(session, "a", said)
     async with Session(**engine.options(context_length=2048)) as session:
         done = [*said, Message.assistant(first.text)]
-        assert await calls_of(session).ingest("a", as_messages(done)) <= 30
+        assert await calls_of(session).ingest("a", as_messages(done, reply=False)) <= 30
         reply = await ask(session, "a", [*done, Message.user("go on")])
         assert evaluated(reply) <= 40
 

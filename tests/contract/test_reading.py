@@ -116,7 +116,7 @@ async def test_interrupt_ends_it_in_the_queue(engine: Engine) -> None:
 
 async def test_bad_input_is_told(session: Session) -> None:
     """One sentence of ours."""
-    with pytest.raises(UsageError, match="nothing to go on from"):
+    with pytest.raises(UsageError, match="nothing to continue"):
         await session.ingest("")
     with pytest.raises(InvalidMessagesError, match="no messages"):
         await session.ingest([])

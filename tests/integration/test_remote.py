@@ -134,7 +134,7 @@ async def test_a_plain_openai_server_gets_nothing_that_it_does_not_know() -> Non
                 seed=7,
             )
             cut = await session.prompt("hi", max_tokens=2)
-            with pytest.raises(UnsupportedFeatureError, match="context's length"):
+            with pytest.raises(UnsupportedFeatureError, match="context length"):
                 _ = session.context_length
             assert "ok" == await session.get_health()
             assert ("openai", "gpt-tiny", "unknown") == (session.backend, session.model, session.version)
