@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import anyio
 import msgspec
@@ -26,7 +27,7 @@ from llmsession.backends.start import start_engine
 from llmsession.processes.child import Child, Command
 from llmsession.processes.logfile import LogFile
 from llmsession.types.device import Gpu
-from llmsession.types.errors import StartFailedError
+from llmsession.types.errors import ConfigError, StartFailedError
 
 # Importing the wheel and asking it takes a tenth of a second; finding the GPUs of a large machine takes some.
 LISTING_TIMEOUT = 20.0
@@ -88,7 +89,7 @@ class Embedded:
             env=child_environment(launch.cache, {}),
             watches_stdin=True,
             # By stdin and not by argv, which everyone can read.
-            greeting=msgspec.json.encode(settings) + b"\n",
+            greeting=_encode(settings),
             farewell=EXIT,
         )
 
@@ -104,6 +105,13 @@ class Embedded:
             child_started=child_started,
             version=f"xllamacpp {importlib.metadata.version('xllamacpp')}",
         )
+
+
+def _encode(settings: dict[str, Any]) -> bytes:
+    try:
+        return msgspec.json.encode(settings) + b"\n"
+    except UnicodeEncodeError as error:
+        raise ConfigError(f"the embedded engine takes only paths in UTF-8, and {error.object!r} is not one") from error
 
 
 def _list_settings(launch: Launch) -> Iterator[Setting]:

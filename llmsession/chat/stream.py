@@ -322,7 +322,8 @@ class ChatStream(Readable):
     async def _finish(self, completion: Completion) -> Finished:
         """It is whole, or was interrupted: on disk, then said."""
         if self._inner is not None:
-            with anyio.CancelScope(shield=True):  # it is whole: who is cancelled now has it written down all the same
+            # It is whole: whoever is cancelled now has it written down all the same. Bounded by Connection.aclose.
+            with anyio.CancelScope(shield=True):
                 await self._inner.__aexit__(None, None, None)  # its slot is free
         if self._stored is None:
             completion = msgspec.structs.replace(self._count_begun(completion), dropped=self._dropped)
@@ -365,7 +366,7 @@ class ChatStream(Readable):
             return
         self._left = True
         self._active.discard(self)
-        with anyio.CancelScope(shield=True):
+        with anyio.CancelScope(shield=True):  # bounded by Connection.aclose and by TurnRecord's SAVED_WITHIN
             inner = self._inner
             if inner is not None:
                 await inner.__aexit__(None, None, None)

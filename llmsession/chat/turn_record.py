@@ -18,6 +18,9 @@ from llmsession.types.messages import Role
 if TYPE_CHECKING:
     from llmsession.types.messages import Message
 
+# A commit takes milliseconds, but another process may keep this one out for as long as SQLite waits for it (30 s).
+SAVED_WITHIN = 35.0
+
 
 class TurnRecord:
     """`message`: None where the last turn is answered anew. `begun`: what is on disk of a reply that was cut."""
@@ -117,12 +120,12 @@ class TurnRecord:
             return
         if self.broadcast is not None and self._key is not None:
             end_running(self._conversation, self._key, completion)
-        with anyio.CancelScope(shield=True):
+        with anyio.CancelScope(shield=True):  # it waits for nothing
             await lock.__aexit__(None, None, None)
 
     async def _save(self, completion: Completion, state: TurnState, asked_tokens: int | None) -> None:
         """Also where the caller is cancelled: what was said is not forgotten for that."""
-        with anyio.CancelScope(shield=True):
+        with anyio.move_on_after(SAVED_WITHIN, shield=True):
             self._reply = await self._log.save_reply(
                 self._found.id,
                 completion,
@@ -135,7 +138,7 @@ class TurnRecord:
     async def _abandon(self) -> None:
         """Nothing was said to it. One that is answered anew keeps its answer."""
         if self._log.reply_to(self._found.id) is None:
-            with anyio.CancelScope(shield=True):
+            with anyio.move_on_after(SAVED_WITHIN, shield=True):
                 await self._log.fail(self._found.id)
 
     def _count_asked(self, completion: Completion, sent: Sequence[Message]) -> int | None:

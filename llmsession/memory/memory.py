@@ -92,7 +92,7 @@ class Memory:
     async def aclose(self) -> None:
         """When all that waits is on the disk. Conversations keep what they know, and take nothing more."""
         self._is_closed = True
-        with anyio.CancelScope(shield=True):
+        with anyio.CancelScope(shield=True):  # bounded by the writer: see Writer.aclose
             await self._store.aclose()
 
     async def get(self, user: str, channel: str = "", *, system_prompt: str | None = None) -> Conversation:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import sys
 import threading
 from collections import deque
 from collections.abc import AsyncIterator, Iterator
@@ -17,43 +16,12 @@ from pathlib import Path
 
 import anyio
 
+from llmsession.system.file_lock import try_lock_byte, unlock_byte
 from llmsession.system.latch import Latch
 from llmsession.types.errors import StoreError
 
 # Between two looks at a lock that another process has: short beside the reply that is waited for.
 _LOOK_EVERY = 0.05
-
-if sys.platform == "win32":
-    import msvcrt
-
-    def _try_lock(descriptor: int, place: int) -> bool:
-        os.lseek(descriptor, place, os.SEEK_SET)
-        try:
-            msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
-        except OSError:
-            return False
-        return True
-
-    def _unlock(descriptor: int, place: int) -> None:
-        os.lseek(descriptor, place, os.SEEK_SET)
-        msvcrt.locking(descriptor, msvcrt.LK_UNLCK, 1)
-
-else:
-    import fcntl
-
-    def _try_lock(descriptor: int, place: int) -> bool:
-        try:
-            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, place)
-        except (BlockingIOError, PermissionError):  # either may be said (fcntl(2), EAGAIN and EACCES)
-            return False
-        except OSError as error:
-            raise StoreError(
-                f"no lock can be had on the memory's file of locks ({error.strerror}): put it on a local disk"
-            ) from error
-        return True
-
-    def _unlock(descriptor: int, place: int) -> None:
-        fcntl.lockf(descriptor, fcntl.LOCK_UN, 1, place)
 
 
 class Queues:
@@ -132,7 +100,7 @@ class TurnLocks:
                     yield
                 finally:
                     with self._guard:
-                        _unlock(self._descriptor, conversation)
+                        unlock_byte(self._descriptor, conversation)
 
     @contextlib.contextmanager
     def _in_use(self) -> Iterator[None]:
@@ -151,8 +119,13 @@ class TurnLocks:
                 f"{self._path} was deleted or replaced while it was open, so that nobody can say who answers: "
                 "close this memory and open it again"
             )
-        with self._guard:
-            return _try_lock(self._descriptor, conversation)
+        try:
+            with self._guard:
+                return try_lock_byte(self._descriptor, conversation)
+        except OSError as error:
+            raise StoreError(
+                f"the memory's file of locks cannot be locked ({error.strerror}): put it on a local disk"
+            ) from error
 
 
 def _identify(path: Path) -> tuple[int, int] | None:

@@ -7,6 +7,7 @@ be run a second time, alone, where the transaction that it shared with others co
 from __future__ import annotations
 
 import atexit
+import contextlib
 import functools
 import os
 import sqlite3
@@ -14,15 +15,16 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Generic, TypeVar
 
 import anyio
 
-from llmsession.memory.database import execute_patiently, explain, is_busy
+from llmsession.memory.database import LOCK_TIMEOUT, execute_patiently, explain, is_busy
 from llmsession.memory.file_guard import FileGuard
 from llmsession.system.latch import Latch, call_soon, current_loop
-from llmsession.types.errors import ClosedError, LLMSessionError
+from llmsession.system.service_thread import ServiceThread
+from llmsession.types.errors import ClosedError, LLMSessionError, StoreError
 
 T = TypeVar("T")
 Work = Callable[[sqlite3.Connection], T]
@@ -33,6 +35,8 @@ _BATCH = 1024
 _GATHER = 0.002
 # Who is cancelled waits so long for the commit that is under way: longer only where another process keeps it out.
 _CANCEL_SECONDS = 1.0
+# A close waits so long for what is written: another process may keep it out for LOCK_TIMEOUT, for each of two commits.
+_CLOSE_SECONDS = 2 * LOCK_TIMEOUT + 5.0
 # A program that ends waits so long for what it has not written yet.
 _EXIT_SECONDS = 5.0
 
@@ -60,12 +64,13 @@ class Writer:
         self._waiting: deque[_Operation[Any]] = deque()
         self._changed = threading.Condition()
         self._is_closing = False
+        self._broken: BaseException | None = None
         self._ended = Latch()
         # How many will wait when those are back who were just served, and until when that is worth waiting for.
         self._expected = 1
         self._gather_until = 0.0
-        self._thread = threading.Thread(target=self._run, name="llmsession-memory", daemon=True)
-        self._thread.start()
+        self._service = ServiceThread("llmsession-memory")
+        self._service.submit(self._run, self._give_up)
         _WRITERS.add(self)
 
     async def do(self, work: Work[T], *, alone: bool = False) -> T:
@@ -76,6 +81,8 @@ class Writer:
         """
         operation = _Operation(work, alone=alone)
         with self._changed:
+            if self._broken is not None:
+                raise self._explain_broken(self._broken)
             if self._is_closing:
                 raise ClosedError("the memory was closed: open it again")
             self._waiting.append(operation)
@@ -99,7 +106,8 @@ class Writer:
     async def aclose(self) -> None:
         """Write what waits, close the connection and end the thread."""
         self.stop()
-        await self._ended.wait()
+        with anyio.move_on_after(_CLOSE_SECONDS):
+            await self._ended.wait()
 
     def stop(self) -> None:
         """The same without waiting for it."""
@@ -113,14 +121,35 @@ class Writer:
         self._ended.wait_blocking(timeout)
 
     def _run(self) -> None:
+        batch: list[_Operation[Any]] = []
         try:
             while batch := self._next():
                 begun = time.monotonic()
                 self._write(batch)
                 self._release(batch, time.monotonic() - begun)
+        except BaseException as error:
+            self._give_up(error, batch)
+            raise
         finally:
-            self._connection.close()
+            self._service.stop()
+            with contextlib.suppress(sqlite3.Error):
+                self._connection.close()
             self._ended.set()
+
+    def _give_up(self, error: BaseException, batch: Sequence[_Operation[Any]] = ()) -> None:
+        """The writer has failed: nothing is written any more, and nobody waits for that."""
+        with self._changed:
+            self._is_closing, self._broken = True, error
+            waiting = [*batch, *self._waiting]
+            self._waiting.clear()
+        for operation in waiting:
+            operation.error = operation.error or self._explain_broken(error)
+        self._release(waiting, 0.0)
+
+    def _explain_broken(self, error: BaseException) -> StoreError:
+        broken = StoreError(f"the memory was closed after a failure of its writer ({error}): open it again")
+        broken.__cause__ = error
+        return broken
 
     def _next(self) -> list[_Operation[Any]]:
         """What waits; empty when all is written and the writer shall close."""
@@ -158,7 +187,7 @@ class Writer:
                 self._commit(batch)
         except BaseException as error:  # noqa: BLE001 - it is raised again, where it was asked for
             if self._connection.in_transaction:
-                self._connection.execute("ROLLBACK")
+                self._connection.execute("ROLLBACK")  # what this raises ends the writer: the connection is of no use
             is_own = not isinstance(error, LLMSessionError) and not (
                 isinstance(error, sqlite3.Error) and is_busy(error)
             )

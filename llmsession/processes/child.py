@@ -11,9 +11,11 @@ from __future__ import annotations
 
 import contextlib
 import enum
+import logging
 import os
 import threading
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import anyio
@@ -24,12 +26,18 @@ from llmsession.processes.cgroups import count_memory_kills
 from llmsession.processes.logfile import LogFile
 from llmsession.processes.readiness import NotReadyError, Probe, await_ready
 from llmsession.system.latch import Latch
-from llmsession.types.errors import ClosedError, StartFailedError, StartTimeoutError
+from llmsession.system.service_thread import start_thread
+from llmsession.types.errors import BackendError, ClosedError, ConfigError, StartFailedError, StartTimeoutError
 
 # A server that has closed its connections ends in 1.0 s at the latest (LLAMA_SERVER F1); then comes the next rung.
 ASK_GRACE = 1.1
 # Closed stdin, or a second SIGTERM, ends it in 20 ms; whoever ignores that as well is killed.
 INSIST_GRACE = 0.2
+# Both graces, and some time for the kernel to end a process that was killed. One that it cannot end (it hangs in a
+# driver) goes on without us: the attending thread still waits for it.
+CLOSE_BOUND = 1.5
+
+_log = logging.getLogger("llmsession.processes")
 
 
 class State(enum.StrEnum):
@@ -78,7 +86,7 @@ class Child:
         self._record_lock = threading.Lock()  # apart from the other, which nobody holds while a file is written
         self._record: Path | None = None
         self._note: dict[str, str] = {}
-        self._spawn_error: OSError | None = None
+        self._spawn_error: BaseException | None = None
         self._killed_because: str | None = None
 
     @property
@@ -102,7 +110,13 @@ class Child:
                 raise ClosedError(f"{self.command.name} was started or closed before")
             self._state = State.STARTING
             self._owner_pid = os.getpid()
-        lifetime.submit(self._spawn)
+        try:
+            lifetime.submit(self._spawn, self._note_failure)
+        except BackendError as error:
+            self._note_failure(error)
+            raise StartFailedError(
+                f"{self.command.name} cannot be started: {error}", returncode=None, log_tail=""
+            ) from error
         try:
             is_ready = await await_ready(probe, self.exited, timeout=timeout)
             with self._lock:
@@ -126,13 +140,7 @@ class Child:
         if self._state is State.STOPPED:
             return ClosedError(f"{self.command.name} was closed while it was starting")
         if self._spawn_error is not None:
-            error = StartFailedError(
-                f"cannot start {self.command.argv[0]}: {self._spawn_error.strerror or self._spawn_error}",
-                returncode=None,
-                log_tail="",
-            )
-            error.__cause__ = self._spawn_error
-            return error
+            return _describe_spawn_error(self.command, self._spawn_error)
         tail = self.log.tail()
         return StartFailedError(
             f"{self.command.name} {describe_exit(self.returncode)} before it was ready: "
@@ -142,20 +150,31 @@ class Child:
         )
 
     async def _give_up(self) -> None:
-        """End it for a start that failed; shielded, and bounded by the ladder."""
+        """End it for a start that failed; shielded and bounded."""
         self._request_stop(as_state=State.FAILED)
-        with anyio.CancelScope(shield=True):
-            await self.exited.wait()
+        await self._wait_for_exit()
 
     def request_stop(self) -> None:
         """Have it ended, without waiting. May be called from any thread; never blocks."""
         self._request_stop(as_state=State.STOPPED)
 
     async def aclose(self) -> None:
-        """End it and wait until it is gone: at most about 1.4 s, also when cancelled. In any state and loop."""
+        """End it and wait until it is gone: at most 1.5 s, also when cancelled. In any state and loop."""
         self.request_stop()
-        with anyio.CancelScope(shield=True):
+        await self._wait_for_exit()
+
+    async def _wait_for_exit(self) -> None:
+        with anyio.move_on_after(CLOSE_BOUND, shield=True):
             await self.exited.wait()
+
+    def end_at_exit(self) -> None:
+        """End it while the interpreter exits: at once, without a thread. Waits a moment for its end to be noted."""
+        with self._lock:
+            process = self._process if self._owner_pid == os.getpid() else None
+            self._state = State.STOPPING if process is not None else self._state
+        if process is not None and not self.exited.is_set():
+            process.kill()
+            self.exited.wait_blocking(INSIST_GRACE)
 
     def kill(self, why: str) -> None:
         """End it at once, as failed: `why` is what it did, for those who ask. From any thread; never blocks."""
@@ -192,7 +211,10 @@ class Child:
             self._climb_in_thread(process, gently=was is State.READY)
 
     def _spawn(self) -> None:
-        """In the spawning thread. From here on the attending thread owns the process's end."""
+        """In the spawning thread. From here on the attending thread owns the process's end.
+
+        Whatever it raises, `_note_failure` is called with it.
+        """
         if self._state is not State.STARTING:  # closed before it began
             self._finish(None)
             return
@@ -211,19 +233,24 @@ class Child:
                 os.close(stdout)
                 os.close(stderr)
         except OSError as error:
-            self._spawn_error = error
-            self._finish(None)
+            self._note_failure(error)
             return
-        if self.command.greeting:
-            process.write_line(self.command.greeting)
         with self._lock:
             self._process = process
             stop_now = self._state is not State.STARTING
-        threading.Thread(
-            target=self._attend, args=(process,), name=f"llmsession-attend-{process.pid}", daemon=True
-        ).start()
+        try:
+            start_thread(partial(self._attend, process), f"llmsession-attend-{process.pid}")
+        except BackendError:
+            process.kill()
+            process.wait()
+            raise
         if stop_now:
             self._climb_in_thread(process, gently=False)
+
+    def _note_failure(self, error: BaseException) -> None:
+        """It was not spawned, or is gone already."""
+        self._spawn_error = error
+        self._finish(None)
 
     def annotate(self, note: Mapping[str, str]) -> None:
         """Add to its record what others of this user may want to know, such as where it listens."""
@@ -241,20 +268,41 @@ class Child:
             self._record = written or self._record  # what could not be written again is still there to be removed
 
     def _attend(self, process: lifetime.OwnedProcess) -> None:
-        with self._record_lock:
-            self._write_record(process.pid)
-        if self._records is not None:
-            from llmsession.processes.records import clear_leftovers
+        """Until the process has ended, which is noted whatever happens to its record."""
+        returncode: int | None = None
+        try:
+            self._note_start(process)
+        finally:
+            try:
+                returncode = process.wait()
+                self._note_end()
+            finally:
+                self._finish(returncode)
 
-            clear_leftovers(self._records)
-        returncode = process.wait()
-        if (before := self._memory_kills_before) is not None:
-            self.memory_kills = (count_memory_kills() or before) - before
-        with self._record_lock, contextlib.suppress(OSError):
-            record, self._record = self._record, None
-            if record is not None:
-                record.unlink()
-        self._finish(returncode)
+    def _note_start(self, process: lifetime.OwnedProcess) -> None:
+        try:
+            # Here and not in the spawner: a child that reads nothing would block that for everybody.
+            if self.command.greeting:
+                process.write_line(self.command.greeting)
+            with self._record_lock:
+                self._write_record(process.pid)
+            if self._records is not None:
+                from llmsession.processes.records import clear_leftovers
+
+                clear_leftovers(self._records)
+        except Exception:  # noqa: BLE001 - nothing about records may keep the process's end from being noted
+            _log.exception("the record of %s, or those of others, could not be handled", self.command.name)
+
+    def _note_end(self) -> None:
+        try:
+            if (before := self._memory_kills_before) is not None:
+                self.memory_kills = (count_memory_kills() or before) - before
+            with self._record_lock, contextlib.suppress(OSError):
+                record, self._record = self._record, None
+                if record is not None:
+                    record.unlink()
+        except Exception:  # noqa: BLE001 - the same
+            _log.exception("the end of %s could not be noted", self.command.name)
 
     def _finish(self, returncode: int | None) -> None:
         with self._lock:
@@ -263,9 +311,10 @@ class Child:
         self.exited.set()
 
     def _climb_in_thread(self, process: lifetime.OwnedProcess, *, gently: bool) -> None:
-        threading.Thread(
-            target=self._climb, args=(process, gently), name=f"llmsession-stop-{process.pid}", daemon=True
-        ).start()
+        try:
+            start_thread(partial(self._climb, process, gently), f"llmsession-stop-{process.pid}")
+        except BackendError:
+            process.kill()  # there is no thread that could ask it first
 
     def _climb(self, process: lifetime.OwnedProcess, gently: bool) -> None:  # noqa: FBT001
         """The ladder: ask, insist, kill. One that is still starting has nothing to put away: kill."""
@@ -281,6 +330,17 @@ class Child:
             if self.exited.wait_blocking(INSIST_GRACE):
                 return
         process.kill()
+
+
+def _describe_spawn_error(command: Command, cause: BaseException) -> Exception:
+    error: Exception
+    if isinstance(cause, ValueError):  # a NUL, half a surrogate pair
+        error = ConfigError(f"an argument or variable for {command.name} cannot be passed to a program: {cause}")
+    else:
+        why = cause.strerror if isinstance(cause, OSError) and cause.strerror else str(cause) or type(cause).__name__
+        error = StartFailedError(f"cannot start {command.argv[0]}: {why}", returncode=None, log_tail="")
+    error.__cause__ = cause
+    return error
 
 
 def describe_exit(returncode: int | None) -> str:

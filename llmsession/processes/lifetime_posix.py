@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import contextlib
 import os
-import queue
 import select
 import shutil
 import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import IO
+
+from llmsession.system.service_thread import ServiceThread
 
 # Asks the kernel to kill it with its parent, looks whether that parent is still there, and becomes the command.
 _GUARD = (
@@ -25,6 +26,10 @@ _GUARD = (
     "os.getppid()==int(sys.argv[1]) or sys.exit(1)\n"
     "os.execv(sys.argv[2],sys.argv[2:])"
 )
+
+
+# A line is written in microseconds; a child that reads nothing for so long will not read the next one either.
+STDIN_TURN = 0.1
 
 
 class OwnedProcess:
@@ -70,17 +75,29 @@ class OwnedProcess:
         return returncode
 
     def write_line(self, line: bytes) -> None:
-        """To its stdin, in so far as it still reads."""
-        with self._stdin_lock, contextlib.suppress(OSError, ValueError):
-            if self._stdin is not None:
-                self._stdin.write(line)
+        """Write to its stdin, if it still reads. It blocks while the pipe is full."""
+        with self._stdin_in_turn(), contextlib.suppress(OSError, ValueError):
+            rest = memoryview(line)
+            while self._stdin is not None and rest:
+                rest = rest[self._stdin.write(rest) or 0 :]
 
     def close_stdin(self) -> None:
         """End its input."""
-        with self._stdin_lock, contextlib.suppress(OSError):
+        with self._stdin_in_turn(), contextlib.suppress(OSError):
             if self._stdin is not None:
                 self._stdin.close()
             self._stdin = None
+
+    @contextlib.contextmanager
+    def _stdin_in_turn(self) -> Iterator[None]:
+        """One writer at a time. Another may be stuck on a child that reads nothing: then it is not waited for."""
+        if self._stdin_lock.acquire(timeout=STDIN_TURN):
+            try:
+                yield
+            finally:
+                self._stdin_lock.release()
+        else:
+            yield
 
     def terminate(self) -> None:
         """Ask it to end (SIGTERM)."""
@@ -140,38 +157,10 @@ def _wait_without_reaping(pid: int) -> None:
             os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
 
 
-class Spawner:
-    """The one thread that starts children. It lives as long as the process, as their death signals need it."""
-
-    def __init__(self) -> None:
-        self._jobs: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
-        threading.Thread(target=self._run, name="llmsession-spawner", daemon=True).start()
-
-    def submit(self, job: Callable[[], None]) -> None:
-        """Have it called there, soon. It must not raise."""
-        self._jobs.put(job)
-
-    def _run(self) -> None:
-        while True:
-            self._jobs.get()()
+# The kernel kills the children of a thread that ends (their death signal hangs on it), so this one never does.
+_spawner = ServiceThread("llmsession-spawner")
 
 
-_spawner: Spawner | None = None
-_spawner_lock = threading.Lock()
-
-
-def submit(job: Callable[[], None]) -> None:
-    """Call `job` in the spawning thread."""
-    global _spawner  # noqa: PLW0603 - one for the process: that is its purpose
-    with _spawner_lock:
-        _spawner = _spawner or Spawner()
-    _spawner.submit(job)
-
-
-def _after_fork() -> None:
-    # A forked copy of this process has none of its threads.
-    global _spawner, _spawner_lock
-    _spawner, _spawner_lock = None, threading.Lock()
-
-
-os.register_at_fork(after_in_child=_after_fork)
+def submit(job: Callable[[], None], on_failure: Callable[[BaseException], None]) -> None:
+    """Call `job` in the thread that starts children. Raises BackendError if that thread cannot be started."""
+    _spawner.submit(job, on_failure)

@@ -14,6 +14,8 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import IO
 
+from llmsession.system.service_thread import ServiceThread
+
 assert sys.platform == "win32"  # noqa: S101 - tells the type checkers where this holds
 
 _KILL_ON_JOB_CLOSE = 0x2000
@@ -138,9 +140,12 @@ def kill_stray(pid: int) -> None:
     subprocess.run(["taskkill", "/F", "/T", "/PID", str(pid)], check=False, capture_output=True)  # noqa: S607
 
 
-def submit(job: Callable[[], None]) -> None:
-    """Call `job` in a thread of its own: a Job Object does not care which thread started the child."""
-    threading.Thread(target=job, name="llmsession-spawner", daemon=True).start()
+_spawner = ServiceThread("llmsession-spawner")
+
+
+def submit(job: Callable[[], None], on_failure: Callable[[BaseException], None]) -> None:
+    """Call `job` in the thread that starts children. Raises BackendError if that thread cannot be started."""
+    _spawner.submit(job, on_failure)
 
 
 def _new_job() -> int:

@@ -12,6 +12,8 @@ import re
 import time
 from pathlib import Path
 
+from llmsession.system.file_lock import is_used, mark_used
+
 # Old runs are kept while they are few and small: enough to look back, never enough to fill a disk.
 KEPT_RUNS = 20
 KEPT_BYTES = 50_000_000
@@ -42,10 +44,12 @@ class LogFile:
         flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_EXCL
         out = os.open(self.out_path, flags, 0o600)
         try:
-            return out, os.open(self.path, flags, 0o600)
+            log = os.open(self.path, flags, 0o600)
         except BaseException:
             os.close(out)
             raise
+        mark_used(log)
+        return out, log
 
     def read_out(self, offset: int = 0) -> bytes:
         """What the child wrote to stdout, from `offset` on."""
@@ -83,7 +87,7 @@ class LogFile:
 
 
 def prune(folder: Path) -> None:
-    """Remove the runs that were written to longest ago, beyond KEPT_RUNS and KEPT_BYTES."""
+    """Remove the runs that were written to longest ago, beyond KEPT_RUNS and KEPT_BYTES; never one that still runs."""
     runs: dict[str, list[tuple[Path, os.stat_result]]] = {}
     for path in folder.iterdir():
         if (ours := _OURS.fullmatch(path.name)) is not None:
@@ -94,9 +98,11 @@ def prune(folder: Path) -> None:
     for number, run in enumerate(newest_first):
         total += sum(stat.st_size for _, stat in run)
         if number >= KEPT_RUNS or total > KEPT_BYTES:
-            for path, _ in run:
-                with contextlib.suppress(OSError):
-                    path.unlink()
+            paths = [path for path, _ in run]
+            if not any(is_used(path) for path in paths):
+                for path in paths:
+                    with contextlib.suppress(OSError):
+                        path.unlink()
 
 
 def _read(path: Path, offset: int) -> bytes:

@@ -7,6 +7,7 @@ A process is ours only if its number *and* its time of birth are those on record
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,6 +16,8 @@ import msgspec
 import psutil
 
 from llmsession.processes.lifetime import kill_stray
+
+_log = logging.getLogger("llmsession.processes")
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True):
@@ -38,7 +41,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
 
 def write_record(folder: Path, pid: int, *, name: str, log: Path, note: Mapping[str, str] | None = None) -> Path | None:
     """Put it on record, for this user's eyes only; None where the process is gone or the folder cannot be written."""
-    with contextlib.suppress(OSError, psutil.Error):
+    with contextlib.suppress(OSError, ValueError, psutil.Error):  # ValueError: a path that is not UTF-8
         record = Record(
             pid=pid,
             started=psutil.Process(pid).create_time(),
@@ -65,8 +68,12 @@ def read_records(folder: Path) -> dict[Path, Record]:
     """All that are there and can be read."""
     records = {}
     for path in folder.glob("*.json"):
-        with contextlib.suppress(OSError, msgspec.DecodeError):
+        try:
             records[path] = msgspec.json.decode(path.read_bytes(), type=Record)
+        except FileNotFoundError:
+            continue  # its owner was quicker
+        except (OSError, ValueError) as error:  # ValueError: a damaged file, bytes that are not UTF-8
+            _log.warning("the record %r cannot be read and is skipped: %s", str(path), error)
     return records
 
 
@@ -90,7 +97,7 @@ def clear_leftovers(folder: Path) -> list[int]:
 
 def _owner_of(half: Path) -> int:
     number = half.name.split(".")[1]
-    return int(number) if number.isdigit() else 0
+    return int(number) if number.isascii() and number.isdigit() else 0
 
 
 def _is_alive(pid: int, started: float) -> bool:

@@ -6,13 +6,13 @@ Those of a model's file, or, of a server whose file is elsewhere, those that it 
 from __future__ import annotations
 
 import re
-import threading
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from llmsession.models.gguf import TokenTable, read_token_table
 from llmsession.models.safetensors import read_added_tokens
 from llmsession.system.latch import Latch
+from llmsession.system.service_thread import start_thread
 from llmsession.wire import completion_api
 from llmsession.wire.http import HttpClient
 
@@ -165,7 +165,7 @@ class VocabularyLoader:
         self._path = path
         self._read = Latch()
         self._found: Vocabulary | Exception | None = None
-        threading.Thread(target=self._work, name="llmsession-vocabulary", daemon=True).start()
+        start_thread(self._work, "llmsession-vocabulary")
 
     def _work(self) -> None:
 

@@ -7,9 +7,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NoReturn
 
-import anyio.to_thread
-
 from llmsession.models.gguf import ModelInfo, read_vocabulary
+from llmsession.system.service_thread import run_in_thread
 from llmsession.types.errors import ClosedError, LLMSessionError, ServerError, UnsupportedFeatureError, UsageError
 
 if TYPE_CHECKING:
@@ -164,7 +163,7 @@ class ServerInfo:
         path: Path | None = self.server.model.path
         if path is None or self.server.model.is_weights:
             self.refuse("GGUF file that could be read here")
-        return await anyio.to_thread.run_sync(read_vocabulary, path)
+        return await run_in_thread(read_vocabulary, path)
 
 
 def _not_open() -> UsageError:

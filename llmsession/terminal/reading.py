@@ -26,6 +26,10 @@ if TYPE_CHECKING:
     from prompt_toolkit.key_binding import KeyBindings
 
 
+# prompt_toolkit leaves its prompt in one turn of its loop; a terminal that is stopped (Ctrl-S) may hold it back.
+LEFT_WITHIN = 2.0
+
+
 class Reader(Protocol):
     """`None` is the end."""
 
@@ -174,7 +178,7 @@ async def _prompt_in_thread(session: PromptSession[str], prompt: Callable[..., s
         if begun:
             if (loop := session.app.loop) is not None:
                 call_soon(loop, leave)
-            with anyio.CancelScope(shield=True):
+            with anyio.move_on_after(LEFT_WITHIN, shield=True):
                 await over.wait()
         raise
 

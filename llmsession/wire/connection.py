@@ -19,6 +19,8 @@ import anyio.abc
 from llmsession.system.latch import current_loop
 
 RECEIVE_BYTES = 65_536
+# The socket was shut down before, so that closing it takes one turn of the loop.
+CLOSED_WITHIN = 1.0
 
 
 class Connection(Protocol):
@@ -58,7 +60,7 @@ class _Cuttable:
 
     def __init__(self, raw: socket.socket) -> None:
         self._raw = raw
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a signal handler may abort while this thread holds it
         self._open = True
 
     def abort(self) -> None:
@@ -89,7 +91,7 @@ class _AsyncioConnection(_Cuttable):
     async def aclose(self) -> None:
         self._forget_socket()
         self._writer.transport.abort()
-        with anyio.CancelScope(shield=True), contextlib.suppress(OSError):
+        with anyio.move_on_after(CLOSED_WITHIN, shield=True), contextlib.suppress(OSError):
             await self._writer.wait_closed()
 
 
@@ -114,5 +116,5 @@ class _AnyioConnection(_Cuttable):
 
     async def aclose(self) -> None:
         self._forget_socket()
-        with anyio.CancelScope(shield=True):
+        with anyio.move_on_after(CLOSED_WITHIN, shield=True):
             await self._stream.aclose()

@@ -19,6 +19,7 @@ from typing import Any, TextIO
 import anyio
 
 from llmsession.system.latch import call_soon, current_loop
+from llmsession.system.service_thread import later
 from llmsession.types.completion import Completion, StopReason
 from llmsession.types.errors import LLMSessionError, UsageError
 from llmsession.types.events import Event, TextDelta
@@ -88,7 +89,9 @@ class Readable(abc.ABC):
 
     def __del__(self) -> None:
         if self._entered and not self._left:
-            self._abandon()  # first: the warning may be an error
+            # In another thread, since a finalizer may run while this one holds any lock; and before the warning, which
+            # may be an error.
+            later(self._abandon)
             warnings.warn(f"{self.id} was never closed: use `async with`", ResourceWarning, stacklevel=1, source=self)
 
     # Ending it.

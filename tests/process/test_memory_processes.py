@@ -24,6 +24,7 @@ pytestmark = pytest.mark.anyio
 PRELUDE = """
 import anyio, gc, json, os, sys, time
 from llmsession import LLMSessionError, Memory, Message
+from llmsession.memory.conversation import log_of
 database, backend = sys.argv[1:3]
 def say(*words):
     os.write(1, (json.dumps(words) + "\\n").encode())
@@ -54,7 +55,7 @@ HOLD = """
 async def main():
     async with Memory.open(database) as memory:
         conversation = await memory.get("ann")
-        async with conversation.answering():
+        async with log_of(conversation).answering():
             say("held")
             await anyio.to_thread.run_sync(sys.stdin.readline)
             await conversation.add("from the other process")
@@ -102,7 +103,7 @@ async def test_a_second_memory_that_is_closed_keeps_the_lock(tmp_path: Path) -> 
 async def main():
     async with Memory.open(database) as memory:
         with anyio.move_on_after(0.5):
-            async with (await memory.get("ann")).answering():
+            async with log_of(await memory.get("ann")).answering():
                 say("held")
                 return
     say("waited")
@@ -128,7 +129,7 @@ async def main():
         async def talk(user):
             conversation = await memory.get(user)
             for number in range(10):
-                async with conversation.answering():
+                async with log_of(conversation).answering():
                     await conversation.add(f"{sys.argv[3]} {user} {number}")
                     await conversation.add(Message.assistant("yes"))
         async with anyio.create_task_group() as tasks:
@@ -159,7 +160,7 @@ def test_a_fork_leaves_the_original_alone(tmp_path: Path, anyio_backend: str) ->
 memory = anyio.run(lambda: Memory.open(database).__aenter__(), backend=backend)
 async def talk(memory, text):
     conversation = await memory.get("ann")
-    async with conversation.answering():
+    async with log_of(conversation).answering():
         await conversation.clear()
         await conversation.add(text)
 anyio.run(talk, memory, "before", backend=backend)

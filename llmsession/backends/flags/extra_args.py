@@ -7,6 +7,7 @@ import itertools
 from llmsession.backends.launch import Launch
 from llmsession.types.device import DeviceRequest
 from llmsession.types.errors import ConfigError
+from llmsession.types.message_input import is_unicode
 
 # Flags that are never the user's, and what is to be used in their place, or why not.
 _OURS = {
@@ -76,6 +77,8 @@ def check_extra_args(launch: Launch) -> None:
     for argument, following in itertools.zip_longest(launch.extra_args, launch.extra_args[1:]):
         if not isinstance(argument, str):
             raise ConfigError(f'extra_args is a list of texts, such as ("--top-k", "40"), not of {argument!r}')
+        if "\0" in argument or not is_unicode(argument):
+            raise ConfigError(f"extra_args holds {argument!r}, which cannot be passed to a program")
         head, equals, _ = argument.partition("=")
         flag = normalize_flag(head)
         if (why := _WHY.get(flag)) is not None:

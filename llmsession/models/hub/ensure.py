@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import anyio
-import anyio.to_thread
 import msgspec
 from anyio.streams.buffered import BufferedByteReceiveStream
 
@@ -27,6 +26,7 @@ from llmsession.models.references import HEAD, SCHEME, PackedFileRef, PackedRepo
 from llmsession.models.registry import Registry
 from llmsession.models.registry_file import load_known_llms
 from llmsession.models.safetensors import is_whole
+from llmsession.system.service_thread import run_in_thread
 from llmsession.types import errors
 from llmsession.types.errors import FetchError, OfflineError, UnknownModelError
 from llmsession.types.progress import Progress, ProgressCallback, Speedometer
@@ -39,6 +39,8 @@ WEIGHTS = ("*.safetensors", "*.json", "tokenizer*", "*.model", "*.jinja", "merge
 
 # The process tells the names of at most some thousand files.
 LONGEST_LINE = 1 << 22
+# A process that was killed is gone in milliseconds, unless it hangs in a disk of the network.
+KILLED_WITHIN = 5.0
 
 StopCallback = Callable[[Callable[[], None]], None]
 
@@ -60,8 +62,8 @@ async def ensure_model(
     UnknownModelError, InvalidRefError and FetchError.
     """
     file = resolve_ref(ref, load_known_llms(registry))
-    cached = await anyio.to_thread.run_sync(find_cached, file)
-    damaged = cached is not None and not await anyio.to_thread.run_sync(is_readable, cached)
+    cached = await run_in_thread(find_cached, file)
+    damaged = cached is not None and not await run_in_thread(is_readable, cached)
     if cached is not None and not damaged and not refresh:
         return cached
     if is_offline(offline):
@@ -93,8 +95,8 @@ async def ensure_weights(
 
     `on_start` is given a function that ends the download from any thread.
     """
-    folder = await anyio.to_thread.run_sync(find_snapshot, ref.repo_id, revision)
-    if folder is not None and await anyio.to_thread.run_sync(is_whole, folder):
+    folder = await run_in_thread(find_snapshot, ref.repo_id, revision)
+    if folder is not None and await run_in_thread(is_whole, folder):
         return folder
     if is_offline(offline):
         raise OfflineError(f"{ref} is not in the cache, and this is offline: fetch it once online")
@@ -149,7 +151,7 @@ async def _fetch(
             pass  # it has ended: its last words say why
         finally:
             _kill(process)
-            with anyio.CancelScope(shield=True):
+            with anyio.move_on_after(KILLED_WITHIN, shield=True):
                 await process.aclose()
         said.seek(0)
         words = said.read().decode(errors="replace").strip().rpartition("\n")[2]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import logging
 import queue
 import threading
 import time
@@ -18,19 +19,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import anyio
-import anyio.to_thread
 import msgspec
 
 from llmsession.session.kv.slot_lock import Hold, SlotLock
 from llmsession.session.kv.store import KvStore, Saved, stamp_engine
 from llmsession.system.latch import Latch
-from llmsession.types.errors import LLMSessionError, ServerError
+from llmsession.system.service_thread import ServiceThread, run_in_thread
+from llmsession.types.errors import BackendError, LLMSessionError, ServerError, UndecodableError
 
 if TYPE_CHECKING:
     from llmsession.backends.endpoint import Endpoint
     from llmsession.types.completion import Completion
     from llmsession.types.messages import Message
     from llmsession.wire.http import ByteStream
+
+_log = logging.getLogger("llmsession.kv")
 
 # Less than this is read again as fast as a file.
 LEAST_TOKENS = 96
@@ -109,7 +112,8 @@ class KvCache:
         self._jobs: queue.Queue[_Job | None] = queue.Queue()
         self._busy = 0
         self._done = Latch()
-        self._thread: threading.Thread | None = None
+        self._service = ServiceThread("llmsession-kv")
+        self._is_working = False
         self._closing = False
         self._credit = 0.25
         self._prompt_rate = 0.0
@@ -140,7 +144,7 @@ class KvCache:
             is_there = turn.conversation in self._owners.values()
         if is_there or self._failures >= MOST_FAILURES:
             return None
-        return await anyio.to_thread.run_sync(self._look, endpoint, turn)
+        return await run_in_thread(self._look, endpoint, turn)
 
     def _look(self, endpoint: Endpoint, turn: CachedTurn) -> Saved | None:
         try:
@@ -183,9 +187,9 @@ class KvCache:
                 self._dirty.pop(slots[0].id, None)
                 self._owners.pop(slots[0].id, None)
                 self._owners[slots[0].id] = turn.conversation
-        except ServerError as error:
+        except (ServerError, UndecodableError) as error:
             turn.expected = 0
-            if error.status in (404, 501):
+            if isinstance(error, ServerError) and error.status in (404, 501):
                 self._failures = MOST_FAILURES
             elif self._files is not None:
                 self._files.forget(turn.conversation)
@@ -256,8 +260,9 @@ class KvCache:
             cost = OVERHEAD + size / self._write_rate
             if cost > self._credit:
                 job.release = _nothing
-                self._dirty[slot] = job
-                self._start()
+                with contextlib.suppress(BackendError):
+                    self._start()
+                    self._dirty[slot] = job
                 return None
             self._credit -= cost
             return job
@@ -265,15 +270,30 @@ class KvCache:
     # The thread that saves.
 
     def _put(self, job: _Job) -> None:
-        with self._lock:
-            self._busy += 1
-            self._jobs.put(job)
-            self._start()
+        try:
+            with self._lock:
+                self._start()
+                self._busy += 1
+                self._jobs.put(job)
+        except BackendError:  # there is no thread: it is not saved
+            self._leave(job)
 
     def _start(self) -> None:
-        if self._thread is None:
-            self._thread = threading.Thread(target=lambda: anyio.run(self._work), name="llmsession-kv", daemon=True)
-            self._thread.start()
+        if not self._is_working:
+            self._service.submit(lambda: anyio.run(self._work), self._give_up)
+            self._is_working = True
+
+    def _give_up(self, error: BaseException) -> None:
+        """The saver has failed, which is logged: what waited for it is not saved, and holds nothing back."""
+        del error
+        with contextlib.suppress(queue.Empty):
+            while True:
+                if (job := self._jobs.get_nowait()) is not None:
+                    self._leave(job)
+        with self._lock:
+            self._is_working, self._busy = False, 0
+            self._dirty.clear()
+        self._done.set()
 
     async def _work(self) -> None:
         """Until there is nothing more to save. It may block: nothing else runs in this loop."""
@@ -290,7 +310,7 @@ class KvCache:
             with self._lock:
                 over = self._closing or (not self._dirty and time.monotonic() - idle_since > _THREAD_LIFE)
                 if over and self._jobs.empty():
-                    self._thread = None
+                    self._is_working = False
                     if self._closing:
                         self._done.set()
                     return
@@ -331,7 +351,9 @@ class KvCache:
                 files.keep(job.conversation, path, msgspec.structs.replace(saved, tokens=action.n_saved))
                 path = None
         except (LLMSessionError, OSError):
-            return  # without it, it is read again
+            return  # without it, it is evaluated again
+        except Exception:  # noqa: BLE001 - an answer that nobody has foreseen: later saves go on
+            _log.exception("what the engine has evaluated of a conversation could not be saved")
         finally:
             self._leave(job)
             if path is not None:
@@ -363,7 +385,10 @@ class KvCache:
     async def _act(self, endpoint: Endpoint, slot: int, action: str, file: str) -> _Action:
         body = msgspec.json.encode({"filename": file})
         answer = await endpoint.client.post(f"/slots/{slot}?action={action}", body, timeout=SLOT_TIMEOUT)
-        return msgspec.json.decode(answer, type=_Action)
+        try:
+            return msgspec.json.decode(answer, type=_Action)
+        except msgspec.DecodeError as error:
+            raise UndecodableError(f"the answer to {action} cannot be read: {error}", payload=answer[:1000]) from error
 
     def _turn_to(self, endpoint: Endpoint) -> None:
         """Another engine has empty slots."""
@@ -388,11 +413,12 @@ class KvCache:
         """Save what still waits for that, as far as there is time."""
         with self._lock:
             self._closing = True
-            pending = self._thread is not None and (self._busy > 0 or (bool(self._dirty) and self._is_idle()))
+            pending = self._is_working and (self._busy > 0 or (bool(self._dirty) and self._is_idle()))
         self._jobs.put(None)
         if pending:
-            with anyio.CancelScope(shield=True), anyio.move_on_after(CLOSE_WAIT):
+            with anyio.move_on_after(CLOSE_WAIT, shield=True):
                 await self._done.wait()
+        self._service.stop()
 
 
 def _digest(messages: Sequence[Message]) -> tuple[tuple[str, ...], tuple[int, ...]]:

@@ -6,14 +6,17 @@ keeps it from noticing clients that left (LLAMA_SERVER trap 3).
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
 import anyio
 
-from llmsession.types.errors import LLMSessionError, UndecodableError
+from llmsession.system.service_thread import start_thread
+from llmsession.types.errors import BackendError, LLMSessionError, UndecodableError
 
 if TYPE_CHECKING:
     from llmsession.backends.endpoint import Endpoint
@@ -45,7 +48,8 @@ class HangDetector:
                 return
             self._looked_at = now
         name = f"llmsession-look-{self._endpoint.child.pid if self._endpoint.child is not None else 0}"
-        threading.Thread(target=self._work, args=(has_begun, give_up), name=name, daemon=True).start()
+        with contextlib.suppress(BackendError):  # without a thread nothing is known: the next check tries again
+            start_thread(partial(self._work, has_begun, give_up), name)
 
     def _work(self, has_begun: bool, give_up: Callable[[], None]) -> None:  # noqa: FBT001 - a thread's arguments
         try:

@@ -6,7 +6,6 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 
-import anyio.to_thread
 import msgspec
 
 from llmsession.backends.backend import Backend
@@ -28,8 +27,10 @@ from llmsession.session.server.model_choice import (
 )
 from llmsession.session.server.model_files import EngineFiles, find_engine_files
 from llmsession.system.paths import cache_folder, kv_folder, logs_folder, records_folder
+from llmsession.system.service_thread import run_in_thread
 from llmsession.types.device import parse_device
 from llmsession.types.errors import UnsupportedFeatureError
+from llmsession.types.message_input import is_unicode
 from llmsession.types.progress import Progress, ProgressCallback
 
 # What is given to llama.cpp, and means nothing to transformers.
@@ -54,7 +55,7 @@ class LaunchPlanner:
         """The same each time: an engine that is started again comes back as it was. Raises what a fetch can raise."""
         if self._planned is None:
             path = self.model.path or await self._fetch()
-            info = self.info = await anyio.to_thread.run_sync(_read_info, path, self.model.is_weights)
+            info = self.info = await run_in_thread(_read_info, path, self.model.is_weights)
             if isinstance(info, ModelInfo):
                 files = await find_engine_files(self._options, info, self._cache_folder(), self._fetch_file)
                 backend = await self.choose_backend()
@@ -133,6 +134,8 @@ class LaunchPlanner:
         if files.lora or files.mmproj is not None or files.draft_model is not None:
             return False
         theirs = any(normalize_flag(argument) == KV_FOLDER for argument in self._options.extra_args)
+        if not is_unicode(str(self._cache_folder())):
+            return False  # the engine is told the folder in UTF-8
         return self._options.kv_cache_bytes > 0 and backend.name in ("llama-server", "embedded") and not theirs
 
     async def _fetch(self) -> Path:

@@ -9,12 +9,12 @@ import os
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
-import anyio.to_thread
 import msgspec
 
 from llmsession.models.gguf import ModelInfo, read_model_info
 from llmsession.models.references import SCHEME
 from llmsession.session.config.options import Options, is_template_text
+from llmsession.system.service_thread import run_in_thread
 from llmsession.types.errors import ConfigError, InvalidModelError
 from llmsession.types.lora import Lora
 
@@ -59,7 +59,7 @@ async def _find(given: str | Path, fetch: Fetch, what: str, find_fault: Callable
     else:
         path = Path(given).expanduser().absolute()
     try:
-        fault = find_fault(await anyio.to_thread.run_sync(read_model_info, path))
+        fault = find_fault(await run_in_thread(read_model_info, path))
     except InvalidModelError as error:
         fault = error.reason
     if fault is not None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
 import threading
+import warnings
+import weakref
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -51,6 +54,7 @@ class OwnedServer:
         self._ended: Endpoint | None = None
         self._watch: HangDetector | None = None
         self._replies_since_rotation = 0
+        _SERVERS.add(self)
 
     @property
     def model(self) -> ResolvedModel:
@@ -83,6 +87,11 @@ class OwnedServer:
     def is_closed(self) -> bool:
         """Whether it was closed."""
         return self._closed.is_set()
+
+    @property
+    def is_started(self) -> bool:
+        """Whether an engine was ever started."""
+        return self._child is not None
 
     @property
     def is_starting(self) -> bool:
@@ -217,6 +226,14 @@ class OwnedServer:
         if self._child is not None:
             self._child.request_stop()
 
+    def end_at_exit(self) -> None:
+        """End the engine while the interpreter exits: without a thread of ours, and within a moment."""
+        self.refuse_starts()
+        if self._end_download is not None:
+            self._end_download()
+        if self._child is not None:
+            self._child.end_at_exit()
+
     async def aclose(self) -> None:
         """End the engine and wait until it is gone. Shielded and bounded; any state, any number of times."""
         self.close_soon()
@@ -233,7 +250,7 @@ class OwnedServer:
     async def has_exited_soon(self, endpoint: Endpoint) -> bool:
         """Whether it has, or does so within a moment: a dying engine hangs up before it can be waited for."""
         if endpoint.child is not None:
-            with anyio.CancelScope(shield=True), anyio.move_on_after(EXIT_LAG):
+            with anyio.move_on_after(EXIT_LAG, shield=True):
                 await endpoint.child.exited.wait()
         return endpoint.has_exited
 
@@ -254,3 +271,19 @@ class OwnedServer:
         )
         exited.__cause__ = error
         return exited
+
+
+_SERVERS: weakref.WeakSet[OwnedServer] = weakref.WeakSet()
+
+
+@atexit.register
+def _end_all() -> None:
+    # Nobody closed them. Later, during the interpreter's finalization, no thread can be started that would end them.
+    for server in list(_SERVERS):
+        if server.is_started and not server.is_closed:
+            warnings.warn(
+                f"a session of {server.model.name} was never closed: use `async with Session(…)`",
+                ResourceWarning,
+                stacklevel=1,
+            )
+        server.end_at_exit()
