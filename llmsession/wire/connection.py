@@ -10,8 +10,7 @@ import asyncio
 import contextlib
 import socket
 import ssl
-import threading
-from typing import Protocol
+from typing import Any, Protocol
 
 import anyio
 import anyio.abc
@@ -56,23 +55,22 @@ async def open_connection(host: str, port: int, tls: ssl.SSLContext | None = Non
 
 
 class _Cuttable:
-    """`abort` for both: shutting the socket down wakes its reader, in every loop and from every thread."""
+    """`abort` for both: shutting the socket down wakes its reader, in every loop and from every thread.
 
-    def __init__(self, raw: socket.socket) -> None:
-        self._raw = raw
-        self._lock = threading.RLock()  # a signal handler may abort while this thread holds it
-        self._open = True
+    `theirs` is what the loop shows of its socket, which under uvloop cannot be shut down. A descriptor of our own for
+    the same connection can, and it is never another's, whenever the loop closes its own.
+    """
+
+    def __init__(self, theirs: Any) -> None:
+        self._socket = socket.fromfd(theirs.fileno(), theirs.family, theirs.type)
 
     def abort(self) -> None:
-        with self._lock, contextlib.suppress(OSError):
-            if self._open:
-                self._raw.shutdown(socket.SHUT_RDWR)
+        with contextlib.suppress(OSError):  # it was closed, by us or by the other side
+            self._socket.shutdown(socket.SHUT_RDWR)
 
-    def _forget_socket(self) -> None:
-        """From now on its descriptor may be another's."""
+    def _close_socket(self) -> None:
         self.abort()
-        with self._lock:
-            self._open = False
+        self._socket.close()
 
 
 class _AsyncioConnection(_Cuttable):
@@ -89,7 +87,7 @@ class _AsyncioConnection(_Cuttable):
         return await self._reader.read(RECEIVE_BYTES)
 
     async def aclose(self) -> None:
-        self._forget_socket()
+        self._close_socket()
         self._writer.transport.abort()
         with anyio.move_on_after(CLOSED_WITHIN, shield=True), contextlib.suppress(OSError):
             await self._writer.wait_closed()
@@ -115,6 +113,6 @@ class _AnyioConnection(_Cuttable):
             raise ConnectionResetError("the connection broke") from error
 
     async def aclose(self) -> None:
-        self._forget_socket()
+        self._close_socket()
         with anyio.move_on_after(CLOSED_WITHIN, shield=True):
             await self._stream.aclose()
