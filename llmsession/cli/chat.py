@@ -11,8 +11,9 @@ from typing import Any
 import anyio
 import msgspec
 
-from llmsession.cli.start import load_options, started
+from llmsession.cli.start import load_options, say, started
 from llmsession.session.config.options import Options
+from llmsession.system.paths import cache_folder
 from llmsession.terminal.reply_view import Reasoning
 from llmsession.types.errors import UsageError
 
@@ -54,6 +55,7 @@ async def _chat(
     shown: dict[str, Any],
     opening: dict[str, bool],
 ) -> None:
+    from llmsession.backends.choose import advise_gpu
     from llmsession.chat.chat import Chat
     from llmsession.memory.conversation import Conversation
     from llmsession.memory.memory import Memory
@@ -69,6 +71,10 @@ async def _chat(
             if system is not None and conversation.system_prompt != system:
                 await conversation.set_system_prompt(system)
         session = await stack.enter_async_context(started(options, **opening))
+        if options.remote is None and options.device != "cpu":
+            advice = await advise_gpu(cache_folder(Path(options.cache_dir) if options.cache_dir is not None else None))
+            if advice is not None:
+                say(f"this machine seems to have a GPU that is not used: {advice}")
         chat = Chat(session, conversation)
         await interact(chat, memory=memory, system_prompt=system, cache_dir=options.cache_dir, **shown)
 

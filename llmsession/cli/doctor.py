@@ -14,7 +14,7 @@ from typing import Any
 import anyio
 import msgspec
 
-from llmsession.backends.choose import HINT, Candidate, available_devices, find_engines
+from llmsession.backends.choose import HINT, Candidate, advise_gpu, available_devices, choose_engine, find_engines
 from llmsession.backends.machine import default_threads, describe_machine, free_memory
 from llmsession.models import bundled
 from llmsession.models.hub.cache import is_offline
@@ -24,7 +24,7 @@ from llmsession.session.config.options import Options
 from llmsession.session.session import Session
 from llmsession.system.paths import cache_folder, engines_folder, logs_folder, records_folder
 from llmsession.types.device import Device, parse_device
-from llmsession.types.errors import LLMSessionError
+from llmsession.types.errors import BackendNotFoundError, LLMSessionError
 from llmsession.wire.download import reach
 
 PROMPT = 'reply with "ok"'
@@ -56,6 +56,7 @@ class Report(msgspec.Struct, kw_only=True):
     libraries: dict[str, str]
     engines: list[Candidate]
     chosen: str | None
+    chosen_path: str | None
     why: str
     model: str
     options: str
@@ -84,13 +85,7 @@ def examine(*, options: dict[str, Any], as_json: bool) -> bool:
 async def _examine(options: Options) -> Report:
     cache = cache_folder(Path(options.cache_dir) if options.cache_dir is not None else None)
     engines = await find_engines(options.server_path, cache=cache)
-    found = [engine for engine in engines if engine.path is not None]
-    if options.backend != "auto":
-        chosen: str | None = options.backend
-        why = "it was asked for"
-    else:
-        chosen = found[0].backend if found else None
-        why = "it is the first in the order of choice that is there" if found else "there is none"
+    chosen, path, why = await _choose(options, cache)
     logs = logs_folder(cache)
     report = Report(
         llmsession=importlib.metadata.version("llmsession"),
@@ -103,6 +98,7 @@ async def _examine(options: Options) -> Report:
         libraries=dict(_versions()),
         engines=engines,
         chosen=chosen,
+        chosen_path=path,
         why=why,
         model=str(options.model or bundled.NAME),
         options=repr(options),
@@ -123,9 +119,25 @@ async def _examine(options: Options) -> Report:
     return report
 
 
+async def _choose(options: Options, cache: Path) -> tuple[str | None, str | None, str]:
+    """The backend, where it lies, and why it is chosen."""
+    if options.server_path is not None or options.backend not in ("auto", "llama-server"):
+        return (options.backend if options.backend != "auto" else "llama-server"), None, "it was named"
+    try:
+        choice = await choose_engine(options.backend, cache=cache, device=str(options.device))
+    except BackendNotFoundError:
+        return None, None, "none is installed"
+    return choice.engine.backend.name, str(choice.engine.path), choice.why
+
+
 async def _look_at_devices(options: Options, report: Report) -> None:
     try:
         report.devices = await available_devices(backend=report.chosen or "auto", server_path=options.server_path)
+        advice = await advise_gpu(Path(report.cache))
+        if advice is not None and options.device != "cpu":
+            report.problems.append(
+                Problem(what="this machine seems to have a GPU that no installed engine can use", remedy=advice)
+            )
     except LLMSessionError as error:
         report.problems.append(Problem(what=f"the devices are not known: {error}", remedy="choose another engine"))
 
@@ -209,9 +221,13 @@ def _write(report: Report) -> str:
     lines += [(device.id, f"{device.name}, {_gigabytes(device.free_bytes)} free") for device in report.devices]
     lines += [("libraries", ", ".join(f"{name} {version}" for name, version in report.libraries.items()))]
     for engine in report.engines:
-        mark = " (chosen)" if engine.backend == report.chosen else ""
+        is_chosen = engine.backend == report.chosen and report.chosen_path in (None, engine.path)
+        mark = " (chosen)" if is_chosen else ""
         source = f" ({engine.source})" if engine.source is not None else ""
-        found = f"{engine.version}, {engine.path}{source}" if engine.path is not None else f"not here: {engine.hint}"
+        gpus = f", sees {', '.join(engine.gpus)}" if engine.gpus else ""
+        found = (
+            f"{engine.version}, {engine.path}{source}{gpus}" if engine.path is not None else f"not here: {engine.hint}"
+        )
         lines.append((f"{engine.backend}{mark}", found))
     lines += [
         ("why", report.why),

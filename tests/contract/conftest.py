@@ -18,25 +18,19 @@ def engine(request: pytest.FixtureRequest) -> Engine:
     return found
 
 
-# What the stand-in is not asked for: its command line has less than llama-server's.
-NOT_OF_LLAMAFILE = ("test_images.py", "test_engine_options.py", "test_kv_cache.py")
 # Of the suite that is not about slots, llama.cpp's own endpoints, or a cache of prompts: transformers has none of them.
 OF_TRANSFORMERS = "test_replies.py"
 NOT_OF_TRANSFORMERS = ("test_both_apis_give_the_same_text", "test_a_second_turn_is_read_from_the_cache")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Transformers has one API, so that each test of it runs once, and only those that are for it; llamafile's stand-in
-    runs the engine of the others, for which one event loop is enough.
-    """
+    """Transformers has one API, so that each test of it runs once, and only those that are for it."""
     items[:] = [item for item in items if _is_for_it(item)]
 
 
 def _is_for_it(item: pytest.Item) -> bool:
     params = item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
     engine = params.get("engine")
-    if isinstance(engine, Engine) and engine.backend == "llamafile":
-        return params.get("anyio_backend") != "trio" and item.path.name not in NOT_OF_LLAMAFILE
     if engine not in TRANSFORMERS:
         return True
     fits = item.path.name == OF_TRANSFORMERS and getattr(item, "originalname", "") not in NOT_OF_TRANSFORMERS

@@ -147,16 +147,16 @@ async def test_it_is_found_on_path_and_named_by_auto_last(tmp_path: Path, monkey
     """CAPABILITIES B2: from PATH; another engine goes before it, unless a file called so is named."""
     server = fake_llamafile.wrapper(tmp_path, like="0.9.3")
     monkeypatch.setenv("PATH", str(tmp_path))
-    found = choose_backend("llamafile", cache=cache_folder())
+    found = await choose_backend("llamafile", cache=cache_folder())
     assert isinstance(found, Llamafile)
     assert server == found.binary
-    assert not isinstance(choose_backend("auto", cache=cache_folder()), Llamafile)
-    assert isinstance(choose_backend("auto", server, cache=cache_folder()), Llamafile)
+    assert not isinstance(await choose_backend("auto", cache=cache_folder()), Llamafile)
+    assert isinstance(await choose_backend("auto", server, cache=cache_folder()), Llamafile)
     listed = {engine.backend: engine for engine in await find_engines(cache=cache_folder())}
     assert (str(server), "0.9.3") == (listed["llamafile"].path, listed["llamafile"].version)
     monkeypatch.setenv("PATH", "")
     with pytest.raises(BackendNotFoundError, match="no llamafile on PATH") as refused:
-        choose_backend("llamafile", cache=cache_folder())
+        await choose_backend("llamafile", cache=cache_folder())
     assert refused.value.hint is not None
     assert "llamafile" in refused.value.hint
 
@@ -166,9 +166,9 @@ async def test_what_is_none_is_told(tmp_path: Path) -> None:
     other = tmp_path / "other.llamafile"
     other.write_text('echo "hello, I am something else"\n')
     with pytest.raises(ConfigError, match=r"chmod \+x"):
-        choose_backend("llamafile", other, cache=cache_folder())
+        await choose_backend("llamafile", other, cache=cache_folder())
     other.chmod(0o755)
     with pytest.raises(StartFailedError, match=r"is no llamafile: to --version it says 'hello, I am something else'"):
         await Session.open(backend="llamafile", server_path=other)
-    with pytest.raises(ConfigError, match="no program"):
-        choose_backend("llamafile", tmp_path / "nothing", cache=cache_folder())
+    with pytest.raises(ConfigError, match="not a program"):
+        await choose_backend("llamafile", tmp_path / "nothing", cache=cache_folder())

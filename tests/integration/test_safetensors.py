@@ -107,7 +107,7 @@ async def test_an_engine_for_gguf_refuses_a_folder(folder: Path, backend: str) -
         await Session.open(folder, backend=backend)
     with pytest.raises(ConfigError, match="server_path= is for GGUF files"):
         await Session.open(folder, server_path="/bin/echo")
-    assert "transformers" != choose_backend("auto", cache=cache_folder()).name
+    assert "transformers" != (await choose_backend("auto", cache=cache_folder())).name
 
 
 async def test_flags_of_llama_server_are_refused(folder: Path) -> None:

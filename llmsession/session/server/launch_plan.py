@@ -90,6 +90,7 @@ class LaunchPlanner:
             offline=options.offline,
             on_progress=options.on_progress,
             on_start=self._keep_download,
+            device=str(options.device),
         )
 
     def make_launch(self, backend: Backend, path: Path, info: ModelInfo | WeightsInfo, files: EngineFiles) -> Launch:
