@@ -385,5 +385,5 @@ CAPABILITIES = {
     "E2": Capability(
         "the command: run, chat, pull, models, metrics, doctor, version", (COMMAND, CHAT_COMMAND, MODELS_COMMAND)
     ),
-    "E3": Capability("README's code runs in a test", ("test_readme.py",)),
+    "E3": Capability("README's code runs in a test", ("test_documentation.py",)),
 }
