@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from llmsession.types import errors
+
 ROOT = Path(__file__).parents[1]
 PAGES = {
     path.relative_to(ROOT).as_posix(): path.read_text("utf-8")
@@ -70,6 +72,17 @@ def test_each_block_of_code_prints_what_a_reader_expects(
     )
     assert ("", 0) == (done.stderr, done.returncode)
     assert re.fullmatch(expected, done.stdout), done.stdout
+
+
+def test_the_errors_page_names_each_public_error() -> None:
+    """STYLE 6: the table of docs/errors.md is the tree of llmsession.types.errors."""
+    named = set(re.findall(r"^\|[ ·]*`(\w+)`", PAGES["docs/errors.md"], re.MULTILINE))
+    public = {
+        name
+        for name in vars(errors)
+        if isinstance(getattr(errors, name), type) and issubclass(getattr(errors, name), errors.LLMSessionError)
+    }
+    assert public - {"LLMSessionError"} == named
 
 
 def test_both_commands_of_the_readme_exist() -> None:
