@@ -172,7 +172,10 @@ CAPABILITIES = {
         "start: race-free port, private key, loopback, own group, a deadline that moves with progress",
         (LIFETIME, f"{BAD_INPUT}::test_a_cache_folder_that_cannot_be_made_is_a_config_error"),
     ),
-    "B8": Capability("stop: bounded, in every state, with replies in flight", (CHILD, ENDINGS, WALK)),
+    "B8": Capability(
+        "stop: bounded, in every state, with replies in flight; a job's exception stops no thread of ours",
+        (CHILD, ENDINGS, WALK, "process/test_service_threads.py", "unit/system/test_service_thread.py"),
+    ),
     "B10": Capability(
         "crash: restart with back-off and a breaker; the reply in flight goes on",
         (RESTARTS, "unit/session/test_restart_policy.py", "unit/wire/test_resume.py"),
@@ -201,6 +204,7 @@ CAPABILITIES = {
         (
             "unit/backends/test_machine.py",
             "integration/test_devices_command.py",
+            "integration/test_engine_choice.py",
             f"{ENGINE_OPTIONS}::test_the_cpu_with_its_threads",
             f"{ENGINE_OPTIONS}::test_a_gpu_where_there_is_none",
         ),
@@ -245,6 +249,7 @@ CAPABILITIES = {
             f"{BAD_INPUT}::test_a_session_that_is_not_open_yet_says_how",
             f"{BAD_INPUT}::test_a_plain_with_is_told_the_right_word",
             f"{BAD_INPUT}::test_a_session_is_opened_once",
+            "integration/test_walks.py",
         ),
     ),
     "C2": Capability(
@@ -385,5 +390,5 @@ CAPABILITIES = {
     "E2": Capability(
         "the command: run, chat, pull, models, metrics, doctor, version", (COMMAND, CHAT_COMMAND, MODELS_COMMAND)
     ),
-    "E3": Capability("README's code runs in a test", ("test_readme.py",)),
+    "E3": Capability("README's code runs in a test", ("test_documentation.py",)),
 }

@@ -58,6 +58,8 @@ def anyio_backend(request: pytest.FixtureRequest) -> Any:
 _started = threading.Event()
 _STARTS = ("subprocess.Popen", "os.fork", "os.posix_spawn")
 sys.addaudithook(lambda event, _: _started.set() if event in _STARTS else None)
+# The children of the run when that was last looked at.
+_children: set[psutil.Process] = set()
 
 
 @pytest.fixture(autouse=True)
@@ -77,9 +79,12 @@ def nothing_left(request: pytest.FixtureRequest) -> Iterator[None]:
     for name in SHARED:
         if name in request.fixturenames:
             request.getfixturevalue(name)
-    children = set(psutil.Process().children(recursive=True)) if _started.is_set() else set()
+    if _started.is_set():  # else the children are those of the test before, a shared session's engine among them
+        _started.clear()
+        _children.clear()
+        _children.update(psutil.Process().children(recursive=True))
+    children = set(_children)
     threads = set(threading.enumerate())
-    _started.clear()
     yield
     if not _started.is_set():
         return

@@ -147,13 +147,18 @@ async def choose_engine(name: str = "auto", *, cache: Path, device: str = "best"
     if not engines:
         raise _none_installed(name)
     first = Choice(engine=engines[0], why="it is the first in the order of choice that is installed")
-    if len(engines) == 1 or parse_device(device).kind == "cpu" or not may_have_gpu():
+    if len(engines) == 1 or parse_device(device).kind == "cpu" or not _is_worth_asking():
         return first
     for engine in engines:
         if gpus := await find_gpus(engine):
             blind = f"{engines[0].title} sees no GPU, and " if engine is not engines[0] else ""
             return Choice(engine=engine, why=f"{blind}it sees {', '.join(gpu.text for gpu in gpus)}")
     return first
+
+
+def _is_worth_asking() -> bool:
+    """Whether one engine may compute faster than another: with a GPU, or with the Metal of a Mac."""
+    return sys.platform == "darwin" or may_have_gpu()
 
 
 def installed_engines(cache: Path) -> list[Engine]:
@@ -180,21 +185,42 @@ async def find_gpus(engine: Engine) -> list[Gpu]:
         if key not in _gpus:
             _gpus[key] = await engine.backend.list_gpus()
         return _gpus[key]
-    except (OSError, StartFailedError) as error:
+    except OSError as error:
         _log.warning("%s cannot be asked which GPUs it sees: %s", engine.title, error)
         return []
+    except StartFailedError as error:  # one that hangs would cost its time limit at every start
+        _log.warning("%s cannot be asked which GPUs it sees: %s", engine.title, error)
+        return _gpus.setdefault(key, [])
 
 
-async def advise_gpu(cache: Path) -> str | None:
-    """What to do to use the GPU of this machine, if it seems to have one that no installed engine can use."""
-    if not may_have_gpu():
+async def advise_gpu(
+    *, cache: Path, backend: str = "auto", server_path: Path | None = None, device: str = "best"
+) -> str | None:
+    """What to do to use the GPU of this machine, if it seems to have one that the engine which would run cannot use.
+
+    None as well where that engine cannot be asked. Raises BackendNotFoundError, ConfigError.
+    """
+    if parse_device(device).kind == "cpu" or not may_have_gpu():
         return None
-    for engine in installed_engines(cache):
-        if await find_gpus(engine):
-            return None
+    if server_path is not None or backend in ("llamafile", "embedded"):
+        named = _choose_named(backend, server_path)
+        path = _find_program("llama-server", server_path) if server_path is not None else find_wheel()
+        engine = Engine(backend=named, path=path or Path(), source="server_path")
+    else:
+        engine = (await choose_engine(backend, cache=cache, device=device)).engine
+    if not isinstance(engine.backend, ListsGpus) or await find_gpus(engine):
+        return None
+    built_for_it = "a llama-server that was built for it (CUDA, ROCm or Vulkan)"
+    if server_path is not None or backend != "auto":
+        return f"{engine.title} was named and sees none: name {built_for_it} with server_path="
+    if _find_in_vulkan_wheel() is not None:
+        return (
+            "the Vulkan build is installed but finds no Vulkan driver: install that of the card (for AMD and Intel "
+            f"mesa-vulkan-drivers; NVIDIA's driver brings one), or name {built_for_it} with server_path="
+        )
     if _fits_vulkan_wheel():
         return f"{VULKAN_HINT} brings a llama-server that can use it"
-    return "install a llama-server that was built for it (CUDA, ROCm or Vulkan), and name it with server_path="
+    return f"install {built_for_it}, and name it with server_path="
 
 
 def _fits_vulkan_wheel() -> bool:

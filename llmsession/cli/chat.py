@@ -55,7 +55,6 @@ async def _chat(
     shown: dict[str, Any],
     opening: dict[str, bool],
 ) -> None:
-    from llmsession.backends.choose import advise_gpu
     from llmsession.chat.chat import Chat
     from llmsession.memory.conversation import Conversation
     from llmsession.memory.memory import Memory
@@ -71,12 +70,24 @@ async def _chat(
             if system is not None and conversation.system_prompt != system:
                 await conversation.set_system_prompt(system)
         session = await stack.enter_async_context(started(options, **opening))
-        if options.remote is None and options.device != "cpu":
-            advice = await advise_gpu(cache_folder(Path(options.cache_dir) if options.cache_dir is not None else None))
-            if advice is not None:
-                say(f"this machine seems to have a GPU that is not used: {advice}")
+        if (advice := await _advise(options, session.backend)) is not None:
+            say(f"this machine seems to have a GPU that is not used: {advice}")
         chat = Chat(session, conversation)
         await interact(chat, memory=memory, system_prompt=system, cache_dir=options.cache_dir, **shown)
+
+
+async def _advise(options: Options, backend: str) -> str | None:
+    """What would use the GPU of this machine, if the engine that runs does not."""
+    if backend not in ("llama-server", "embedded"):  # a remote server's device is not ours; the others cannot be asked
+        return None
+    from llmsession.backends.choose import advise_gpu
+
+    return await advise_gpu(
+        cache=cache_folder(Path(options.cache_dir) if options.cache_dir is not None else None),
+        backend=options.backend,
+        server_path=Path(options.server_path) if options.server_path is not None else None,
+        device=str(options.device),
+    )
 
 
 def _login() -> str:

@@ -133,11 +133,15 @@ async def _choose(options: Options, cache: Path) -> tuple[str | None, str | None
 async def _look_at_devices(options: Options, report: Report) -> None:
     try:
         report.devices = await available_devices(backend=report.chosen or "auto", server_path=options.server_path)
-        advice = await advise_gpu(Path(report.cache))
-        if advice is not None and options.device != "cpu":
-            report.problems.append(
-                Problem(what="this machine seems to have a GPU that no installed engine can use", remedy=advice)
-            )
+        if report.chosen not in ("llama-server", "embedded"):
+            return
+        path = Path(options.server_path) if options.server_path is not None else None
+        advice = await advise_gpu(
+            cache=Path(report.cache), backend=options.backend, server_path=path, device=str(options.device)
+        )
+        if advice is not None:
+            what = "this machine seems to have a GPU that the engine cannot use"
+            report.problems.append(Problem(what=what, remedy=advice))
     except LLMSessionError as error:
         report.problems.append(Problem(what=f"the devices are not known: {error}", remedy="choose another engine"))
 

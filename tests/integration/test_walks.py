@@ -46,7 +46,10 @@ class Walk:
 
 
 async def test_an_open_a_prompt_and_a_send_pass_few_files(tmp_path: Path) -> None:
-    """HOUSE: before the rooms were made, an open passed 42 files, a prompt 28 and a send 42."""
+    """HOUSE: before the rooms were made, an open passed 42 files, a prompt 28 and a send 42.
+
+    One more since threads survive any exception (service_thread.py), and one since a file in use is marked.
+    """
     with Walk() as opened:
         session = await Session.open(**EMBEDDED.options())
     try:
@@ -61,4 +64,4 @@ async def test_an_open_a_prompt_and_a_send_pass_few_files(tmp_path: Path) -> Non
     finally:
         await session.aclose()
     passed = {"open": len(opened.files), "prompt": len(prompted.files), "send": len(sent.files)}
-    assert all(passed[name] <= most for name, most in {"open": 42, "prompt": 26, "send": 41}.items()), passed
+    assert all(passed[name] <= most for name, most in {"open": 43, "prompt": 26, "send": 42}.items()), passed
