@@ -42,7 +42,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     named = any("::" in argument for argument in config.args)
     if named:
         return
-    wanted = [item for item in items if is_wanted(item, everything=config.getoption("all"))]
+    wanted = [item for item in items if is_wanted(item, everything=bool(config.getoption("all")))]
     kept = set(wanted)
     config.hook.pytest_deselected(items=[item for item in items if item not in kept])
     items[:] = wanted

@@ -181,16 +181,17 @@ async def find_gpus(engine: Engine) -> list[Gpu]:
         return []
     try:
         found = engine.path.stat()
-        key = (engine.path, found.st_size, found.st_mtime_ns)
-        if key not in _gpus:
-            _gpus[key] = await engine.backend.list_gpus()
-        return _gpus[key]
     except OSError as error:
         _log.warning("%s cannot be asked which GPUs it sees: %s", engine.title, error)
         return []
-    except StartFailedError as error:  # one that hangs would cost its time limit at every start
-        _log.warning("%s cannot be asked which GPUs it sees: %s", engine.title, error)
-        return _gpus.setdefault(key, [])
+    key = (engine.path, found.st_size, found.st_mtime_ns)
+    if key not in _gpus:
+        try:
+            _gpus[key] = await engine.backend.list_gpus()
+        except (OSError, StartFailedError) as error:  # kept: one that hangs would cost its time limit at every start
+            _log.warning("%s cannot be asked which GPUs it sees: %s", engine.title, error)
+            _gpus[key] = []
+    return _gpus[key]
 
 
 async def advise_gpu(

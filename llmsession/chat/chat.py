@@ -103,13 +103,13 @@ class Chat:
         if self.sampling is not None:
             given = keywords.get("sampling")
             merged["sampling"] = self.sampling.merge(given) if given is not None else self.sampling
-        if merged.get("max_tokens") is None:
-            merged["max_tokens"] = self.max_tokens
+        limit = merged.get("max_tokens")
+        merged["max_tokens"] = max_tokens = self.max_tokens if limit is None else limit
         calls = calls_of(self.session)
         return ChatStream(
             calls,
             self.conversation,
-            self._budget(merged["max_tokens"]),
+            self._budget(max_tokens),
             message=message,
             key=key,
             settings=calls.check(merged),

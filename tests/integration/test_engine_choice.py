@@ -156,8 +156,11 @@ async def test_only_the_engine_that_would_run_is_asked(
     sees = vulkan_wheel(tmp_path, monkeypatch, listed_devices.VULKAN)
     blind = on_path(tmp_path, monkeypatch, listed_devices.NONE)
     assert await advise_gpu(cache=cache_dir, server_path=sees) is None
-    for named in ({"server_path": blind}, {"backend": "embedded"}):
-        assert "was named and sees none" in (await advise_gpu(cache=cache_dir, **named) or "")
+    for advice in (
+        await advise_gpu(cache=cache_dir, server_path=blind),
+        await advise_gpu(cache=cache_dir, backend="embedded"),
+    ):
+        assert "was named and sees none" in (advice or "")
 
 
 async def test_the_chat_says_which_command_would_use_the_card(
