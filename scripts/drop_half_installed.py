@@ -1,7 +1,7 @@
 """Make pip see what a kill left half written in the environment that runs this: pip goes by the metadata.
 
 A package whose recorded files are not all there, in their sizes, loses its metadata, and the next
-`pip install` writes it anew. Standard library only: it runs before anything is installed.
+`pip install` writes it again. Standard library only: it runs before anything is installed.
 """
 
 import shutil

@@ -3,7 +3,7 @@
 It takes the flags of llamafile 0.9 or 0.10, refuses in its words what that would refuse, and does what a session must
 not let happen (open a browser, chat, write a log where it was started) by ending with a complaint. Then it hands over:
 to the llama-server binary where one is installed, else to the wheel's server, hosted in this process. `wrapper` makes
-the file that a session is given: as an APE it is no program that the kernel knows, so only a shell can start it.
+the file that a session is given: as an APE it is not a program that the kernel knows, so only a shell can start it.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ KEPT = (
 )
 OFFLINE = r"""hf:Qwen/\S+ is not in the cache, and this is offline .*: fetch it once online\n"""
 REMOTE = r"""llama-server river\n"""
-OPTIONS = r"""options\.yaml, line 3: 'context_lenght' is no option: did you mean 'context_length'\?\n"""
+OPTIONS = r"""options\.yaml, line 3: 'context_lenght' is not an option: did you mean 'context_length'\?\n"""
 ERRORS = r"""\d{4,} tokens do not fit into 512\nthe session is closed: open another\n"""
 EXPECTED = {
     "README.md": [REPLY, STREAM, KEPT, OFFLINE, REMOTE],

@@ -259,7 +259,7 @@ def _none_installed(name: str) -> BackendNotFoundError:
 
 
 def choose_for_weights(name: str, server_path: Path | None, python_path: str | Path | None) -> Backend:
-    """The one that runs safetensors. Raises ConfigError where another was named."""
+    """The one that runs safetensors. Raises ConfigError if another was named."""
     from llmsession.backends.transformers_serve import TransformersServe, find_python
 
     if name not in ("auto", TransformersServe.name):
@@ -312,7 +312,7 @@ def _find_llama_servers(cache: Path) -> Iterator[Found]:
 
 
 def find_llamafile(server_path: Path | None = None) -> Path | None:
-    """The file that was named, or llamafile on PATH. Raises ConfigError where the named is none."""
+    """The file that was named, or llamafile on PATH. Raises ConfigError if the named is none."""
     return _find_program("llamafile", server_path)
 
 

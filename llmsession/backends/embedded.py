@@ -53,7 +53,7 @@ class Embedded:
         return [sys.executable, "-I", "-S", str(program), str(self._wheel_folder), *words]
 
     async def list_gpus(self) -> list[Gpu]:
-        """Those that this wheel sees. Raises StartFailedError where it cannot be asked."""
+        """Those that this wheel sees. Raises StartFailedError if it cannot be asked."""
         try:
             with anyio.fail_after(LISTING_TIMEOUT):
                 answer = await anyio.run_process(self._argv("devices"), env=allowed_environment())

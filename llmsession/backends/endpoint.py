@@ -27,7 +27,7 @@ PROPS_TIMEOUT = 10.0
 
 
 class Facts(msgspec.Struct, frozen=True, kw_only=True):
-    """What the server says of itself. `context_length` is that of one slot; None where it does not tell."""
+    """What the server says of itself. `context_length` is that of one slot; None if it does not tell."""
 
     context_length: int | None
     parallel: int
@@ -81,7 +81,7 @@ class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
 
 
 async def ask_facts(client: HttpClient) -> tuple[Facts, bytes]:
-    """Of a server that is ready, with its /props. Raises ProtocolError where it is none of llama.cpp's."""
+    """Of a server that is ready, with its /props. Raises ProtocolError if it is none of llama.cpp's."""
     try:
         props = await client.get("/props", timeout=PROPS_TIMEOUT)
         return parse_facts(props), props

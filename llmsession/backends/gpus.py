@@ -39,7 +39,7 @@ def parse_listed_gpus(said: str) -> list[Gpu]:
 
 
 def pick_gpu(choice: DeviceRequest, gpus: list[Gpu], engine: str) -> Gpu | None:
-    """The one that was asked for; None where it may be any of them. Raises ConfigError where it is not there."""
+    """The one that was asked for; None if it may be any of them. Raises ConfigError if it is not there."""
     if not gpus:
         raise ConfigError(
             f'a GPU was asked for, but {engine} sees none here: use device="cpu", or name a llama-server that was '

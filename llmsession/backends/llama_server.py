@@ -59,7 +59,7 @@ class LlamaServer:
         raise AssertionError  # pragma: no cover - the loop returns or raises
 
     async def list_gpus(self) -> list[Gpu]:
-        """Those that this build sees. Raises StartFailedError where it cannot be asked."""
+        """Those that this build sees. Raises StartFailedError if it cannot be asked."""
         return parse_listed_gpus(await ask_devices(self.binary))
 
     async def _start(

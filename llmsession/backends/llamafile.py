@@ -1,7 +1,7 @@
 """llamafile: llama.cpp's server in one file for every system. Its flags differ before version 0.10 and since.
 
 Up to 0.9 it is a server of early 2024 with flags of its own (LLAMA_SERVER §8); 0.10 takes those of llama-server. The
-file is no program of this system but one that a shell has to start: the kernel refuses it where no loader is set up.
+file is not a program of this system but one that a shell has to start: the kernel refuses it where no loader is set up.
 https://github.com/mozilla-ai/llamafile
 """
 
@@ -144,10 +144,10 @@ def build_old_flags(launch: Launch, *, port: int) -> list[str]:
 
 
 async def ask_version(binary: Path) -> Version:
-    """By running it. Raises StartFailedError where it is no llamafile."""
+    """By running it. Raises StartFailedError if it is not a llamafile."""
 
     def refuse(why: str) -> StartFailedError:
-        message = f"{binary} is no llamafile: {why}; name another with server_path="
+        message = f"{binary} is not a llamafile: {why}; name another with server_path="
         return StartFailedError(message, returncode=None, log_tail="")
 
     try:

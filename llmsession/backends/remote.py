@@ -51,7 +51,7 @@ _HOST_PORT = re.compile(r"(?:[^/?#@:\s]+|\[[0-9a-fA-F:.%]+\])(?::[^/?#\s]*)?(?:/
 
 
 class Address(msgspec.Struct, frozen=True, kw_only=True):
-    """Where it is, and how it is spoken to. `verify`: False for any certificate, or a file of trusted ones."""
+    """Where it is, and how it is prompted. `verify`: False for any certificate, or a file of trusted ones."""
 
     base_url: str
     api_key: str | None = None
@@ -59,7 +59,7 @@ class Address(msgspec.Struct, frozen=True, kw_only=True):
     verify: bool | str | Path = True
 
     def make_client(self) -> HttpClient:
-        """Raises ConfigError where the certificates cannot be read."""
+        """Raises ConfigError if the certificates cannot be read."""
         tls = make_tls(self.verify) if self.base_url.startswith("https:") else None
         return HttpClient(self.base_url, api_key=self.api_key, headers=self.headers, tls=tls)
 
@@ -74,9 +74,9 @@ def parse_remote(text: str) -> str:
         parts = urlsplit(given)
         port = parts.port
     except ValueError as error:
-        raise ConfigError(f"remote={text!r} is no address of a server ({error}): {wanted}") from None
+        raise ConfigError(f"remote={text!r} is not an address of a server ({error}): {wanted}") from None
     if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment or port == 0:
-        raise ConfigError(f"remote={text!r} is no address of a server: {wanted}")
+        raise ConfigError(f"remote={text!r} is not an address of a server: {wanted}")
     if parts.netloc.endswith(":"):
         raise ConfigError(f"remote={text!r} has no port after its colon: {wanted}")
     if parts.username is not None or parts.password is not None:
@@ -86,14 +86,14 @@ def parse_remote(text: str) -> str:
         try:
             ipaddress.IPv6Address(host.partition("%")[0])
         except ValueError:
-            raise ConfigError(f"remote={text!r} is no address of a server: {wanted}") from None
+            raise ConfigError(f"remote={text!r} is not an address of a server: {wanted}") from None
         host = f"[{host}]"
     path = parts.path.rstrip("/").removesuffix("/v1").rstrip("/")
     return f"{parts.scheme}://{host}{f':{port}' if port is not None else ''}{path}"
 
 
 def make_tls(verify: bool | str | Path) -> ssl.SSLContext:  # noqa: FBT001 - the option's own form
-    """Raises ConfigError where the named certificates cannot be read."""
+    """Raises ConfigError if the named certificates cannot be read."""
     if isinstance(verify, bool):
         context = ssl.create_default_context()
         if not verify:
@@ -103,13 +103,13 @@ def make_tls(verify: bool | str | Path) -> ssl.SSLContext:  # noqa: FBT001 - the
     try:
         return ssl.create_default_context(cafile=str(verify))
     except (OSError, ssl.SSLError) as error:
-        raise ConfigError(f"verify={str(verify)!r} is no file of certificates: {error}") from error
+        raise ConfigError(f"verify={str(verify)!r} is not a file of certificates: {error}") from error
 
 
 async def attach(address: Address, *, model: str | None, parallel: int, timeout: float) -> tuple[str, Endpoint]:
     """The model's name and the server, once it is ready; a model that is still loading is waited for.
 
-    Raises ConnectionLostError where nobody is there, AuthError where it wants another key, ProtocolError where it is no
+    Raises ConnectionLostError if nobody is there, AuthError where it wants another key, ProtocolError where it is no
     server for language models, StartTimeoutError where it is not ready in time.
     """
     client = address.make_client()
@@ -180,7 +180,7 @@ async def _is_transformers(client: HttpClient) -> bool:
 async def _name_of_transformers(client: HttpClient, model: str | None) -> str:
     """The model that it was started with, which no list of it names, and any other name is refused for; else ours.
 
-    Raises ConfigError where that is another, or where it has to be told which and was not.
+    Raises ConfigError if that is another, or where it has to be told which and was not.
     """
     pinned: str | None = None
     try:
@@ -216,7 +216,7 @@ class _Version(msgspec.Struct):
 
 
 def _read_props(props: bytes) -> tuple[Facts, Props] | None:
-    """None where this is not llama.cpp's."""
+    """None if this is not llama.cpp's."""
     try:
         return parse_facts(props), msgspec.json.decode(props, type=Props)
     except (UndecodableError, msgspec.DecodeError):
@@ -233,7 +233,7 @@ async def _first_model(client: HttpClient) -> str | None:
 
 
 async def _read_models(client: HttpClient) -> list[_ListedModel] | None:
-    """None where it has no such page. Raises ProtocolError where that is no list of models."""
+    """None if it has no such page. Raises ProtocolError if that is not a list of models."""
     listed = await _ask(client, "/v1/models")
     if listed is None:
         return None
@@ -257,7 +257,7 @@ async def _answers_chats(client: HttpClient) -> bool:
 
 
 def _refuse(client: HttpClient, why: str) -> NoReturn:
-    raise ProtocolError(f"{client.base_url} is no server for language models: {why} (is the address right?)")
+    raise ProtocolError(f"{client.base_url} is not a server for language models: {why} (is the address right?)")
 
 
 async def _recognise(client: HttpClient, models: list[_ListedModel]) -> tuple[str, str]:
@@ -278,7 +278,7 @@ async def _ask_version(client: HttpClient, path: str) -> str | None:
 
 
 async def _ask(client: HttpClient, path: str) -> bytes | None:
-    """None where it has no such page. Raises what a user has to mend: no connection, the key, nothing but silence."""
+    """None if it has no such page. Raises what a user has to mend: no connection, the key, nothing but silence."""
     try:
         return await client.get(path, timeout=PROBE_TIMEOUT)
     except (AuthError, OverloadedError):

@@ -61,7 +61,7 @@ async def start_engine(
 
         if launch.chat_template is not None and (found := _TEMPLATE_FAULT.search(log.tail(60))) is not None:
             raise ConfigError(
-                f"chat_template: {launch.chat_template} is no template that the engine can read: "
+                f"chat_template: {launch.chat_template} is not a template that the engine can read: "
                 f"{found['why'] or 'look for an unclosed brace or block'}"
             ) from error
         if (better := explain_failure(error, backend, child, launch)) is None:

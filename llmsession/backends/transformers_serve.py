@@ -124,20 +124,20 @@ def _environment(launch: Launch) -> dict[str, str]:
 
 
 def find_python(python_path: str | Path | None) -> Path:
-    """The one that was named, else ours. Raises ConfigError where the named is none."""
+    """The one that was named, else ours. Raises ConfigError if the named is none."""
     if python_path is None:
         return Path(sys.executable)
     found = shutil.which(Path(python_path).expanduser())
     if found is None:
         raise ConfigError(
-            f"python_path={str(python_path)!r} is no program that can be run: name the Python of an environment, "
+            f"python_path={str(python_path)!r} is not a program that can be run: name the Python of an environment, "
             "such as …/bin/python"
         )
     return Path(found).absolute()
 
 
 async def ask_version(python: Path) -> str:
-    """The version of transformers there. Raises BackendNotFoundError where something is missing."""
+    """The version of transformers there. Raises BackendNotFoundError if something is missing."""
     hint = f"{shlex.quote(str(python))} -m pip install {PACKAGES}"
     try:
         said = await run_for_words([str(python), "-c", _ASK])
@@ -145,7 +145,7 @@ async def ask_version(python: Path) -> str:
         raise ConfigError(f"python_path={str(python)!r} does not run: {error}") from error
     found = _ANSWER.search(said)
     if found is None:
-        raise ConfigError(f"python_path={str(python)!r} is no Python: it says {said.strip()[:80]!r}")
+        raise ConfigError(f"python_path={str(python)!r} is not a Python: it says {said.strip()[:80]!r}")
     if missing := found[1].split():
         raise BackendNotFoundError(
             f"{python} has no {', '.join(missing)}, which the transformers backend needs: {hint} brings it, "

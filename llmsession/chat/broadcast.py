@@ -59,7 +59,7 @@ class Broadcast:
 
     @property
     def completion(self) -> Completion | None:
-        """The whole reply, once it is over; None where its reader left before its end."""
+        """The whole reply, once it is over; None if its reader left before its end."""
         return self._completion
 
 

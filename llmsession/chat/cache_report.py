@@ -38,7 +38,7 @@ class CacheReport:
         if before is None:
             return "it is the first that this chat has sent since it was made"
         if engine != self._engine or completion.restarts:
-            found = "the engine was started anew"
+            found = "the engine was started again"
         elif (index := self._first_difference(messages)) is not None:
             found = self._describe_difference(index, messages)
         elif usage.cached_tokens >= min(before.usage.total_tokens, usage.prompt_tokens) - _SLACK:

@@ -74,9 +74,12 @@ class Chat:
     async def send(
         self, text_or_message: MessageLike, *, key: str | None = None, **keywords: Unpack[GenerateKeywords]
     ) -> Completion:
-        """Say it and have it answered; both are on disk then. The same `key` again gives the same reply, once.
+        """Send a message and return the reply. Both are on disk when this returns, if the conversation is kept there.
 
-        Raises DuplicateKeyError where the key came with another text before, and what `Session.prompt` raises.
+        A `key`, such as an event's id, makes it idempotent: the same key again returns the same reply.
+
+        Raises UsageError if the call is wrong, DuplicateKeyError if the key came with another text before, StoreError
+        if the turn cannot be stored, and what `Session.prompt` raises.
         """
         async with self.stream(text_or_message, key=key, **keywords) as stream:
             return await stream.result()
@@ -84,18 +87,21 @@ class Chat:
     def stream(
         self, text_or_message: MessageLike, *, key: str | None = None, **keywords: Unpack[GenerateKeywords]
     ) -> ChatStream:
-        """The same as a stream: `async with` it. Raises UsageError at once where the call is wrong."""
+        """Like `send`, as a stream to be used in `async with`. Raises UsageError at once if the call is wrong."""
         if key is not None and not _is_key(key):
             raise UsageError(f"a key is a text that is not empty, such as the id of an event, not {key!r}")
         return self._stream(_read_message(text_or_message), key, keywords)
 
     async def retry(self, **keywords: Unpack[GenerateKeywords]) -> Completion:
-        """Answer the last turn of the user's anew. The earlier reply stays in the tree, beside the new one."""
+        """Answer the user's last turn again. The earlier reply stays in the tree, beside the new one.
+
+        Raises UsageError if there is no such turn, and what `send` raises.
+        """
         async with self.stream_retry(**keywords) as stream:
             return await stream.result()
 
     def stream_retry(self, **keywords: Unpack[GenerateKeywords]) -> ChatStream:
-        """The same as a stream."""
+        """Like `retry`, as a stream to be used in `async with`. Raises UsageError at once if the call is wrong."""
         return self._stream(None, None, keywords)
 
     def _stream(self, message: Message | None, key: str | None, keywords: GenerateKeywords) -> ChatStream:
@@ -128,12 +134,12 @@ class Chat:
         )
 
     async def set_system_prompt(self, text: str | None) -> None:
-        """The conversation's, from the next turn on. It takes the place of the one that the chat was made with."""
+        """Replace the conversation's system prompt, from the next turn on. Raises UsageError, StoreError."""
         await self.conversation.set_system_prompt(text)
         self._given.text = None
 
     def with_conversation(self, conversation: Conversation) -> Chat:
-        """The same chat, with another conversation and that one's system prompt."""
+        """A chat with the same settings over another conversation, with that conversation's system prompt."""
         return Chat(
             self.session,
             conversation,
@@ -157,9 +163,10 @@ class Chat:
     # Looking at it.
 
     async def ingest(self, text: str = "") -> int:
-        """Have the engine read the conversation, and what a user has typed by now; the next turn finds it in the cache.
+        """Make the engine read the conversation and `text` now, so that the next turn finds them in its cache.
 
-        Returns the tokens evaluated. Nothing is added to the conversation.
+        Returns the number of tokens that were evaluated. Nothing is added to the conversation. Raises what
+        `Session.ingest` raises.
         """
         messages = await self._next_messages()
         if text:
@@ -171,14 +178,17 @@ class Chat:
         return await calls.ingest(name, messages, typing=bool(text))
 
     async def render(self) -> str:
-        """Exactly what would be sent next, with the template's marks: to be looked at."""
+        """What would be sent next, with the template's control tokens spelled out. For people, not for sending.
+
+        Raises what `Session.inspect_prompt` raises.
+        """
         messages = await self._next_messages()
         return "".join(piece.text for piece in await self.session.inspect_prompt(messages)) if messages else ""
 
     async def stats(self) -> ChatStats:
-        """How many tokens of the context the conversation takes now. Printing it shows three lines.
+        """How many tokens of the context the conversation uses now. Printing it shows three lines.
 
-        Of a server that cannot count, as it said with the last reply.
+        If the server cannot count tokens, the figures are those of its last reply.
         """
         tokens = await self._count(await self._next_messages())
         try:
@@ -194,7 +204,10 @@ class Chat:
         )
 
     async def inspect(self) -> Inspection:
-        """Each piece of what would be sent next: its role, control or text, tokens, cached or not."""
+        """Each piece of what would be sent next: its role, control or text, its tokens, how many are cached.
+
+        Raises what `Session.inspect_prompt` raises.
+        """
         messages = await self._next_messages()
         known = self._watch.cached_tokens(self.session)
         pieces, position = list[InspectedPiece](), 0
@@ -212,7 +225,7 @@ class Chat:
         return Inspection(pieces, missed=self._watch.missed)
 
     def as_text(self) -> str:
-        """What was said, for people."""
+        """The conversation as text for people."""
         return self.conversation.as_text()
 
     async def _count(self, messages: list[Message]) -> int:

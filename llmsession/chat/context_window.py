@@ -209,7 +209,7 @@ class Budget:
         return most <= limit
 
     async def _count(self, messages: Sequence[Message]) -> int | None:
-        """Exactly, as the server would count it; None where it cannot."""
+        """Exactly, as the server would count it; None if it cannot."""
         try:
             return await self._session.count_tokens(list(messages))
         except UnsupportedFeatureError:
@@ -275,7 +275,7 @@ class Budget:
         return None
 
     async def _ask_policy(self, policy: Policy, messages: list[Message], limit: int, context_length: int) -> Plan:
-        """A function of the user's decides; what it gives is sent as it is, where it fits."""
+        """A function of the user's decides; what it gives is sent as it is, if it fits."""
         found: Any = policy(list(messages), limit)
         if inspect.isawaitable(found):
             found = await found
@@ -294,7 +294,7 @@ class Budget:
 
 
 def check_overflow(overflow: object) -> Overflow:
-    """Raises UsageError for what is no policy."""
+    """Raises UsageError if it is not a policy."""
     if overflow in POLICIES or callable(overflow):
         return cast("Overflow", overflow)
     raise UsageError(f'overflow is "cut", "refuse", "summarize" or a function, not {overflow!r}')

@@ -23,7 +23,7 @@ SAVED_WITHIN = 35.0
 
 
 class TurnRecord:
-    """`message`: None where the last turn is answered anew. `begun`: what is on disk of a reply that was cut."""
+    """`message`: None if the last turn is answered again. `begun`: what is on disk of a reply that was cut."""
 
     def __init__(self, conversation: Conversation, message: Message | None, key: str | None) -> None:
         self.broadcast: Broadcast | None = None
@@ -47,7 +47,7 @@ class TurnRecord:
         return self._asked
 
     def check_same(self, message: Message) -> None:
-        """Raise DuplicateKeyError where the key came with something else before."""
+        """Raise DuplicateKeyError if the key came with something else before."""
         if self._message != message:
             raise DuplicateKeyError(
                 f"the key {self._key!r} was given before, with another text: a key is for one event",
@@ -136,7 +136,7 @@ class TurnRecord:
             )
 
     async def _abandon(self) -> None:
-        """Nothing was said to it. One that is answered anew keeps its answer."""
+        """Nothing was said to it. One that is answered again keeps its answer."""
         if self._log.reply_to(self._found.id) is None:
             with anyio.move_on_after(SAVED_WITHIN, shield=True):
                 await self._log.fail(self._found.id)
@@ -153,9 +153,9 @@ class TurnRecord:
 
 
 def find_retry(conversation: Conversation) -> Turn:
-    """The user's turn that is answered anew: one that nothing was said to, or the last on the path.
+    """The user's turn that is answered again: one that nothing was said to, or the last on the path.
 
-    Raises UsageError where there is none.
+    Raises UsageError if there is none.
     """
     path = conversation.path
     end = path[-1].id if path else None
@@ -165,4 +165,4 @@ def find_retry(conversation: Conversation) -> Turn:
     for turn in reversed(path):
         if turn.message.role in (Role.USER, Role.TOOL):
             return turn
-    raise UsageError("there is nothing to answer anew: nothing was said yet")
+    raise UsageError("there is nothing to answer again: nothing was said yet")

@@ -75,7 +75,7 @@ class Report(msgspec.Struct, kw_only=True):
 
 
 def examine(*, options: dict[str, Any], as_json: bool) -> bool:
-    """Print the report; whether a first reply came. Raises UsageError where the options are wrong."""
+    """Print the report; whether a first reply came. Raises UsageError if the options are wrong."""
     report = anyio.run(_examine, Options.load(**options))
     text = msgspec.json.encode(report).decode() if as_json else _write(report)
     print(_without_home(text))  # noqa: T201

@@ -23,7 +23,7 @@ WIDE = 1000
 
 
 class Row(msgspec.Struct, frozen=True, kw_only=True):
-    """One server, and its counts since it started: None where it does not count.
+    """One server, and its counts since it started: None if it does not count.
 
     `pid` and `seconds` (its age) are None for a remote one.
     """
@@ -78,7 +78,7 @@ def _own() -> list[dict[str, Any]]:
 
 
 async def _ask(record: dict[str, Any]) -> Row | None:
-    """None where it has ended meanwhile."""
+    """None if it has ended meanwhile."""
     try:
         async with Session(remote=record["url"], api_key=record["key"]) as session:
             metrics = await session.get_metrics()

@@ -23,7 +23,7 @@ from llmsession.session.config.options import Options
 from llmsession.session.server.model_choice import fit_context, resolve_model
 from llmsession.types.units import describe_size
 
-# Where stdout is no terminal, nothing is cut to fit.
+# Where stdout is not a terminal, nothing is cut to fit.
 WIDE = 200
 
 
@@ -87,7 +87,7 @@ def show_model(model: str | None, *, registry: Path | None, as_json: bool) -> No
     if entry is not None:
         facts |= {"entry": entry.source, "aliases": ", ".join(entry.aliases), "upstream": entry.upstream}
         facts |= {"licence": entry.license, "description": entry.description or None}
-    facts["spoken to"] = "by its prompt encoding" if chosen.encoding is not None else "by its own template"
+    facts["prompted"] = "by its prompt encoding" if chosen.encoding is not None else "by its own template"
     if info is not None:
         facts |= _facts_of_file(info, options)
     if as_json:

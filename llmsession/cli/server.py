@@ -33,7 +33,7 @@ from llmsession.session.config.options import Options
 from llmsession.system.paths import cache_folder
 from llmsession.types.errors import BackendNotFoundError, UsageError
 
-# Where stdout is no terminal, nothing is cut to fit.
+# Where stdout is not a terminal, nothing is cut to fit.
 WIDE = 200
 
 
@@ -138,7 +138,7 @@ def use_release(name: str | None, *, previous: bool, as_json: bool) -> None:
 
 
 def show_server(*, as_json: bool) -> None:
-    """Print the path. Raises BackendNotFoundError where there is none."""
+    """Print the path. Raises BackendNotFoundError if there is none."""
     options = Options.load()
     found = find_llama_server(Path(options.server_path) if options.server_path is not None else None, _cache(options))
     if found is None:

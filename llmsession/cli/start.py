@@ -74,7 +74,7 @@ _WORDS = {"engine": "fetching llama.cpp", "download": "fetching the model", "loa
 
 @contextlib.contextmanager
 def shown_progress(words: str = "starting") -> Iterator[ProgressCallback]:
-    """A bar that is gone when the block is left; nothing where stderr is no terminal."""
+    """A bar that is gone when the block is left; nothing where stderr is not a terminal."""
     console = Console(stderr=True, highlight=False)
     if not console.is_terminal:
         yield lambda _: None

@@ -34,7 +34,7 @@ AROUND = 40
 
 
 class Compared(msgspec.Struct, frozen=True, kw_only=True):
-    """One conversation. `at`: the first token that differs; None where all are equal, or the template has no form."""
+    """One conversation. `at`: the first token that differs; None if all are equal, or the template has no form."""
 
     conversation: str
     equal: bool
@@ -66,7 +66,7 @@ async def _compare_all(options: Options) -> list[Compared]:
             starting.close()
             if session.encoding is None:
                 raise ConfigError(
-                    f"{session.model} has no prompt encoding: it is spoken to by its own template "
+                    f"{session.model} has no prompt encoding: it is prompted by its own template "
                     "(--encoding names one to compare)"
                 )
             if session.info.chat_template is None:

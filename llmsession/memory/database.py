@@ -26,7 +26,7 @@ _WAL_LIMIT: Final = 16 * 2**20
 
 # One page of the least size that there is.
 _SMALLEST: Final = 512
-_NOT_OURS: Final = "{} is no database of llmsession's: name another file, this one was left as it is"
+_NOT_OURS: Final = "{} is not a database of llmsession's: name another file, this one was left as it is"
 _READ_ONLY: Final = "{} cannot be written: allow it for the file and for its folder, or name another"
 
 # Each brings the file from the version of its index to the next. None is ever changed, only added to.

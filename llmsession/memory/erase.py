@@ -29,7 +29,7 @@ def delete_conversations(connection: sqlite3.Connection, which: str, values: Seq
 
 
 def erase_traces(connection: sqlite3.Connection, path: Path) -> None:
-    """Write the file anew without what was deleted. Raises StoreError and StoreLockedError; then call it again.
+    """Rewrite the file without what was deleted. Raises StoreError and StoreLockedError; then call it again.
 
     `secure_delete` overwrites what is deleted where it stands. It does not overwrite the copies that SQLite leaves in
     the free space of a page when it moves rows to another one (seen with 3.40: of every twentieth user).

@@ -16,7 +16,7 @@ class FileGuard:
         self._files = {name: _identify(name) for name in (str(path), f"{path}-wal")}
 
     def check(self) -> None:
-        """Raise StoreError where one of them was deleted or replaced."""
+        """Raise StoreError if one of them was deleted or replaced."""
         for name, before in self._files.items():
             now = _identify(name)
             if before is None:

@@ -74,7 +74,7 @@ def read_json(path: Path) -> tuple[list[FormatNote], int]:
     try:
         whole = msgspec.json.decode(data, type=_GoMemory)
     except ValueError as error:
-        raise StoreError(f"{path} is no memory of the Go package's: {error}") from error
+        raise StoreError(f"{path} is not a memory of the Go package's: {error}") from error
     if whole.v != 1:
         raise StoreVersionError(f"{path} is of version {whole.v} of the Go package's format: only version 1 is known")
     told, left_out = [], 0
@@ -122,7 +122,7 @@ class _Builder:
         self._open_calls: list[str] = []
 
     def add(self, go: _GoMessage) -> None:
-        """The next one. Raises ValueError where it cannot come next."""
+        """The next one. Raises ValueError if it cannot come next."""
         match go.r:
             case 0 if not self.turns and not self.system_prompt:
                 self.system_prompt = go.c
@@ -141,7 +141,7 @@ class _Builder:
                 answered = self._open_calls.pop(0) if self._open_calls else ""
                 self._put(Message.tool(go.c, tool_call_id=answered))
             case _:
-                raise ValueError(f"{go.r} is no role: 0 to 5 are")
+                raise ValueError(f"{go.r} is not a role: 0 to 5 are")
 
     def _call(self, calls: tuple[ToolCall, ...]) -> None:
         """What an assistant says before it calls, and calls one after another, are one message here."""
@@ -182,7 +182,7 @@ def _read_calls(text: str, number: int) -> tuple[ToolCall, ...]:
     try:
         found: Any = msgspec.json.decode(text)
     except msgspec.DecodeError as error:
-        raise ValueError(f"the tool call {text[:60]!r} is no JSON") from error
+        raise ValueError(f"the tool call {text[:60]!r} is not JSON") from error
     calls = []
     for position, call in enumerate(found if isinstance(found, list) else [found]):
         match call:
@@ -191,7 +191,7 @@ def _read_calls(text: str, number: int) -> tuple[ToolCall, ...]:
             case _:
                 raise ValueError(f'the tool call {text[:60]!r} is not {{"name":…,"arguments":{{…}}}}')
     if not calls:
-        raise ValueError("an empty list is no tool call")
+        raise ValueError("an empty list is not a tool call")
     return tuple(
         msgspec.convert({"id": identity, "name": name, "arguments": arguments}, ToolCall)
         for identity, name, arguments in calls

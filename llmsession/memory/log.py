@@ -220,7 +220,7 @@ class ConversationLog:
         )
 
     async def cache_key(self, folder: Path) -> str | None:
-        """The name under which an engine may keep in that folder what it has read; None where no memory keeps us.
+        """The name under which an engine may keep in that folder what it has read; None if no memory keeps us.
 
         It is drawn once; the files go when the conversation is forgotten.
         """
@@ -269,7 +269,7 @@ class ConversationLog:
             return self._loaded().turn(new_id)
 
     async def change(self, plan: Callable[[Tree], Change]) -> int | None:
-        """Plan on what is known, and anew where somebody else was faster. Returns the id of the new turn, if any."""
+        """Plan on what is known, and again where somebody else was faster. Returns the id of the new turn, if any."""
         while True:
             with self._keeper.guard:
                 tree = self._loaded()
@@ -351,7 +351,7 @@ def check_text(text: object, what: str) -> None:
 
 
 def check_system_prompt(text: str | None) -> str | None:
-    """None where it is empty."""
+    """None if it is empty."""
     if text is not None:
         check_text(text, "a system prompt")
     return text or None

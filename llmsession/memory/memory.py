@@ -64,7 +64,7 @@ class Memory:
         """`async with Memory.open("bot.db") as memory:` or `memory = await Memory.open("bot.db")`.
 
         What was not talked in for `max_age` (seconds, or a timedelta) is forgotten, now and with each `forget()`.
-        Raises StoreError where the file is none of ours, StoreVersionError where a newer llmsession wrote it, and
+        Raises StoreError if the file is none of ours, StoreVersionError where a newer llmsession wrote it, and
         StoreLockedError.
         """
         return Opening(_check_path(path), _check_age(max_age))
@@ -96,9 +96,11 @@ class Memory:
             await self._store.aclose()
 
     async def get(self, user: str, channel: str = "", *, system_prompt: str | None = None) -> Conversation:
-        """The conversation of that user in that channel, or a new one, which gets the system prompt.
+        """The conversation of `user` in `channel`, or a new one with the system prompt.
 
-        The same object as before, while somebody holds that. One that is older than `max_age` is forgotten.
+        While the program holds a conversation, this returns the same object. A conversation that was not used for
+        `max_age` is forgotten and a new one returned. Raises UsageError for a name or prompt that cannot be stored,
+        StoreError if the file cannot be read or written, ClosedError.
         """
         _check_name(user, "user")
         _check_name(channel, "channel")
@@ -112,7 +114,10 @@ class Memory:
         return self._adopt(row)
 
     async def conversations(self, user: str | None = None) -> list[Conversation]:
-        """All, or those of one user, last used first. Their turns are read when they are looked at."""
+        """All conversations, or one user's, last used first. Turns are read on first access.
+
+        Raises UsageError, StoreError and ClosedError.
+        """
         select, order = f"SELECT {CONVERSATION_COLUMNS} FROM conversation", "ORDER BY last_update DESC, id DESC"
         if user is not None:
             _check_name(user, "user")
@@ -126,7 +131,10 @@ class Memory:
         return found
 
     async def forget(self) -> int:
-        """Drop what is older than `max_age`, and say how many that were. Nothing where there is no `max_age`."""
+        """Delete the conversations that were not used for `max_age`, and return their number. 0 without a `max_age`.
+
+        Raises StoreError and ClosedError.
+        """
         oldest = self._oldest(_now())
         if oldest is None:
             return 0
@@ -139,8 +147,8 @@ class Memory:
         """Delete all that this user said and was told, and say how many conversations that were.
 
         When it returns, no byte of it is left in the file or beside it, nor in the files in which engines of Chats keep
-        what they have read. For that the file is written anew: it takes as
-        long, and others wait to write meanwhile. Raises StoreLockedError where another program reads for so long that
+        what they have read. For that the file is rewritten: it takes as
+        long, and others wait to write meanwhile. Raises StoreLockedError if another program reads for so long that
         this cannot be had now, StoreError on a full disk: then it is deleted, and its traces go with the next call.
         """
         _check_name(user, "user")
@@ -155,7 +163,7 @@ class Memory:
         return count
 
     async def export(self, user: str) -> dict[str, Any]:
-        """Everything about a user, as JSON would hold it."""
+        """All that is stored of a user, as dicts and lists for JSON. Raises UsageError, StoreError and ClosedError."""
         _check_name(user, "user")
         return {
             "user": user,
@@ -195,10 +203,10 @@ class Memory:
         return len(told)
 
     async def unfinished(self) -> list[Unfinished]:
-        """What a restarted bot should take up, oldest first.
+        """The turns that a restarted bot should continue with, oldest first.
 
-        Turns of users that nobody answered, but for those that cannot be (FAILED), and those with a key whose reply was
-        not marked with `mark_delivered`.
+        These are users' turns without a reply (except FAILED ones), and turns with a key whose reply was not marked
+        with `mark_delivered`. Raises StoreError and ClosedError.
         """
         rows = await self._store.read_apart(
             f"SELECT turn.id, {', '.join('conversation.' + name for name in CONVERSATION_COLUMNS.split(', '))} "
@@ -310,7 +318,7 @@ def _check_path(path: str | os.PathLike[str] | None) -> Path | None:
     if path is None or path == ":memory:":
         return None
     if "\0" in os.fspath(path):
-        raise ConfigError(f"{path!r} is no path: it holds a NUL")
+        raise ConfigError(f"{path!r} is not a path: it holds a NUL")
     return Path(os.path.realpath(path))
 
 

@@ -105,7 +105,7 @@ class Store:
     # Reads.
 
     def look(self, conversation: int) -> int | None:
-        """How often it was changed; None where it was forgotten."""
+        """How often it was changed; None if it was forgotten."""
         rows = self.read("SELECT version FROM conversation WHERE id = ?", (conversation,))
         return rows[0][0] if rows else None
 
@@ -116,7 +116,7 @@ class Store:
         return read_conversation(rows[0]) if rows else None
 
     def load(self, conversation: int, *, since: int) -> tuple[ConversationRow, list[Turn]] | None:
-        """All of it that was changed after that version; None where it was forgotten."""
+        """All of it that was changed after that version; None if it was forgotten."""
         with self.guard:
             rows = self.read(f"SELECT {CONVERSATION_COLUMNS} FROM conversation WHERE id = ?", (conversation,))
             if not rows:
@@ -150,7 +150,7 @@ class Store:
     # Writes.
 
     async def apply(self, row: ConversationRow, change: Change, last_update: datetime) -> Applied | None:
-        """The change is on the disk. None where the conversation is no longer as that row says: plan it anew."""
+        """The change is on the disk. None if the conversation is no longer as that row says: plan it again."""
         return await self.write(lambda connection: apply_change(connection, row, change, last_update))
 
     async def write(self, work: Work[T], *, alone: bool = False) -> T:
@@ -267,7 +267,7 @@ def apply_change(
 
 
 def check_not_there(connection: sqlite3.Connection, told: FormatNote) -> None:
-    """Raise UsageError where something was said in that conversation already."""
+    """Raise UsageError if something was said in that conversation already."""
     found = connection.execute(
         "SELECT 1 FROM conversation JOIN turn ON turn.conversation = conversation.id WHERE user = ? AND channel = ?",
         (told.user.encode(), told.channel.encode()),

@@ -86,7 +86,7 @@ class Tree:
         return None
 
     def turn(self, turn_id: int) -> Turn:
-        """Raises UsageError where there is none."""
+        """Raises UsageError if there is none."""
         if (turn := self.turns.get(turn_id)) is None:
             raise UsageError(f"there is no turn {turn_id!r} in this conversation: `turns` has them all")
         return turn
@@ -125,7 +125,7 @@ class Tree:
         return replies[-1] if replies else None
 
     def asked(self, turn_id: int) -> Turn:
-        """The user's turn that this one is, or belongs to. Raises UsageError where there is none."""
+        """The user's turn that this one is, or belongs to. Raises UsageError if there is none."""
         turn: Turn | None = self.turn(turn_id)
         while turn is not None and turn.message.role is not Role.USER:
             turn = None if turn.parent is None else self.turns[turn.parent]
@@ -205,7 +205,7 @@ class Tree:
         else:
             reply = self.turn(reply_id)
             if reply.parent != asked_id or reply.message.role is not Role.ASSISTANT:
-                raise UsageError(f"turn {reply_id} is no reply to turn {asked_id}")
+                raise UsageError(f"turn {reply_id} is not a reply to turn {asked_id}")
         reply = replace(reply, message=message, state=state, completion=completion)
         if tokens is not None:
             reply = replace(reply, tokens=tokens)
@@ -305,7 +305,7 @@ class Tree:
         return Change(changed=changed, is_use=False)
 
     def plan_system_prompt(self, text: str | None) -> Change:
-        """It is rendered anew from now on."""
+        """It is rendered again from now on."""
         if text == self.system_prompt:
             return Change()
         return Change(system_prompt=text, rendered=None)

@@ -29,7 +29,7 @@ class Turn(msgspec.Struct, frozen=True, kw_only=True):
 
     `created` is aware, in UTC. `key` is the event that brought a user's turn. `is_left_out`: the budget cut it, so it
     is on the path and no longer sent. `is_summary`: the model's own words in place of what was left out, up to its
-    parent; never on the path. `tokens` is what it adds to the prompt, None where nobody counted. `completion` is all
+    parent; never on the path. `tokens` is what it adds to the prompt, None if nobody counted. `completion` is all
     that is known about a reply of a model.
     """
 

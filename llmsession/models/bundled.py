@@ -7,7 +7,7 @@ from pathlib import Path
 from llmsession.models.encoding import PromptEncoding
 
 NAME = "tiny-chat"
-# How it is spoken to; the registry has it by the same name. Here and not in knownllms.yaml, so that a first run needs
+# How it is prompted; the registry has it by the same name. Here and not in knownllms.yaml, so that a first run needs
 # not read that.
 ENCODING = PromptEncoding(
     system_token_start="<|im_start|>system\n",

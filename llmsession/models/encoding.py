@@ -54,7 +54,7 @@ class PromptEncoding(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     ) -> list[Piece]:
         """The pieces of a prompt. With `reply` it ends with the generation prompt; without, after the last message.
 
-        `tools` are functions in OpenAI's form. Raises InvalidMessagesError where no reply could follow, and
+        `tools` are functions in OpenAI's form. Raises InvalidMessagesError if no reply could follow, and
         UnsupportedFeatureError where tools are spoken of that this encoding has no words for.
         """
         return join_pieces(piece for _, part in self.encode_parts(messages, tools=tools, reply=reply) for piece in part)
@@ -62,7 +62,7 @@ class PromptEncoding(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     def encode_parts(
         self, messages: MessagesLike, *, tools: Sequence[Mapping[str, Any]] = (), reply: bool = True
     ) -> list[Part]:
-        """The same in parts, each with the role that it is of."""
+        """Like `encode`, in parts: each with the role that it belongs to. Raises what `encode` raises."""
         turns = as_messages(messages, reply=reply)
         if self.default_system_prompt is not None and turns[0].role is not Role.SYSTEM:
             turns.insert(0, Message.system(self.default_system_prompt))

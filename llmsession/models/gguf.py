@@ -63,7 +63,7 @@ _SPECIAL_TOKENS = {
 
 
 class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
-    """What a GGUF file says of itself; None where it does not. `metadata` has all entries but long arrays."""
+    """What a GGUF file says of itself; None if it does not. `metadata` has all entries but long arrays."""
 
     architecture: str
     name: str | None
@@ -80,7 +80,7 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def special_tokens(self) -> dict[str, int | None]:
-        """The ids of bos, eos, eot, nl and the tokens for infilling and ranking; None where there is none."""
+        """The ids of bos, eos, eot, nl and the tokens for infilling and ranking; None if there is none."""
         found = {name: _whole(self.metadata, f"tokenizer.ggml.{key}") for name, key in _SPECIAL_TOKENS.items()}
         return {**found, "nl": _whole(self.metadata, "tokenizer.ggml.newline_token_id")}
 
@@ -92,7 +92,7 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
 def read_model_info(path: Path) -> ModelInfo:
     """Read the header, of a split model those of all its files, which lie beside each other.
 
-    Raises InvalidModelError where a file is missing, no GGUF, or cut.
+    Raises InvalidModelError if a file is missing, no GGUF, or cut.
     """
     metadata, arrays, parameters, size = _read_header(path)
     shards = list_shards(path.name)
@@ -121,7 +121,7 @@ def read_model_info(path: Path) -> ModelInfo:
 
 
 def _text(metadata: dict[str, Any], key: str) -> str | None:
-    """None where it is something else: a header may say anything."""
+    """None if it is something else: a header may say anything."""
     value = metadata.get(key)
     return value if isinstance(value, str) else None
 
@@ -179,7 +179,7 @@ def read_vocabulary(path: Path) -> list[str]:
 @contextlib.contextmanager
 def _open_model(path: Path) -> Iterator[tuple[BinaryIO, int]]:
     def invalid(reason: str) -> InvalidModelError:
-        return InvalidModelError(f"{path} is no usable model: {reason}", path=path, reason=reason)
+        return InvalidModelError(f"{path} is not a usable model: {reason}", path=path, reason=reason)
 
     try:
         if path.is_dir():

@@ -39,7 +39,7 @@ class Lock(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     models: dict[str, LockedModel] = {}
 
     def pin(self, ref: PackedFileRef, path: Path) -> PackedFileRef:
-        """The locked file at its commit. Raises ConfigError where `path`, the lock, does not name the reference."""
+        """The locked file at its commit. Raises ConfigError if `path`, the lock, does not name the reference."""
         locked = self.models.get(ref)
         if locked is None:
             raise ConfigError(

@@ -44,7 +44,7 @@ def list_shards(name: str) -> list[str]:
 def list_models(files: Mapping[str, int]) -> dict[str, int]:
     """The models among the files of a repository, smallest first: a split one by its first shard, with all its bytes.
 
-    `files` are bytes by name; projectors of images are no models.
+    `files` are bytes by name; projectors of images are not models.
     """
     sizes: dict[str, int] = {}
     for name, size in files.items():

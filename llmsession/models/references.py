@@ -37,7 +37,7 @@ class _Ref(str):
         return ref
 
     def validate(self) -> None:
-        """What the constructor has checked. Raises InvalidRefError."""
+        """Check the form; the constructor did so already. Raises InvalidRefError."""
         raise NotImplementedError
 
     @property
@@ -72,11 +72,11 @@ class PackedRepoRef(_Ref):
 
     @classmethod
     def make(cls, author: str, repo: str) -> Self:
-        """From its parts."""
+        """Make a reference from its parts. Raises InvalidRefError."""
         return cls(f"{SCHEME}{author}/{repo}")
 
     def validate(self) -> None:
-        """What the constructor has checked."""
+        """Check the form; the constructor did so already. Raises InvalidRefError."""
         parts = _split(self, "it has the form hf:author/repo")
         if len(parts) != 2:
             raise _invalid(self, "it has the form hf:author/repo")
@@ -93,14 +93,14 @@ class PackedFileRef(_Ref):
 
     @classmethod
     def make(cls, author: str, repo: str, revision: str, file: str) -> Self:
-        """From its parts."""
+        """Make a reference from its parts. Raises InvalidRefError."""
         for part in (author, repo, revision):
             if "/" in part:
                 raise _invalid(f"{SCHEME}{author}/{repo}/{revision}/{file}", f"{part!r} holds a slash")
         return cls(f"{SCHEME}{author}/{repo}/{revision}/{file}")
 
     def validate(self) -> None:
-        """What the constructor has checked."""
+        """Check the form; the constructor did so already. Raises InvalidRefError."""
         form = "it has the form hf:author/repo/revision/file, where HEAD is the default revision"
         parts = _split(self, form)
         if len(parts) < 4:
@@ -108,7 +108,7 @@ class PackedFileRef(_Ref):
         author, repo, revision, *file = parts
         _check_repo(self, author, repo)
         if not _REVISION.fullmatch(revision):
-            raise _invalid(self, f"{_shown(revision)} is no revision: a branch, a tag, a commit, or HEAD")
+            raise _invalid(self, f"{_shown(revision)} is not a revision: a branch, a tag, a commit, or HEAD")
         _check_file(self, file)
 
     @property
@@ -136,7 +136,7 @@ def _split(text: str, form: str) -> list[str]:
 def _check_repo(text: str, author: str, repo: str) -> None:
     for what, name in (("author", author), ("repository", repo)):
         if not _NAME.fullmatch(name):
-            raise _invalid(text, f"{_shown(name)} is no name of {'an' if what[0] == 'a' else 'a'} {what}")
+            raise _invalid(text, f"{_shown(name)} is not a name of {'an' if what[0] == 'a' else 'a'} {what}")
 
 
 def _check_file(text: str, segments: list[str]) -> None:
@@ -144,7 +144,7 @@ def _check_file(text: str, segments: list[str]) -> None:
         raise _invalid(text, f"the file's name is longer than {LONGEST_FILE} characters")
     for segment in segments:
         if segment in ("", ".", "..") or segment != segment.strip() or segment.endswith("."):
-            raise _invalid(text, f"{_shown(segment)} is no part of a file's name")
+            raise _invalid(text, f"{_shown(segment)} is not part of a file's name")
         if not segment.isprintable() or not _FORBIDDEN.isdisjoint(segment):
             raise _invalid(text, f"{_shown(segment)} holds a character that no file's name may have")
 
@@ -155,4 +155,4 @@ def _shown(text: str) -> str:
 
 
 def _invalid(text: str, why: str) -> InvalidRefError:
-    return InvalidRefError(f"{_shown(text)} is no reference: {why}")
+    return InvalidRefError(f"{_shown(text)} is not a reference: {why}")

@@ -1,4 +1,4 @@
-"""Registry: the models that we know by name, where their files are, and how they want to be spoken to."""
+"""Registry: the models that we know by name, where their files are, and how they want to be prompted."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class KnownLLM(ModelDescription, frozen=True, kw_only=True):
         for alias in self.aliases:
             if not _ALIAS.fullmatch(alias):
                 raise ConfigError(
-                    f"aliases: {alias!r} is no alias: those are of small letters, digits, dots, dashes and underscores"
+                    f"aliases: {alias!r} is not an alias: use small letters, digits, dots, dashes and underscores"
                 )
 
     @property
@@ -80,13 +80,13 @@ class KnownLLM(ModelDescription, frozen=True, kw_only=True):
         return self.source.removeprefix(SCHEME).split("/")
 
     def file_ref(self, quantization: str | None = None) -> PackedFileRef:
-        """The file of that quantization, else of the default one."""
+        """The file with this quantization, or with the default one. Raises InvalidRefError."""
         wanted = quantization or self.default_quantization or USUAL_QUANTIZATION
         author, repo = self.repo_id.split("/")
         return PackedFileRef.make(author, repo, HEAD, self.start + wanted)
 
     def matches(self, ref: PackedFileRef) -> bool:
-        """Whether that file, at any revision, is one of this model's."""
+        """Whether the file, at any revision, belongs to this model."""
         return ref.repo_id.lower() == self.repo_id.lower() and ref.basename.lower().startswith(self.start.lower())
 
 
@@ -97,7 +97,10 @@ class Registry(msgspec.Struct, frozen=True):
     encodings: dict[str, PromptEncoding] = {}
 
     def find(self, ref_or_alias: str) -> KnownLLM | None:
-        """The entry of an alias, with or without `:quantization`, or the one that knows most of a reference."""
+        """The entry of an alias, with or without `:quantization`, or the most specific one for a reference.
+
+        None if there is none. Raises InvalidRefError for a malformed reference.
+        """
         if ref_or_alias.startswith(SCHEME):
             ref = PackedFileRef(ref_or_alias)
             fitting = [known for known in self.llms if known.matches(ref)]
@@ -106,11 +109,11 @@ class Registry(msgspec.Struct, frozen=True):
         return next((known for known in self.llms if alias in known.aliases), None)
 
     def suggest(self, alias: str) -> list[str]:
-        """The aliases that look like it, the bundled model's name among them."""
+        """The aliases closest to `alias`, at most three."""
         every = [bundled.NAME, *(known for entry in self.llms for known in entry.aliases)]
         return difflib.get_close_matches(alias.partition(":")[0].lower(), every, n=3)
 
     def extended(self, other: Registry) -> Registry:
-        """With another's entries in front: what both have is the other's."""
+        """Both registries' entries. Where both have one, that of `other` counts."""
         mine = [known for known in self.llms if known.source not in {theirs.source for theirs in other.llms}]
         return Registry((*other.llms, *mine), self.encodings | other.encodings)

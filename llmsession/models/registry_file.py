@@ -65,7 +65,7 @@ def read_registry(path: Path, *, encodings: Mapping[str, PromptEncoding] = {}) -
     except OSError as error:
         raise ConfigError(f"cannot read the registry {path}: {error.strerror}", path=path) from error
     except UnicodeDecodeError as error:
-        raise ConfigError(f"the registry {path} is no text in UTF-8", path=path) from error
+        raise ConfigError(f"the registry {path} is not UTF-8 text", path=path) from error
     except RecursionError as error:
         raise ConfigError(f"the registry {path} is nested too deeply", path=path) from error
     except yaml.YAMLError as error:
@@ -110,7 +110,7 @@ def _find_sections(root: yaml.Node) -> dict[str, yaml.Node]:
     sections = dict(_read_mapping(root))
     for name, node in sections.items():
         if name not in File.__struct_fields__:
-            raise _FaultError(f"{name!r} is no section: there are {' and '.join(File.__struct_fields__)}", node)
+            raise _FaultError(f"{name!r} is not a section: there are {' and '.join(File.__struct_fields__)}", node)
     return sections
 
 

@@ -81,7 +81,7 @@ def is_whole(folder: Path) -> bool:
 
 
 def read_weights_info(folder: Path) -> WeightsInfo:
-    """Raises InvalidModelError where it is no such folder, or lacks a file that it names."""
+    """Raises InvalidModelError if it is no such folder, or lacks a file that it names."""
     if not (folder / CONFIG).is_file():
         raise _refuse(folder, f"it has no {CONFIG}: is it a folder of safetensors?")
     config = _read(folder, CONFIG, _Config)
@@ -104,7 +104,7 @@ def read_weights_info(folder: Path) -> WeightsInfo:
 def read_added_tokens(folder: Path) -> dict[int, str]:
     """The spellings that its tokenizer takes for tokens wherever they stand, by id: special ones and others.
 
-    Empty where it has none of the files that tell. Raises InvalidModelError where one cannot be read.
+    Empty where it has none of the files that tell. Raises InvalidModelError if one cannot be read.
     """
     found: dict[int, str] = {}
     if (folder / "tokenizer.json").is_file():

@@ -34,7 +34,7 @@ _NAMES = {
 
 
 def read_free_memory(root: Path = Path("/")) -> int | None:
-    """Bytes that the tightest limit leaves; None where there is no limit. `root` is that of the file system."""
+    """Bytes that the tightest limit leaves; None if there is no limit. `root` is that of the file system."""
     free: int | None = None
     for version, folder in _groups(root, "memory"):
         names = _NAMES[version]
@@ -58,7 +58,7 @@ def count_memory_kills(root: Path = Path("/")) -> int | None:
 
 
 def allowed_cores(root: Path = Path("/")) -> int | None:
-    """The smallest quota of them all, in whole cores and at least 1; None where there is none."""
+    """The smallest quota of them all, in whole cores and at least 1; None if there is none."""
     quotas = [quota for _, folder in _groups(root, "cpu") if (quota := _read_quota(folder)) is not None]
     return max(1, int(min(quotas))) if quotas else None
 

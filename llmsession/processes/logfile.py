@@ -73,7 +73,7 @@ class LogFile:
         return ""
 
     def rotate(self) -> None:
-        """Where the log has grown too large, keep its end in NAME.log.1 and begin anew. Costs one stat otherwise."""
+        """Where the log has grown too large, keep its end in NAME.log.1 and start over. Costs one stat otherwise."""
         try:
             if self.path.stat().st_size <= LARGEST_LOG:
                 return

@@ -32,7 +32,7 @@ Probe = Callable[[], Awaitable[ProbeResult]]
 async def await_ready(probe: Probe, exited: Latch, *, timeout: float) -> bool:
     """True when the probe says ready, False when the child has exited first. Raises NotReadyError.
 
-    `timeout` is in seconds, counted anew from each progress.
+    `timeout` is in seconds, counted again from each progress.
     """
     started = anyio.current_time()
     deadline = started + timeout

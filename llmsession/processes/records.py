@@ -40,7 +40,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def write_record(folder: Path, pid: int, *, name: str, log: Path, note: Mapping[str, str] | None = None) -> Path | None:
-    """Put it on record, for this user's eyes only; None where the process is gone or the folder cannot be written."""
+    """Put it on record, for this user's eyes only; None if the process is gone or the folder cannot be written."""
     with contextlib.suppress(OSError, ValueError, psutil.Error):  # ValueError: a path that is not UTF-8
         record = Record(
             pid=pid,

@@ -13,7 +13,7 @@ from llmsession.types.messages import Control, Role, Text
 def find_contents(
     text: str, skeleton: str, contents: Mapping[str, tuple[Role, str]], last: Role | None
 ) -> list[Part] | None:
-    """The parts of a rendered chat, by the same chat with a mark in place of each content; None where the two differ.
+    """The parts of a rendered chat, by the same chat with a mark in place of each content; None if the two differ.
 
     What stands between two contents is of the turn that it opens; what stands behind the last, of `last`. Templates
     trim contents.

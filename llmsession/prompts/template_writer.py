@@ -71,9 +71,9 @@ class TemplateWriter:
     async def write(
         self, messages: Sequence[Message], *, start: str = "", begun: Delivered | None = None
     ) -> ChatPrompt | None:
-        """A prompt for a reply; None where no text spells a token: then the chat is sent as it is.
+        """A prompt for a reply; None if no text spells a token: then the chat is sent as it is.
 
-        `start` is what the reply is to begin with. With a `begun` reply, None where nobody knows how this model marks
+        `start` is what the reply is to begin with. With a `begun` reply, None if nobody knows how this model marks
         its thoughts, or what it quotes.
         """
         spans = await self._find(messages)

@@ -115,7 +115,7 @@ def _compile(spellings: Iterable[str]) -> re.Pattern[str] | None:
 
 
 def _write(node: dict[str, dict]) -> str:  # type: ignore[type-arg]
-    """Longer spellings are tried before those that they begin with. Chains of letters are no groups."""
+    """Longer spellings are tried before those that they begin with. Chains of letters are not groups."""
     prefix = ""
     while len(node) == 1 and "" not in node:
         letter, node = next(iter(node.items()))
@@ -176,7 +176,7 @@ class VocabularyLoader:
         self._read.set()
 
     async def wait(self) -> Vocabulary:
-        """It, once it is read. Raises InvalidModelError where the file has changed meanwhile."""
+        """It, once it is read. Raises InvalidModelError if the file has changed meanwhile."""
         await self._read.wait()
         if isinstance(self._found, Exception):
             raise self._found

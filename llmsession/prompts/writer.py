@@ -60,7 +60,7 @@ class PromptWriter:
         return Prompt(prompt=await self._tokenize(defused, vocabulary), neutralized=defused.count)
 
     async def tokenize_prefix(self, text: str, start: str = "") -> list[Piece] | None:
-        """A reply that has begun, by what the model said as tokens; None where it might have quoted them.
+        """A reply that has begun, by what the model said as tokens; None if it might have quoted them.
 
         `start` stands before it: that the model was given, and it is text.
         """

@@ -142,7 +142,7 @@ class ChatLoop:
     async def forget(self) -> None:
         """What the memory knows of the user, and the lines that were typed. A new conversation takes the place of this.
 
-        Without a memory the conversation is begun anew.
+        Without a memory the conversation starts over.
         """
         self.can_reroll = False
         if self._memory is None:

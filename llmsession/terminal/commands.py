@@ -85,12 +85,12 @@ async def _edit(loop: ChatLoop, argument: str) -> None:
 
 async def _forget(loop: ChatLoop, argument: str) -> None:
     del argument
-    what = f"Delete all that is remembered of {loop.whose}, for good" if loop.is_remembered else "Begin anew"
+    what = f"Delete all that is remembered of {loop.whose}, for good" if loop.is_remembered else "Start over"
     if not await _agrees(loop, f"{what}, and delete the lines that you typed?"):
         loop.note("(nothing was deleted)")
         return
     await loop.forget()
-    loop.note("(forgotten)" if loop.is_remembered else "(begun anew)")
+    loop.note("(forgotten)" if loop.is_remembered else "(started over)")
 
 
 async def _agrees(loop: ChatLoop, question: str) -> bool:

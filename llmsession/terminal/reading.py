@@ -38,7 +38,7 @@ class Reader(Protocol):
         ...
 
     async def ask(self, question: str, *, given: str = "") -> str | None:
-        """An answer to a question of ours, with `given` to be edited; None where nothing is answered."""
+        """An answer to a question of ours, with `given` to be edited; None if nothing is answered."""
         ...
 
 

@@ -101,10 +101,10 @@ class Completion(msgspec.Struct, frozen=True, kw_only=True):
         return self.text
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain dicts and lists, as JSON would hold them."""
+        """The completion as dicts and lists for JSON."""
         plain: dict[str, Any] = msgspec.to_builtins(self, enc_hook=str)
         return plain
 
     def to_json(self) -> str:
-        """The same as one line of JSON."""
+        """The completion as one line of JSON."""
         return msgspec.json.encode(self, enc_hook=str).decode()

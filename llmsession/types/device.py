@@ -33,7 +33,7 @@ class Gpu(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class DeviceRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """`device=`, understood: `index` of the one GPU, `threads` of the CPU; None where the text names none."""
+    """`device=`, understood: `index` of the one GPU, `threads` of the CPU; None if the text names none."""
 
     kind: Literal["best", "cpu", "gpu"] = "best"
     index: int | None = None

@@ -57,7 +57,7 @@ if TYPE_CHECKING:
 
 
 class LLMSessionError(Exception):
-    """The root of all errors of this library. `partial` is the reply so far, where one had begun."""
+    """The root of all errors of this library. `partial` is the reply so far, if one had begun."""
 
     partial: Completion | None = None
 
@@ -84,7 +84,7 @@ class DuplicateKeyError(UsageError):
 
 
 class InvalidMessagesError(UsageError):
-    """The messages are no conversation that a model can answer. `index` names the first wrong one."""
+    """A model cannot answer these messages. `index` names the first wrong one."""
 
     def __init__(self, message: str, *, index: int | None = None) -> None:
         super().__init__(message)
@@ -92,7 +92,7 @@ class InvalidMessagesError(UsageError):
 
 
 class InvalidModelError(UsageError):
-    """The file at `path` is no model that an engine could load. `reason` is what is wrong with it."""
+    """The file at `path` is not a model that an engine could load. `reason` is what is wrong with it."""
 
     def __init__(self, message: str, *, path: Path, reason: str) -> None:
         super().__init__(message)
@@ -101,7 +101,7 @@ class InvalidModelError(UsageError):
 
 
 class InvalidRefError(UsageError):
-    """This is no reference to a file or a repository on Hugging Face."""
+    """The text is not a reference to a file or a repository on Hugging Face."""
 
 
 class UnknownModelError(UsageError):
@@ -122,11 +122,11 @@ class UnsupportedFeatureError(UsageError):
 
 
 class FetchError(LLMSessionError):
-    """A model's file, or an engine, could not be fetched. What had arrived is kept: the next try goes on from there."""
+    """A model file or an engine could not be downloaded. What had arrived is kept; the next attempt continues there."""
 
 
 class ModelNotFoundError(FetchError):
-    """The repository has no such file, or there is no such repository. `candidates` are the files that it has."""
+    """The repository or the file does not exist. `candidates` are the repository's files."""
 
     def __init__(self, message: str, *, candidates: Sequence[str] = ()) -> None:
         super().__init__(message)
@@ -134,7 +134,7 @@ class ModelNotFoundError(FetchError):
 
 
 class GatedModelError(FetchError):
-    """The repository is gated, or a token was refused. `url` is where access is asked for."""
+    """The repository is gated, or a token was refused. `url` is the page to request access on."""
 
     def __init__(self, message: str, *, url: str = "") -> None:
         super().__init__(message)
@@ -142,15 +142,15 @@ class GatedModelError(FetchError):
 
 
 class DigestError(FetchError):
-    """What arrived is not what it should be, or nobody has said what that is; it is not used."""
+    """The digest of a download differs from the expected one, or none is known. The file is not used."""
 
 
 class OfflineError(FetchError):
-    """It is not here, and nothing may be fetched."""
+    """A file is missing, and downloads are not allowed (`offline=True` or HF_HUB_OFFLINE)."""
 
 
 class DiskFullError(FetchError):
-    """There is no room for the file."""
+    """The disk has too little free space for the file."""
 
     def __init__(self, message: str, *, needed_bytes: int = 0, free_bytes: int = 0) -> None:
         super().__init__(message)
@@ -163,7 +163,7 @@ class BackendError(LLMSessionError):
 
 
 class BackendNotFoundError(BackendError):
-    """There is no engine to run. `hint` is the command that brings one."""
+    """No engine is installed. `hint` is the command that installs one."""
 
     def __init__(self, message: str, *, hint: str) -> None:
         super().__init__(message)
@@ -181,7 +181,7 @@ class NotEnoughMemoryError(BackendError):
 
 
 class StartFailedError(BackendError):
-    """The server ended before it was ready. `log_tail` holds its last words."""
+    """The server ended before it was ready. `log_tail` is the end of its log."""
 
     def __init__(self, message: str, *, returncode: int | None, log_tail: str) -> None:
         super().__init__(message)
@@ -198,7 +198,7 @@ class StartTimeoutError(BackendError, TimeoutError):
 
 
 class RestartLimitError(BackendError):
-    """The server ended again and again: `restarts` times it was started again, and for now it is not."""
+    """The server ended too often. It was restarted `restarts` times and is not restarted for now."""
 
     def __init__(self, message: str, *, restarts: int, log_tail: str) -> None:
         super().__init__(message)
@@ -207,7 +207,7 @@ class RestartLimitError(BackendError):
 
 
 class ServerExitedError(BackendError):
-    """The server ended while a reply was on its way."""
+    """The server ended during a reply."""
 
     def __init__(self, message: str, *, returncode: int | None, log_tail: str) -> None:
         super().__init__(message)
@@ -216,11 +216,11 @@ class ServerExitedError(BackendError):
 
 
 class TransportError(LLMSessionError, OSError):
-    """Bytes did not get through."""
+    """The connection to the server failed."""
 
 
 class ConnectionLostError(TransportError):
-    """The server could not be reached, or hung up."""
+    """The server cannot be reached, or it closed the connection."""
 
 
 class ReplyTimeoutError(TransportError, TimeoutError):
@@ -236,11 +236,11 @@ class IdleTimeoutError(ReplyTimeoutError):
 
 
 class TotalTimeoutError(ReplyTimeoutError):
-    """The whole call, waiting included, took longer than its `timeout`."""
+    """The whole call, including waiting for a slot, took longer than its `timeout` in seconds."""
 
 
 class ServerError(LLMSessionError):
-    """The server answered with an error. `status` is the HTTP status, `type` the server's own word for it."""
+    """The server answered with an error. `status` is the HTTP status, `type` the server's name for the error."""
 
     def __init__(self, message: str, *, status: int, type: str = "") -> None:
         super().__init__(message)
@@ -249,15 +249,15 @@ class ServerError(LLMSessionError):
 
 
 class AuthError(ServerError):
-    """The server wants another key."""
+    """The server refuses the API key, or wants one."""
 
 
 class BadRequestError(ServerError):
-    """The server refuses the request as it stands."""
+    """The server refuses the request."""
 
 
 class ContextOverflowError(ServerError):
-    """The prompt has more tokens than one conversation may use. Both numbers are 0 where an old server says neither."""
+    """The prompt has more tokens than one conversation may use. Both numbers are 0 if an old server reports neither."""
 
     def __init__(
         self,
@@ -274,7 +274,7 @@ class ContextOverflowError(ServerError):
 
 
 class OverloadedError(ServerError):
-    """The server is busy or still loading; try again in `retry_after` seconds, where it is known."""
+    """The server is busy or still loading; try again in `retry_after` seconds, if that is known."""
 
     def __init__(self, message: str, *, status: int = 503, type: str = "", retry_after: float | None = None) -> None:
         super().__init__(message, status=status, type=type)
@@ -282,15 +282,15 @@ class OverloadedError(ServerError):
 
 
 class ProtocolError(LLMSessionError):
-    """The server answered, but not in the language that was agreed on."""
+    """The server's answer breaks the protocol."""
 
 
 class TruncatedReplyError(ProtocolError):
-    """The reply ended without its end. Never taken for a short answer."""
+    """The reply broke off. It is never returned as a short answer."""
 
 
 class UndecodableError(ProtocolError):
-    """A part of the reply could not be understood. `payload` is its beginning."""
+    """A part of the reply cannot be decoded. `payload` is its beginning."""
 
     def __init__(self, message: str, *, payload: bytes) -> None:
         super().__init__(message)
@@ -298,7 +298,7 @@ class UndecodableError(ProtocolError):
 
 
 class StoreError(LLMSessionError):
-    """What was said could not be read or kept. What was acknowledged before is as it was."""
+    """A conversation could not be read or stored. What was acknowledged before is unchanged."""
 
 
 class StoreLockedError(StoreError):
@@ -306,8 +306,8 @@ class StoreLockedError(StoreError):
 
 
 class StoreVersionError(StoreError):
-    """The file is of a version that this one does not know; nothing in it was touched."""
+    """The file has a version that this llmsession does not know. It was not changed."""
 
 
 class ClosedError(LLMSessionError, RuntimeError):
-    """The session, or the memory, was closed."""
+    """The session or memory is closed."""

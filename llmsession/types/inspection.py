@@ -19,7 +19,7 @@ from llmsession.types.messages import Role
 
 
 class ChatStats(msgspec.Struct, frozen=True, kw_only=True):
-    """How much of the context is used. `context_length` and `percent` are None where a remote server does not tell."""
+    """How much of the context is used. `context_length` and `percent` are None if a remote server does not tell."""
 
     tokens: int
     context_length: int | None
@@ -44,7 +44,7 @@ class InspectedPiece(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Inspection(Sequence[InspectedPiece]):
-    """The pieces in their order. `missed` says why the last turn's prompt was not in the cache; None where it was."""
+    """The pieces in their order. `missed` says why the last turn's prompt was not in the cache; None if it was."""
 
     def __init__(self, pieces: Sequence[InspectedPiece], *, missed: str | None) -> None:
         self._pieces = tuple(pieces)

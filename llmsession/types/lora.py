@@ -53,7 +53,7 @@ def lora_key(lora: Lora) -> str:
 
 
 def choose_scales(loaded: tuple[Lora, ...], asked: Sequence[Lora | str | Path] | None) -> tuple[float, ...] | None:
-    """The scale of each loaded adapter, for one request: 0.0 for what it does not name. None where none are loaded.
+    """The scale of each loaded adapter, for one request: 0.0 for what it does not name. None if none are loaded.
 
     Raises UsageError.
     """

@@ -69,7 +69,7 @@ def check_order(messages: Sequence[Message], *, reply: bool = True) -> None:
 
 
 def find_fault(message: Message, before: Message | None) -> str | None:
-    """What is wrong with this message after that one, or as the first; None where nothing is."""
+    """What is wrong with this message after that one, or as the first; None if nothing is."""
     asked = before is not None and before.role is Role.ASSISTANT and bool(before.tool_calls)
     match message.role:
         case Role.SYSTEM if before is not None:

@@ -67,7 +67,7 @@ class Message(_Spoken, frozen=True, kw_only=True):
         try:
             msgspec.structs.force_setattr(self, "role", Role(self.role))
         except ValueError:
-            raise InvalidMessagesError(f"{self.role!r} is no role: use system, user, assistant or tool") from None
+            raise InvalidMessagesError(f"{self.role!r} is not a role: use system, user, assistant or tool") from None
         if not isinstance(self.content, str):
             raise InvalidMessagesError(f"the content of a message is a str, not {type(self.content).__name__}")
         msgspec.structs.force_setattr(self, "tool_calls", tuple(self.tool_calls))
@@ -85,22 +85,22 @@ class Message(_Spoken, frozen=True, kw_only=True):
 
     @classmethod
     def system(cls, text: str) -> Message:
-        """What the model is told before the conversation."""
+        """A system message: instructions before the conversation. Raises InvalidMessagesError."""
         return cls(Role.SYSTEM, text)
 
     @classmethod
     def user(cls, text: str, *, images: tuple[ImageLike, ...] = ()) -> Message:
-        """A turn of the user's."""
+        """A user message, perhaps with images: bytes, paths or data URLs. Raises InvalidMessagesError."""
         return cls(Role.USER, text, images=images)
 
     @classmethod
     def assistant(cls, text: str) -> Message:
-        """A turn of the model's."""
+        """A message of the model. Raises InvalidMessagesError."""
         return cls(Role.ASSISTANT, text)
 
     @classmethod
     def tool(cls, text: str, *, tool_call_id: str) -> Message:
-        """The result of a tool call."""
+        """The result of the tool call with this id. Raises InvalidMessagesError."""
         return cls(Role.TOOL, text, tool_call_id=tool_call_id)
 
 

@@ -13,7 +13,7 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True):
     """What a callback `on_progress` is given, in bytes. `stage`: `engine` for the download of a llama-server,
     `download` for that of a model, `load` where the engine reads it.
 
-    `total` is None where nobody knows it. `speed` is in bytes a second, for a download that has begun.
+    `total` is None if nobody knows it. `speed` is in bytes a second, for a download that has begun.
     """
 
     stage: Literal["engine", "download", "load"]

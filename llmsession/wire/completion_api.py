@@ -171,7 +171,7 @@ class EventDecoder:
             frame = _decode_frame(payload)
         except msgspec.DecodeError as error:
             raise UndecodableError(
-                f"the server sent something that is no reply: {error}", payload=payload[:1000]
+                f"the server sent something that is not a reply: {error}", payload=payload[:1000]
             ) from error
         if frame is None:  # a stray `data: null`
             return []

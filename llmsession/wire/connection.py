@@ -23,7 +23,7 @@ CLOSED_WITHIN = 1.0
 
 
 class Connection(Protocol):
-    """Raises OSError where the connection fails or breaks."""
+    """Raises OSError if the connection fails or breaks."""
 
     async def send(self, data: bytes) -> None:
         """All of it."""

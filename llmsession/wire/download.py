@@ -38,7 +38,7 @@ async def download(
     """Have all of it in `path`. What is there is gone on with, where the server says that it is still the same file.
 
     `advance` is told the bytes that are there and those that it will have, first before anything is read; it may raise
-    to refuse. Cancelling keeps what has come. Raises FetchError where it cannot be had, OSError where the disk is full.
+    to refuse. Cancelling keeps what has come. Raises FetchError if it cannot be had, OSError where the disk is full.
     """
     if size is not None and path.is_file() and path.stat().st_size == size:
         advance(size, size)
@@ -63,7 +63,7 @@ async def fetch_small(url: str) -> bytes:
 
 
 async def reach(url: str, timeout: float) -> str | None:
-    """Why it cannot be reached; None where it answers, whatever it says. `timeout` in seconds."""
+    """Why it cannot be reached; None if it answers, whatever it says. `timeout` in seconds."""
     try:
         async with httpx.AsyncClient(timeout=timeout) as client:
             await client.head(url, headers={"User-Agent": "llmsession"})

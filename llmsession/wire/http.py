@@ -33,7 +33,7 @@ SMALL_TIMEOUT = 30.0
 
 # Most specific first: the first row whose type fits decides.
 _FOREIGN_ERRORS: tuple[tuple[type[Exception], type[LLMSessionError], str], ...] = (
-    (httpx.InvalidURL, ConfigError, "this is no address of a server"),
+    (httpx.InvalidURL, ConfigError, "this is not an address of a server"),
     (httpx.UnsupportedProtocol, ConfigError, "this address cannot be used"),
     (httpx.TimeoutException, ReplyTimeoutError, "the server took too long"),
     (httpx.ConnectError, ConnectionLostError, "the server cannot be reached"),
@@ -111,7 +111,7 @@ class HttpClient:
             )
 
     async def get(self, path: str, *, timeout: float = SMALL_TIMEOUT) -> bytes:
-        """The body of the answer. Raises ServerError where the status is not 200."""
+        """The body of the answer. Raises ServerError if the status is not 200."""
         return await self._exchange(self._client.build_request("GET", path), timeout)
 
     async def post(self, path: str, body: bytes, *, timeout: float = SMALL_TIMEOUT) -> bytes:
@@ -212,7 +212,7 @@ def _read_error(body: bytes) -> tuple[str, str, dict[str, Any]]:
     except ValueError:
         text = body.decode(errors="replace").strip()
         if text.lower().startswith(("<!doctype", "<html")):
-            text = "it sent a web page: this is no server for language models"
+            text = "it sent a web page: this is not a server for language models"
         return text[:300], "", {}
     error = decoded.get("error", decoded) if isinstance(decoded, dict) else decoded
     if isinstance(error, dict):

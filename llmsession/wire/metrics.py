@@ -16,7 +16,7 @@ from llmsession.types.errors import UndecodableError
 
 
 class Metrics(msgspec.Struct, frozen=True, kw_only=True):
-    """Counts since the server started; None where it does not tell. `kv_cache_usage` is 0.0 to 1.0 over all slots."""
+    """Counts since the server started; None if it does not tell. `kv_cache_usage` is 0.0 to 1.0 over all slots."""
 
     prompt: TokenPerformance = TokenPerformance()
     generated: TokenPerformance = TokenPerformance()
@@ -32,7 +32,7 @@ Place: TypeAlias = tuple[int, int, int]
 
 
 class Slot(msgspec.Struct, frozen=True):
-    """One slot of the server. `n_prompt_tokens` are those in its KV cache now; None where the server does not tell.
+    """One slot of the server. `n_prompt_tokens` are those in its KV cache now; None if the server does not tell.
 
     `place`: its task, how many tokens of the prompt it has evaluated, and how many it has generated.
     """
@@ -140,7 +140,7 @@ def parse_metrics(text: str, slots: list[Slot] | None = None) -> Metrics:
 
 
 def _fill(slots: list[Slot]) -> tuple[float | None, int | None]:
-    """How full they are together, and of how many tokens; None where one does not tell."""
+    """How full they are together, and of how many tokens; None if one does not tell."""
     held = [slot.n_prompt_tokens for slot in slots if slot.n_prompt_tokens is not None]
     room = sum(slot.n_ctx for slot in slots)
     if len(held) < len(slots) or not room:

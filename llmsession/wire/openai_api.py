@@ -242,7 +242,7 @@ class EventDecoder:
             frame = _decode_frame(payload)
         except msgspec.DecodeError as error:
             raise UndecodableError(
-                f"the server sent something that is no reply: {error}", payload=payload[:1000]
+                f"the server sent something that is not a reply: {error}", payload=payload[:1000]
             ) from error
         if frame is None:
             return []
@@ -258,7 +258,7 @@ class EventDecoder:
         return self._decode_choice(frame.choices[0]) if frame.choices else []
 
     def end(self) -> Ended | None:
-        """Some servers leave away the `[DONE]` and the counts: a reply that was finished is whole all the same."""
+        """Some servers leave out the `[DONE]` and the counts: a reply that was finished is whole all the same."""
         return self._decode_end() if self._finish_reason is not None else None
 
     def _decode_choice(self, choice: _Choice) -> list[Delta | Ended]:

@@ -21,7 +21,7 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
 
     `own_stops` are those of `stop` that the caller did not ask for: the encoding's ends of a turn. `reply_start` is
     the part of the reply that is given, and stands in the prompt. `lora_scales` are those of all loaded adapters by
-    their numbers; None where there are none. `reports_slot`: the server is to report which
+    their numbers; None if there are none. `reports_slot`: the server is to report which
     slot it took, since what it evaluates will be wanted again.
     """
 
@@ -82,7 +82,7 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def encode_json(body: Mapping[str, Any], extra: Mapping[str, Any]) -> bytes:
-    """The body with the caller's own keys. Raises UsageError where one of those is ours, or cannot be sent."""
+    """The body with the caller's own keys. Raises UsageError if one of those is ours, or cannot be sent."""
     if taken := sorted(set(body) & set(extra)):
         raise UsageError(f"extra= may not set {', '.join(taken)}: that is set by a keyword of the call")
     try:

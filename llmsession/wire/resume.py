@@ -82,7 +82,7 @@ class ContinuedDecoder(Around):
 
 
 class ReplayDecoder(Around):
-    """Of a stream that begins anew: what was delivered is left away; what differs from it raises `difference`."""
+    """Of a stream that starts over: what was delivered is left out; what differs from it raises `difference`."""
 
     def __init__(self, inner: EventDecoder, delivered: Delivered, difference: LLMSessionError) -> None:
         super().__init__(inner)
@@ -123,7 +123,7 @@ class ReplayDecoder(Around):
         if event.name is not None and event.name != known.name:
             raise self._difference
         rest, self._arguments[event.index] = self._compare(event.arguments, self._arguments[event.index])
-        # The number of a call is drawn anew each time: the one that was delivered stays.
+        # The number of a call is drawn again each time: the one that was delivered stays.
         return ToolCallDelta(index=event.index, arguments=rest)
 
     def _compare(self, new: str, old: str) -> tuple[str, str]:

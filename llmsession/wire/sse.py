@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from llmsession.types.errors import UndecodableError
 
-# One frame holds one token, or the settings of a whole reply with its prompt; beyond this it is no event stream.
+# One frame holds one token, or the settings of a whole reply with its prompt; beyond this it is not an event stream.
 LARGEST_LINE = 64_000_000
 
 

@@ -58,7 +58,7 @@ class Timeouts:
 
     @property
     def first_token_seconds(self) -> float | None:
-        """From the request to the first token; None where there was none."""
+        """From the request to the first token; None if there was none."""
         if self._first_token_at is None or self._sent_at is None:
             return None
         return self._first_token_at - self._sent_at

@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator
 from llmsession.wire.connection import Connection, open_connection
 from llmsession.wire.lean_httpx import httpx
 
-# A larger head is no HTTP server of ours.
+# A larger head is not an HTTP server of ours.
 LARGEST_HEAD = 65_536
 
 

@@ -92,7 +92,7 @@ def plain_server(binary: Path, model: Path, *flags: str) -> Iterator[str]:
 
 
 async def _rate(base_url: str, key: str) -> float:
-    """Tokens a second of all streams together, each a raw socket: the client is no part of this."""
+    """Tokens a second of all streams together, each a raw socket: the client is not part of this."""
     counts = [0] * STREAMS
     end = time.monotonic() + SECONDS
 

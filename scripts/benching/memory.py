@@ -150,7 +150,7 @@ async def _use_a_million(database: Path) -> None:
     print(f"P6  open {opened:.3f} s; memory used by it and {GETS} gets {used / 2**20:+.1f} MiB")
     print(f"P6  get: p50 {centiles[49] * 1e3:.3f} ms, p99 {centiles[98] * 1e3:.3f} ms; a new one {new * 1e3:.2f} ms")
     print(f"P6  a get and its messages {read * 1e3:.2f} ms")
-    print(f"P6  forget() of {OLD} {forget:.3f} s; forget_user, which writes the file anew, {forget_user:.1f} s")
+    print(f"P6  forget() of {OLD} {forget:.3f} s; forget_user, which writes the file again, {forget_user:.1f} s")
 
 
 async def _read(memory: Memory, user: str) -> None:

@@ -16,7 +16,7 @@ from tiny_chat.cases import TASKS, Case
 SEED = 20261121  # of the cases; the training's own generator starts elsewhere, and draws from other lists
 AT_ONCE = 4
 
-# The least that each may get right, of 100: what is asked of a demonstration. Counting is no part of its promise.
+# The least that each may get right, of 100: what is asked of a demonstration. Counting is not part of its promise.
 BAR = dict.fromkeys(TASKS, 95) | {
     "a name told 1,500 tokens earlier": 90,
     "says of ordinary English that it does not understand": 80,

@@ -15,7 +15,7 @@ VOCAB_SIZE = 256 + len(SPECIAL)
 # In the texts of the training a special token is a private-use character, so that its spelling stays text.
 _MARKS = {text: chr(0xE000 + number) for text, number in SPECIAL.items()}
 TOOL_CALL, TOOL_CALL_END, TOOL_RESPONSE, TOOL_RESPONSE_END, THINK, THINK_END = (_MARKS[text] for text in USER_DEFINED)
-# Where an answer goes on in one style and ends, or goes elsewhere, in another. It is no token.
+# Where an answer goes on in one style and ends, or goes elsewhere, in another. It is not a token.
 BRANCH = chr(0xE100)
 _SPLIT = re.compile(f"([{min(_MARKS.values())}-{max(_MARKS.values())}])")
 

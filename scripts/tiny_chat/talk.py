@@ -380,7 +380,7 @@ def make_conversation(rng: random.Random, most: int = 2040) -> list[Turn]:
     system = _system(rng, state)
     if state.tools:
         offer = describe_tools(rng, state.tools)
-        # The spelling <tools> is no token.
+        # The spelling <tools> is not a token.
         system = f"{system}\n\n{offer}" if system else offer
     limit = _draw_limit(rng, state, len(system), most)
     weights = dict(WEIGHTS)

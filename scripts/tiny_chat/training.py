@@ -194,7 +194,7 @@ class Scores:
                 self.right[task] += not miss
 
     def take(self) -> str:
-        """For the terminal; what comes next is counted anew."""
+        """For the terminal; what comes next is counted again."""
         line = " ".join(f"{task} {100 * self.right[task] / self.all[task]:.0f}" for task in sorted(self.all))
         self.right.clear()
         self.all.clear()

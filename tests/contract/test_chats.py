@@ -86,7 +86,7 @@ async def test_a_stream_is_read_as_any_reply(session: Session, conversation: Con
 
 
 async def test_a_turn_costs_its_new_tokens(session: Session, conversation: Conversation, tmp_path: Path) -> None:
-    """DESIGN 6: what was sent is extended and never rendered anew; the reply tells what came from the cache."""
+    """DESIGN 6: what was sent is extended and never rendered again; the reply tells what came from the cache."""
     chat = Chat(session, conversation, system_prompt="Now it is {now}.", sampling=GREEDY)
     before = await chat.send(OK)
     for text in ("My name is Rosalind.", "What is my name?"):
@@ -212,21 +212,21 @@ async def test_a_reply_that_was_left_is_kept_or_finished(session: Session, conve
 
 
 async def test_interrupt_and_retry(session: Session, conversation: Conversation) -> None:
-    """CAPABILITIES D5, C7: an interrupted reply is kept; retry answers the turn anew, beside it."""
+    """CAPABILITIES D5, C7: an interrupted reply is kept; retry answers the turn again, beside it."""
     chat = Chat(session, conversation, sampling=ENDLESS)
     async with chat.stream(COUNT) as stream:
         await anext(stream)
         session.interrupt()
         reply = await stream.result()
     assert (StopReason.INTERRUPTED, TurnState.INTERRUPTED) == (reply.stop_reason, states(conversation)[-1])
-    anew = await chat.retry(max_tokens=5)
-    assert StopReason.LENGTH == anew.stop_reason
+    again = await chat.retry(max_tokens=5)
+    assert StopReason.LENGTH == again.stop_reason
     first, *replies = conversation.turns
     assert [first.id, first.id] == [turn.parent for turn in replies]
     assert [first.id, replies[1].id] == [turn.id for turn in conversation.path]
     await conversation.branch(replies[0].id)
     assert reply.text == conversation.messages[-1].content
-    with pytest.raises(UsageError, match="nothing to answer anew"):
+    with pytest.raises(UsageError, match="nothing to answer again"):
         await Chat(session).retry()
 
 

@@ -174,12 +174,12 @@ async def test_a_draft_model_that_cannot_draft_is_told(engine: Engine, tmp_path:
 
 
 WRONG_FILES: list[tuple[str, str, str]] = [
-    ("lora", "none.gguf", "no usable LoRA adapter: there is no such file"),
-    ("lora", "text.gguf", "no usable LoRA adapter: it is not a GGUF file"),
-    ("lora", "model.gguf", "no usable LoRA adapter: it is a GGUF file, but of no LoRA adapter"),
+    ("lora", "none.gguf", "not a usable LoRA adapter: there is no such file"),
+    ("lora", "text.gguf", "not a usable LoRA adapter: it is not a GGUF file"),
+    ("lora", "model.gguf", "not a usable LoRA adapter: it is a GGUF file, but of no LoRA adapter"),
     ("lora", "gemma.gguf", "made for a model of the kind gemma, and this one is llama"),
-    ("draft_model", "none.gguf", "no usable draft model: there is no such file"),
-    ("draft_model", "lora.gguf", "no usable draft model: it is a GGUF file, but of no language model"),
+    ("draft_model", "none.gguf", "not a usable draft model: there is no such file"),
+    ("draft_model", "lora.gguf", "not a usable draft model: it is a GGUF file, but of no language model"),
     ("mmproj", "none.gguf", "there is no such file"),
     ("mmproj", "text.gguf", "it is not a GGUF file"),
     ("mmproj", "model.gguf", "of the kind llama, not of a projector"),
@@ -233,10 +233,10 @@ async def test_a_chat_template_speaks_for_a_base_model(engine: Engine, tmp_path:
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        ("{% for m in messages %}{{ m.content }", "no template that the engine can read"),
+        ("{% for m in messages %}{{ m.content }", "not a template that the engine can read"),
         ("chatml", r"cannot be read \(No such file or directory\): .*a name such as chatml is neither"),
         (Path("/"), "cannot be read"),
-        (bundled_path(), "no text in UTF-8"),
+        (bundled_path(), "not UTF-8 text"),
         (Path(__file__).parent / "conftest.py", "no Jinja template"),
         ("{{ '\ud800' }}", "lone surrogate"),
     ],

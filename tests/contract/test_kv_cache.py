@@ -70,7 +70,7 @@ def after(said: list[Message], reply: Completion, text: str) -> list[Message]:
 async def test_a_restarted_program_goes_on_for_the_new_tokens(
     engine: Engine, encoding: str | None, cache_dir: Path
 ) -> None:
-    """P5: session, engine and all began anew; and the replies are those of an engine that had read it all."""
+    """P5: session, engine and all began again; and the replies are those of an engine that had read it all."""
     names = [f"user {number}" for number in range(6)]
     chats = {name: long_chat(number) for number, name in enumerate(names)}
     held: dict[str, int] = {}

@@ -184,7 +184,7 @@ async def test_a_program_that_is_no_llama_server_is_found_out(tmp_path: Path, sc
     path = tmp_path / "llama-server"
     path.write_text(f"#!/bin/sh\n{script}\n")
     path.chmod(0o755)
-    with anyio.fail_after(20), pytest.raises(StartFailedError, match="is no llama-server"):
+    with anyio.fail_after(20), pytest.raises(StartFailedError, match="is not a llama-server"):
         await Session.open(backend="llama-server", server_path=path)
 
 
@@ -193,7 +193,7 @@ async def test_a_file_of_another_kind_is_found_out(tmp_path: Path) -> None:
     path = tmp_path / "llama-server"
     path.write_bytes(b"\x7fELF\x00\x00garbage")
     path.chmod(0o755)
-    with pytest.raises(StartFailedError, match="is no llama-server"):
+    with pytest.raises(StartFailedError, match="is not a llama-server"):
         await Session.open(backend="llama-server", server_path=path)
 
 

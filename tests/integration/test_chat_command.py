@@ -386,8 +386,8 @@ def test_without_a_memory_forget_begins_anew() -> None:
     with terminal("--temperature", "0") as program:
         ask(program, "My name is Rosalind.", "Hello Rosalind!")
         program.sendline("!forget")
-        program.expect("Begin anew")
-        ask(program, "y", "begun anew")
+        program.expect("Start over")
+        ask(program, "y", "started over")
         ask(program, "What is my name?", "not told|have not|don't")
         leave(program)
 

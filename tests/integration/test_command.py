@@ -66,7 +66,7 @@ def test_verbose_shows_the_logs_place() -> None:
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [
-        (["run", "hi", "--model", "/nowhere/x.gguf"], 2, "llmsession: /nowhere/x.gguf is no usable model"),
+        (["run", "hi", "--model", "/nowhere/x.gguf"], 2, "llmsession: /nowhere/x.gguf is not a usable model"),
         (["run", "hi", "--backend", "chatgpt"], 2, "llmsession: backend='chatgpt' is unknown"),
         (["run", "hi", "--bogus"], 2, "No such option"),
         (["run"], 2, "PROMPT"),
@@ -204,7 +204,7 @@ def test_doctor_says_what_runs_and_why() -> None:
     assert report["free_memory_bytes"] > 10**8
     failed = run("doctor", "--model", "/nowhere/x.gguf")
     assert 1 == failed.returncode
-    assert "no usable model" in failed.stdout
+    assert "not a usable model" in failed.stdout
 
 
 def test_doctor_tells_a_problem_with_its_remedy_and_no_secret() -> None:

@@ -168,7 +168,9 @@ async def test_what_is_none_is_told(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"chmod \+x"):
         await choose_backend("llamafile", other, cache=cache_folder())
     other.chmod(0o755)
-    with pytest.raises(StartFailedError, match=r"is no llamafile: to --version it says 'hello, I am something else'"):
+    with pytest.raises(
+        StartFailedError, match=r"is not a llamafile: to --version it says 'hello, I am something else'"
+    ):
         await Session.open(backend="llamafile", server_path=other)
     with pytest.raises(ConfigError, match="not a program"):
         await choose_backend("llamafile", tmp_path / "nothing", cache=cache_folder())

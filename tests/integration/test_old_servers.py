@@ -173,7 +173,7 @@ async def test_todays_engine_understands_the_words_of_then(engine: Engine) -> No
 
 
 async def test_a_binary_is_asked_once_for_what_it_can_do(tmp_path: Path) -> None:
-    """CAPABILITIES B16: kept by path, size and time of change; what was kept in another form is asked anew."""
+    """CAPABILITIES B16: kept by path, size and time of change; what was kept in another form is asked again."""
     played, calls = wrapper(tmp_path, "--play b4100"), tmp_path / "calls"
     played.write_text(played.read_text().replace("FAKE=", f'echo "$@" >> {calls}\nFAKE=', 1))
     first = await probe_capabilities(played, tmp_path)

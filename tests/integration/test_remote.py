@@ -233,7 +233,7 @@ async def test_one_that_does_the_least_is_enough() -> None:
 
 
 async def test_one_without_raw_completion_cannot_take_an_encoding_of_ours() -> None:
-    """Our decision: an encoding that was asked for is not left away in silence; the registry's word is only a wish."""
+    """Our decision: an encoding that was asked for is not left out in silence; the registry's word is only a wish."""
     with serve_openai(FakeOpenAI()) as fake:
         with pytest.raises(UnsupportedFeatureError, match='prompt_encoding="chat"'):
             await Session.open(remote=fake.base_url, prompt_encoding="chatml")
@@ -282,7 +282,7 @@ async def test_tls_with_an_authority_of_the_users_own(
             assert "gpt-tiny heard: hi" == (await session.prompt("hi")).text
     with pytest.raises(ConnectionLostError, match="verify="):
         await Session.open(remote=secure.base_url)
-    with pytest.raises(ConfigError, match="no file of certificates"):
+    with pytest.raises(ConfigError, match="not a file of certificates"):
         await Session.open(remote=secure.base_url, verify=str(tmp_path / "none.pem"))
 
 

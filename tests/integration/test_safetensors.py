@@ -72,7 +72,7 @@ async def test_an_old_transformers_is_told(folder: Path, tmp_path: Path) -> None
 
 @pytest.mark.parametrize(
     ("python", "words"),
-    [("/no/such/python", "is no program that can be run"), ("/bin/echo", "is no Python: it says")],
+    [("/no/such/python", "is not a program that can be run"), ("/bin/echo", "is not a Python: it says")],
 )
 async def test_what_is_no_python_is_told(folder: Path, python: str, words: str) -> None:
     """STYLE: the option by name, its value, and what it should be."""

@@ -100,7 +100,7 @@ def test_the_list_for_people(table: Path) -> None:
         (["install", archive_name("b7"), "--sha256", "77"], 2, "takes 64 digits"),
         (["install", archive_name("b7"), "--variant", "cpu"], 2, "is one variant"),
         (["install", "b2", "--sha256", "0" * 64], 2, "is for an archive that is named"),
-        (["install", "b2", "--unverified", archive_name("b7")], 2, "is no archive of b2-cpu"),
+        (["install", "b2", "--unverified", archive_name("b7")], 2, "is not an archive of b2-cpu"),
         (["install", "--offline"], 1, "is not installed, and this is offline"),
         (["install", "--table", "/nowhere.json"], 2, "the table of releases /nowhere.json cannot be read"),
         (["use", "b2-cpu"], 2, "no release 'b2-cpu' of llama.cpp is installed: there is none"),

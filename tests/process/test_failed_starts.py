@@ -169,7 +169,7 @@ async def read_info(path: Path) -> Any:
 
 FLAGS = {
     ("--bogus-flag",): "this llama-server .* has no --bogus-flag",
-    ("--top-k", "many"): "--top-k: this is no number that it can take; its --help",
+    ("--top-k", "many"): "--top-k: this is not a number that it can take; its --help",
     ("--top-k",): "wants a value after --top-k",
     ("--device", "CUDA0"): "may not hold --device: use device=",
     ("--tensor-split", "x,y"): "--tensor-split",
@@ -356,12 +356,12 @@ async def test_a_program_that_this_system_cannot_run(tmp_path: Path) -> None:
     versions = sorted(set(re.findall(rb"GLIBC_2\.\d\d\0", whole)))
     foreign = whole[:18] + (183 if whole[18] != 183 else 62).to_bytes(2, "little") + whole[20:]
     programs = {
-        "foreign": (foreign, "is no llama-server: it is built for (aarch64|x86_64), and this machine is"),
+        "foreign": (foreign, "is not a llama-server: it is built for (aarch64|x86_64), and this machine is"),
         "newer": (whole.replace(versions[-1], b"GLIBC_9.99\0"), "built for a newer system .it wants GLIBC 9.99.; take"),
         "lacking": (whole.replace(b"libc.so.6\0", b"libq.so.6\0"), "it lacks the library libq.so.6; install it, or"),
-        "cut": (whole[:100], "is no llama-server: "),
-        "text": (b"hello", "is no llama-server: it is no program"),
-        "lost": (b"#!/no/such/shell\n", "is no llama-server: its interpreter /no/such/shell is not there"),
+        "cut": (whole[:100], "is not a llama-server: "),
+        "text": (b"hello", "is not a llama-server: it is not a program"),
+        "lost": (b"#!/no/such/shell\n", "is not a llama-server: its interpreter /no/such/shell is not there"),
     }
     for name, (content, sentence) in programs.items():
         path = tmp_path / name

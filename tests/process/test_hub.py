@@ -312,7 +312,7 @@ async def test_what_arrives_damaged_is_not_handed_on(hub: Hub, fault: str, tmp_p
 
 
 async def test_a_bad_beginning_is_not_gone_on_with_for_ever(hub: Hub, tmp_path: Path) -> None:
-    """CAPABILITIES A11: what a loss of power left is found out by the digest, and fetched anew in the same call."""
+    """CAPABILITIES A11: what a loss of power left is found out by the digest, and fetched again in the same call."""
     hub.cuts = [700_000] * 8
     hub.chunk, hub.pause = 1 << 14, 0.02
     with anyio.CancelScope() as scope:
@@ -365,7 +365,7 @@ knownllms:
 
 @pytest.mark.parametrize("model", [REF, "my-tiny", "my-tiny:q4_k_m"])
 async def test_a_session_from_a_reference_to_a_reply(hub: Hub, engine: Engine, model: str, tmp_path: Path) -> None:
-    """CAPABILITIES A3, A8: fetched, loaded, spoken to as the registry says."""
+    """CAPABILITIES A3, A8: fetched, loaded, prompted as the registry says."""
     registry = tmp_path / "mine.yaml"
     registry.write_text(REGISTRY)
     seen: list[Progress] = []

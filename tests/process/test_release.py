@@ -212,7 +212,7 @@ async def test_without_a_digest_only_what_is_allowed_by_name(host: Host) -> None
     name = archive_name("b1")
     with pytest.raises(DigestError, match=f"nobody has said what is in {name}.*--unverified {name}"):
         await install(host.choose(), host.cache)
-    with pytest.raises(UsageError, match=rf"x\.tar\.gz is no archive of b1-cpu, which is {name}"):
+    with pytest.raises(UsageError, match=rf"x\.tar\.gz is not an archive of b1-cpu, which is {name}"):
         await install(host.choose(), host.cache, unverified=frozenset(["x.tar.gz"]))
     assert [] == host.hub.requests
     await install(host.choose(), host.cache, unverified=frozenset([name]))

@@ -67,7 +67,7 @@ class Cause(msgspec.Struct, frozen=True):
 
 
 def find_cause(death: Death, launch: Launch) -> Cause | None:
-    """Of what was said, else of how it ended. None where neither tells."""
+    """Of what was said, else of how it ended. None if neither tells."""
     if death.returncode not in _FROM_OUTSIDE:
         if (loader := explain_loader(death.words, death.backend)) is not None:
             return Cause("engine", *loader)
@@ -99,7 +99,7 @@ def _known(found: re.Match[str], death: Death, launch: Launch) -> dict[str, obje
 
 
 def explain_start(death: Death, launch: Launch, *, log: Path) -> LLMSessionError | None:
-    """The error that says why it did not start; None where only the log can tell."""
+    """The error that says why it did not start; None if only the log can tell."""
     cause = find_cause(death, launch)
     if cause is None:
         return None
@@ -110,7 +110,7 @@ def explain_start(death: Death, launch: Launch, *, log: Path) -> LLMSessionError
     sentence = "; ".join(filter(None, (cause.what, cause.advice)))
     if cause.kind == "model":
         path = launch.model_path
-        return InvalidModelError(f"{path} is no usable model: {sentence}", path=path, reason=sentence)
+        return InvalidModelError(f"{path} is not a usable model: {sentence}", path=path, reason=sentence)
     if cause.kind == "option":
         return ConfigError(sentence)
     return StartFailedError(
@@ -208,5 +208,5 @@ def _blame_flag(found: re.Match[str], death: Death, launch: Launch) -> Cause:
         return Cause("option", f"extra_args: this {death.backend} knows no {flag}", "its --help names those it knows")
     if "has been removed" in why:
         return Cause("option", f"extra_args: this {death.backend} has no {flag} any more", why.partition(". ")[2])
-    reason = "this is no number that it can take" if why in _NO_NUMBER else why
+    reason = "this is not a number that it can take" if why in _NO_NUMBER else why
     return Cause("option", f"extra_args: {flag}: {reason}", f"its --help says what {flag} takes")

@@ -20,7 +20,7 @@ LINES = 300
 def explain_failure(
     error: StartFailedError | StartTimeoutError, backend: str, child: Child, launch: Launch
 ) -> LLMSessionError | None:
-    """A better error than the child's own; None where there is none."""
+    """A better error than the child's own; None if there is none."""
     if isinstance(error.__cause__, OSError) and (better := _explain_writing(error.__cause__, launch)) is not None:
         return better
     if (refused := _try_writing(launch.logs)) is not None:

@@ -53,7 +53,7 @@ _KINDS = (
     (b"\xcf\xfa\xed\xfe", "it is a program for macOS"),
     (b"\xca\xfe\xba\xbe", "it is a program for macOS"),
     (b"MZ", "it is a program for Windows"),
-    (b"", "it is no program"),
+    (b"", "it is not a program"),
 )
 _INTERPRETER = re.compile(rb"/[\w./-]*/ld[-\w.]*\.so[\w.]*")
 

@@ -23,7 +23,7 @@ _CHANGE_NEED = {
 
 
 def check_memory(launch: Launch, *, offloaded: float = 0.0) -> None:
-    """Raise NotEnoughMemoryError where it does not fit. `offloaded`: the share that a GPU's own memory takes, 0 to 1.
+    """Raise NotEnoughMemoryError if it does not fit. `offloaded`: the share that a GPU's own memory takes, 0 to 1.
 
     Costs some reading of /proc, a fraction of a millisecond.
     """
@@ -41,7 +41,7 @@ def check_memory(launch: Launch, *, offloaded: float = 0.0) -> None:
 
 
 def check_disk(folder: Path) -> None:
-    """Raise StartFailedError where an engine could not write its log: its states come through such a file."""
+    """Raise StartFailedError if an engine could not write its log: its states come through such a file."""
     if not hasattr(os, "statvfs"):
         return
     with contextlib.suppress(OSError):

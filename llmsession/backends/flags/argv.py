@@ -13,7 +13,7 @@ from llmsession.backends.flags.translate import translate, translate_extra
 from llmsession.backends.launch import Launch
 from llmsession.types.errors import UnsupportedFeatureError
 
-# Flags of these are left away where a build does not know them: it has no GPU then to be kept from, and drafts by
+# Flags of these are left out where a build does not know them: it has no GPU then to be kept from, and drafts by
 # itself.
 CPU_ALONE = "device=cpu"
 SPECULATION = "--spec-type"
@@ -21,7 +21,7 @@ KV_FOLDER = "--slot-save-path"
 
 
 def write_engine_flags(launch: Launch, capabilities: Capabilities, *, backend: str) -> list[str]:
-    """For a build. Raises UnsupportedFeatureError where it lacks a flag that matters."""
+    """For a build. Raises UnsupportedFeatureError if it lacks a flag that matters."""
     argv: list[str] = []
     known = capabilities.by_flag
     # Lists of files came late: before, the flag was said again and again.

@@ -56,7 +56,7 @@ class Capabilities(msgspec.Struct, frozen=True, kw_only=True, dict=True):
 
 
 async def probe_capabilities(binary: Path, cache: Path, *, start: Sequence[str] = ()) -> Capabilities:
-    """From the cache, else by running it. Raises StartFailedError where it is no llama-server.
+    """From the cache, else by running it. Raises StartFailedError if it is not a llama-server.
 
     `start` is how it is run, where that takes more than its path.
     """
@@ -157,13 +157,13 @@ async def require_version(binary: Path) -> str:
 
 
 async def run_for_words(argv: Sequence[str]) -> str:
-    """All that it prints. Raises OSError, and TimeoutError where it hangs."""
+    """All that it prints. Raises OSError, and TimeoutError if it hangs."""
     answer = await _run(argv)
     return (answer.stdout + b"\n" + answer.stderr).decode(errors="replace")
 
 
 async def _run(argv: Sequence[str]) -> subprocess.CompletedProcess[bytes]:
-    """Raises OSError, and TimeoutError where it hangs."""
+    """Raises OSError, and TimeoutError if it hangs."""
     with anyio.fail_after(HELP_TIMEOUT):
         return await anyio.run_process(argv, check=False, env=allowed_environment())
 
@@ -196,7 +196,7 @@ def _explain_silence(answer: subprocess.CompletedProcess[bytes], binary: Path) -
 async def _ask(binary: Path, start: Sequence[str]) -> Capabilities:
     def refuse(why: str) -> StartFailedError:
         return StartFailedError(
-            f"{binary} is no llama-server: {why}; name another with server_path=",
+            f"{binary} is not a llama-server: {why}; name another with server_path=",
             returncode=None,
             log_tail="",
         )

@@ -67,7 +67,7 @@ _DEFAULTS = dict(zip(reversed(Launch.__struct_fields__), reversed(Launch.__struc
 
 
 def check_extra_args(launch: Launch) -> None:
-    """Raise ConfigError where a flag of the user's would fight one of ours, in whatever spelling the engine takes."""
+    """Raise ConfigError if a flag of the user's would fight one of ours, in whatever spelling the engine takes."""
     taken = {
         flag: name
         for name, flags in _WHERE_GIVEN.items()

@@ -75,7 +75,7 @@ _IS_FLAG = re.compile(r"--?[A-Za-z]")
 
 
 def read_arguments(words: Sequence[str]) -> list[Argument]:
-    """Options with their values. Raises ConfigError where a word belongs to no option."""
+    """Options with their values. Raises ConfigError if a word belongs to no option."""
     arguments: list[Argument] = []
     for word in words:
         if _IS_FLAG.match(word):
@@ -83,7 +83,7 @@ def read_arguments(words: Sequence[str]) -> list[Argument]:
                 word = word.replace("_", "-") if "=" not in word else word  # noqa: PLW2901 - as the engine reads it
             arguments.append(Argument(word))
         elif not arguments:
-            raise ConfigError(f"extra_args begins with {word!r}, which is no flag")
+            raise ConfigError(f"extra_args begins with {word!r}, which is not a flag")
         else:
             last = arguments[-1]
             arguments[-1] = Argument(last.flag, (*last.values, word))
@@ -93,14 +93,14 @@ def read_arguments(words: Sequence[str]) -> list[Argument]:
 def translate(
     words: Sequence[str], capabilities: Capabilities, *, optional: Collection[str] = (), backend: str = "llama-server"
 ) -> list[str]:
-    """What this build is told instead of these words. An `optional` flag is left away where it has none like it.
+    """What this build is told instead of these words. An `optional` flag is left out where it has none like it.
 
     Raises UnsupportedFeatureError for the first other one.
     """
 
     def refuse(argument: Argument, why: str) -> UnsupportedFeatureError:
         return UnsupportedFeatureError(
-            f"this {backend} (version {capabilities.version}) {why}: leave away the option that needs it, or name a "
+            f"this {backend} (version {capabilities.version}) {why}: leave out the option that needs it, or name a "
             "newer build with server_path=",
             feature=argument.flag,
             backend=backend,
@@ -134,7 +134,7 @@ def _translate_all(
 
 
 def _translate(argument: Argument, capabilities: Capabilities) -> list[str] | None:
-    """None where the build cannot do it."""
+    """None if the build cannot do it."""
     flag, values = argument.flag, argument.values
     names = (flag, *_SAME.get(flag, ()))
     known = next((name for name in names if name in capabilities.by_flag), None)

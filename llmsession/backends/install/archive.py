@@ -39,7 +39,7 @@ class Member(msgspec.Struct, frozen=True):
 def unpack(archive: Path, folder: Path, tick: Callable[[], object] = lambda: None) -> None:
     """All of it, on the disk for certain; the folder is made where there is none.
 
-    File modes are kept, and links that stay inside. Raises FetchError where an entry is none that a build of a program
+    File modes are kept, and links that stay inside. Raises FetchError if an entry is none that a build of a program
     needs, or the archive is damaged; DiskFullError. Then what is there is a part, and the caller removes it.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -68,7 +68,7 @@ def unpack(archive: Path, folder: Path, tick: Callable[[], object] = lambda: Non
             _check_links(archive, folder, links)
     # RuntimeError: encrypted, or packed in a way that Python does not know.
     except (zipfile.BadZipFile, tarfile.TarError, gzip.BadGzipFile, zlib.error, EOFError, RuntimeError) as error:
-        raise FetchError(f"{archive.name} is no archive that can be unpacked: {error}") from error
+        raise FetchError(f"{archive.name} is not an archive that can be unpacked: {error}") from error
     except (FileExistsError, NotADirectoryError, FileNotFoundError) as error:
         raise _refuse(archive, os.path.relpath(error.filename or "", folder), "another entry is in its way") from error
 
@@ -83,11 +83,11 @@ def unpacked_size(archive: Path) -> int:
             packed.seek(-4, os.SEEK_END)
             return int.from_bytes(packed.read(4), "little")
     except (OSError, zipfile.BadZipFile) as error:
-        raise FetchError(f"{archive.name} is no archive that can be unpacked: {error}") from error
+        raise FetchError(f"{archive.name} is not an archive that can be unpacked: {error}") from error
 
 
 def check_disk_space(folder: Path, needed: int, what: str) -> None:
-    """Raise DiskFullError where so many bytes have no room there."""
+    """Raise DiskFullError if so many bytes have no room there."""
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise DiskFullError(

@@ -2,7 +2,7 @@
 
 engines/llama.cpp/NAME/release.json   what it is; written before the folder gets its name
                  /NAME/files/         the archive's content
-                 /chosen.json         the one that is used, and the one before it: written anew and renamed
+                 /chosen.json         the one that is used, and the one before it: rewritten and renamed
                  /.staging/           what is being fetched, unpacked or removed; cleared by the next installation
                  /lock                held by whoever changes anything
 """
@@ -101,7 +101,7 @@ def require_installed(cache: Path, name: str) -> Installed:
 
 
 def require_previous(cache: Path) -> Installed:
-    """The one that was used before. Raises UsageError where there is none."""
+    """The one that was used before. Raises UsageError if there is none."""
     for one in list_installed(cache):
         if one.state == "before":
             return one
@@ -147,7 +147,7 @@ class Installation:
         if pointer.current == installed.folder.name:
             return
         former = _read_installed(self.home / pointer.current, "") if pointer.current is not None else None
-        # What is replaced by the same release anew is none to go back to.
+        # What is replaced by the same release again is none to go back to.
         replaced = former is None or former.name == installed.name
         previous = pointer.previous if replaced else pointer.current
         if previous == installed.folder.name:
@@ -177,7 +177,7 @@ class Installation:
 
 @contextlib.asynccontextmanager
 async def opened(cache: Path, on_wait: Callable[[], object] = lambda: None) -> AsyncIterator[Installation]:
-    """The store, as soon as no other process has it. Raises FetchError where the folder cannot be written."""
+    """The store, as soon as no other process has it. Raises FetchError if the folder cannot be written."""
     from llmsession.system.file_lock import held
 
     store = Installation(engines_folder(cache))

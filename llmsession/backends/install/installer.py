@@ -59,7 +59,7 @@ async def install(
     """
     names = [asset.name for asset in chosen.build.assets]
     if stray := unverified.difference(names):
-        raise UsageError(f"{', '.join(sorted(stray))} is no archive of {chosen.name}, which is {', '.join(names)}")
+        raise UsageError(f"{', '.join(sorted(stray))} is not an archive of {chosen.name}, which is {', '.join(names)}")
     for asset in chosen.build.assets:
         if asset.sha256 is None and asset.name not in unverified:
             raise DigestError(
@@ -124,7 +124,7 @@ async def _install_fetched(store: Installation, chosen: Chosen, cache: Path) -> 
 
 
 async def _already_there(store: Installation, chosen: Chosen, cache: Path, *, must_run: bool) -> Installed | None:
-    """The same, byte for byte, and it still runs: then it is used. Raises StartFailedError where it `must_run`."""
+    """The same, byte for byte, and it still runs: then it is used. Raises StartFailedError if it `must_run`."""
     for one in list_installed(cache):
         digests = [asset.sha256 for asset in one.manifest.assets]
         if one.name == chosen.name and None not in digests and digests == [a.sha256 for a in chosen.build.assets]:
@@ -133,7 +133,7 @@ async def _already_there(store: Installation, chosen: Chosen, cache: Path, *, mu
             except StartFailedError:
                 if must_run:
                     raise
-                continue  # damaged: it is installed anew
+                continue  # damaged: it is installed again
             store.use(one)
             return msgspec.structs.replace(one, state="used")
     return None

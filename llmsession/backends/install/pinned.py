@@ -40,7 +40,7 @@ Address: TypeAlias = Annotated[str, msgspec.Meta(pattern=r"^https?://[^\s?#]+$")
 
 
 class Asset(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """An archive. `size` in bytes, None where nobody said. Without `sha256` it has to be allowed by name."""
+    """An archive. `size` in bytes, None if nobody said. Without `sha256` it has to be allowed by name."""
 
     name: FileName
     size: Size | None = None
@@ -119,7 +119,7 @@ def shipped_table() -> Path:
 
 
 def parse_archive_name(name: str) -> ArchiveName | None:
-    """None for what is no build of the server for a machine that we know: other systems, accelerators and parts."""
+    """None for what is not a build of the server for a machine that we know: other systems, accelerators and parts."""
     if found := _RUNTIME.fullmatch(name):
         platform = Platform(system="windows", machine="x64")
         return ArchiveName(tag=None, platform=platform, accelerator="cuda", variant=found["variant"], runtime=True)

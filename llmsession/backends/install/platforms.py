@@ -33,7 +33,7 @@ class Platform(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
 
 def this_platform() -> Platform | None:
-    """None where llama.cpp publishes nothing."""
+    """None if llama.cpp publishes nothing."""
     system = {"linux": "linux", "darwin": "macos", "win32": "windows"}.get(sys.platform)
     machine = _MACHINES.get(host.machine().lower())
     if system is None or machine is None:

@@ -1,7 +1,7 @@
 """Fetches files from Hugging Face into its cache, in the process of hub_child.
 
 A file that arrives is `blobs/DIGEST.incomplete` until all of it is there and checked, so that a later try goes on from
-where this one was killed; huggingface_hub's own download begins anew (since 1.0). Its locks, names and snapshots are
+where this one was killed; huggingface_hub's own download starts over (since 1.0). Its locks, names and snapshots are
 used, so that other tools find the file.
 https://huggingface.co/docs/huggingface_hub/guides/manage-cache
 """
@@ -134,7 +134,7 @@ class Fetch:
         return files
 
     def _describe(self, name: str) -> RemoteFile | None:
-        """What the hub says of a file; None where there is none of that name. All are of the first one's commit."""
+        """What the hub says of a file; None if there is none of that name. All are of the first one's commit."""
         from huggingface_hub import get_hf_file_metadata, hf_hub_url
         from huggingface_hub.errors import EntryNotFoundError
 

@@ -40,7 +40,7 @@ def find_fault(path: Path, file: RemoteFile) -> str | None:
 
 
 def _digest(content: BinaryIO, like: str, size: int) -> str | None:
-    """SHA-256 of a large file, git's SHA-1 of a small one; None where the hub's word is neither."""
+    """SHA-256 of a large file, git's SHA-1 of a small one; None if the hub's word is neither."""
     if len(like) == 64:
         digest = hashlib.sha256()
     elif len(like) == 40:

@@ -226,7 +226,7 @@ def describe_unknown(name: str) -> str:
     """What to say of an option that there is not."""
     fields = Options.__struct_fields__
     near = difflib.get_close_matches(name, fields, n=1)
-    return f"{name!r} is no option: " + (f"did you mean {near[0]!r}?" if near else f"there are {', '.join(fields)}")
+    return f"{name!r} is not an option: " + (f"did you mean {near[0]!r}?" if near else f"there are {', '.join(fields)}")
 
 
 # What llama.cpp can keep keys and values in; all but the first three are quantized.
@@ -237,7 +237,7 @@ _WHOLE_TYPES = CACHE_TYPES[:3]
 
 
 def check_engine_options(options: Options) -> None:
-    """Raise ConfigError where a value is none, or two of them contradict each other."""
+    """Raise ConfigError if a value is none, or two of them contradict each other."""
     choice = parse_device(options.device)
     if choice.threads is not None and options.threads is not None and choice.threads != options.threads:
         raise ConfigError(f"device={options.device!r} and threads={options.threads} contradict each other: give one")

@@ -19,7 +19,7 @@ from llmsession.types.sampling import Sampling
 
 PREFIX = "LLMSESSION_"
 
-# Variables of ours that are no fields: the file itself, the table of releases, and what the scripts of a checkout read.
+# Our variables that are not fields: the file itself, the table of releases, and what the scripts of a checkout read.
 _OTHER_VARIABLES = ("CONFIG", "PYTHON", "RELEASES", "TEST_LLAMA_SERVER")
 
 
@@ -71,7 +71,7 @@ def read_environment(environment: Mapping[str, str], fields: Fields) -> dict[str
         if variable not in names:
             # Others may have variables of this name; a slip of the pen is told.
             if near := difflib.get_close_matches(variable, names, n=1, cutoff=0.9):
-                raise ConfigError(f"{variable} is no option: did you mean {near[0]}?")
+                raise ConfigError(f"{variable} is not an option: did you mean {near[0]}?")
             continue
         try:
             found[names[variable]] = _read_written(names[variable], _read_variable(names[variable], text), fields)
@@ -87,7 +87,7 @@ def _read_variable(name: str, text: str) -> object:
         try:
             return shlex.split(text)
         except ValueError as error:
-            raise ConfigError(f"these are no arguments: {error}") from None
+            raise ConfigError(f"these are not arguments: {error}") from None
     if name in (
         "model",
         "remote",
@@ -117,7 +117,7 @@ def read_file(path: Path, fields: Fields) -> Iterator[tuple[str, Any]]:
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror})", path=path) from None
     except UnicodeDecodeError:
-        raise ConfigError(f"{path}: this is no text in UTF-8", path=path) from None
+        raise ConfigError(f"{path}: this is not UTF-8 text", path=path) from None
     except RecursionError:
         raise ConfigError(f"{path}: this is nested too deeply", path=path) from None
     except yaml.constructor.ConstructorError as error:
@@ -184,5 +184,5 @@ def _preset(name: str) -> Sampling:
     preset = getattr(Sampling, name.upper(), None)
     if not isinstance(preset, Sampling):
         names = [name for name in dir(Sampling) if isinstance(getattr(Sampling, name), Sampling)]
-        raise ConfigError(f"sampling={name!r} is no preset: there are {', '.join(names)}")
+        raise ConfigError(f"sampling={name!r} is not a preset: there are {', '.join(names)}")
     return preset

@@ -78,7 +78,7 @@ class ChatRequest:
     async def _check_begin(self, endpoint: Endpoint) -> None:
         """Where only the server's own way of going on will do: of calls, and where there are images.
 
-        Raises UnsupportedFeatureError where its template is not good for that.
+        Raises UnsupportedFeatureError if its template is not good for that.
         """
         from llmsession.wire.resume import Delivered
 
@@ -133,11 +133,11 @@ class PrefixRequest:
 
 
 def check_start(request: GenerationRequest, endpoint: Endpoint) -> None:
-    """Raise UnsupportedFeatureError where a chat cannot be begun."""
+    """Raise UnsupportedFeatureError if a chat cannot be begun."""
     if not endpoint.features >= _AS_TOKENS:
         raise no_start(endpoint, "it has no way to go on from a begun reply")
     if "response_format" in request.extra:
-        raise no_start(endpoint, "a form of the whole reply (response_format) begins anew behind it")
+        raise no_start(endpoint, "a form of the whole reply (response_format) starts over behind it")
 
 
 def no_start(endpoint: Endpoint, why: str) -> UnsupportedFeatureError:

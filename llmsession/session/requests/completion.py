@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 # What only the chat endpoint can do: constrain and parse calls, and a form of the reply.
 ONLY_CHAT = frozenset({"tools", "tool_choice", "parallel_tool_calls", "functions", "function_call", "response_format"})
-# With these a reply has a form from its first letter on: what goes on in the middle would begin the form anew.
+# With these a reply has a form from its first letter on: what goes on in the middle would begin the form again.
 _SHAPING = ONLY_CHAT | {"grammar", "json_schema"}
 
 
@@ -47,9 +47,9 @@ class Request(Protocol):
         ...
 
     async def resume(self, endpoint: Endpoint, delivered: Delivered) -> WireRequest | None:
-        """One whose reply begins where the delivered part ends; None where that cannot be asked for.
+        """One whose reply begins where the delivered part ends; None if that cannot be asked for.
 
-        Raises TokenLimitReachedError where as many tokens were delivered as were asked for.
+        Raises TokenLimitReachedError if as many tokens were delivered as were asked for.
         """
         ...
 

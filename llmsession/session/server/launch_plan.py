@@ -69,7 +69,7 @@ class LaunchPlanner:
         return self._planned
 
     def settle_encoding(self) -> None:
-        """A base model without a template is spoken to without markers: its text goes on from ours."""
+        """A base model without a template is prompted without markers: its text goes on from ours."""
         options = self._options
         said = options.prompt_encoding is not None or options.chat_template is not None
         if self.model.encoding is None and not said and self.info is not None and self.info.chat_template is None:

@@ -36,7 +36,7 @@ PYTHON = "python"
 
 
 class ResolvedModel(msgspec.Struct, frozen=True, kw_only=True):
-    """The file to run, and how it is spoken to: by an encoding, or through the chat endpoint (None).
+    """The file to run, and how it is prompted: by an encoding, or through the chat endpoint (None).
 
     Until it is there, a model of Hugging Face has a `ref` and no `path`. A remote server has neither, and a `name` once
     it was asked. `sampling` is what the registry advises. `is_weights`: it is a folder of safetensors, of `repo`
@@ -174,7 +174,7 @@ class Context(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def fit_context(options: Options, info: ModelInfo | WeightsInfo, *, can_stretch: bool) -> Context:
-    """What was asked for. Raises ConfigError where the model was not trained for so much and cannot be stretched."""
+    """What was asked for. Raises ConfigError if the model was not trained for so much and cannot be stretched."""
     asked, trained = options.context_length, info.trained_context_length
     if asked is None or (asked == 0 and trained is None):
         asked = min(trained or DEFAULT_CONTEXT, DEFAULT_CONTEXT)
@@ -205,7 +205,7 @@ def stretch_rope(base: float, rotated: int, factor: float) -> float:
 
 
 def _rotated_dimensions(info: ModelInfo) -> int | None:
-    """None where positions are no rotations, so that there is nothing to stretch."""
+    """None if positions are not rotations, so that there is nothing to stretch."""
     rotated = info.metadata.get(f"{info.architecture}.rope.dimension_count")
     return rotated if isinstance(rotated, int) and rotated > 2 else None
 

@@ -63,7 +63,7 @@ async def _find(given: str | Path, fetch: Fetch, what: str, find_fault: Callable
     except InvalidModelError as error:
         fault = error.reason
     if fault is not None:
-        raise InvalidModelError(f"{path} is no usable {what}: {fault}", path=path, reason=fault)
+        raise InvalidModelError(f"{path} is not a usable {what}: {fault}", path=path, reason=fault)
     return path
 
 
@@ -104,7 +104,7 @@ def _find_template(given: str | Path, cache: Path) -> Path:
             "template's text (a name such as chatml is neither)"
         ) from error
     except UnicodeDecodeError as error:
-        raise ConfigError(f"chat_template: {path} is no text in UTF-8") from error
+        raise ConfigError(f"chat_template: {path} is not UTF-8 text") from error
     if not is_template_text(text):
         raise ConfigError(f"chat_template: {path} is no Jinja template: there is no {{{{ or {{% in it")
     return path

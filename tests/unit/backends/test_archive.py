@@ -184,7 +184,7 @@ def test_room_is_looked_for_first(tmp_path: Path) -> None:
         check_disk_space(tmp_path, 10**18, "b1")
     assert (10**18, True) == (caught.value.needed_bytes, caught.value.free_bytes > 0)
     (tmp_path / "empty").touch()
-    with pytest.raises(FetchError, match="no archive"):
+    with pytest.raises(FetchError, match="not an archive"):
         unpacked_size(tmp_path / "empty")
 
 

@@ -93,7 +93,7 @@ ROWS: dict[str, tuple[type[LLMSessionError], str]] = {
 }
 FLAGS: dict[str, tuple[str, str, str]] = {
     "flag_unknown": ("--bogus-flag", "knows no --bogus-flag; its --help", "does not take --bogus-flag, which we"),
-    "flag_value": ("--top-k", "--top-k: this is no number", r"does not take --top-k, which we give it \(stoi\)"),
+    "flag_value": ("--top-k", "--top-k: this is not a number", r"does not take --top-k, which we give it \(stoi\)"),
     "flag_without_value": ("--top-k", "--top-k: expected value for argument; its --help", "does not take --top-k"),
     "flag_removed": ("--draft", "no --draft any more; use --spec-draft-n-max", "does not take --draft, which we"),
     "key_file": ("--api-key-file", "--api-key-file: failed to open file '/nope'", "does not take --api-key-file"),
@@ -201,8 +201,8 @@ def elf(machine: int, interpreter: bytes = b"") -> bytes:
         (b"\x7fELF", 8, "damaged"),
         (b"MZ\x90\0", 8, "a program for Windows"),
         (b"\xcf\xfa\xed\xfe", 8, "a program for macOS"),
-        (b"", 8, "it is no program"),
-        (b"echo hello\n", 8, "it is no program"),
+        (b"", 8, "it is not a program"),
+        (b"echo hello\n", 8, "it is not a program"),
         (b"#!/no/such/sh\n", 2, "its interpreter /no/such/sh is not there"),
         (elf(62), 13, "noexec"),
         (b"\xcf\xfa\xed\xfe", 86, "built for another processor"),

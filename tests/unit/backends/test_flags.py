@@ -135,7 +135,7 @@ def test_what_a_build_cannot_do_is_refused_by_name() -> None:
         (["--metrics", "5"], "takes nothing after --metrics, and was given '5'"),
         (["--ctx-size"], "wants a value after --ctx-size: N"),
         (["--ctx-size=5"], "as two arguments"),
-        (["5"], "begins with '5', which is no flag"),
+        (["5"], "begins with '5', which is not a flag"),
         (["-gan", "4"], "has no -gan"),
     ],
 )

@@ -357,7 +357,7 @@ async def test_replies_go_where_they_belong(conversation: Conversation) -> None:
     other = await log_of(conversation).ask("b")
     with pytest.raises(UsageError, match="nothing to reply to"):
         await log_of(conversation).save_reply(said.id, reply("x"), TurnState.COMPLETE)
-    with pytest.raises(UsageError, match=f"turn {said.id} is no reply to turn {other.id}"):
+    with pytest.raises(UsageError, match=f"turn {said.id} is not a reply to turn {other.id}"):
         await log_of(conversation).save_reply(other.id, reply("x"), TurnState.COMPLETE, reply=said.id)
     with pytest.raises(UsageError, match="mark_delivered"):
         await log_of(conversation).save_reply(other.id, reply("x"), TurnState.DELIVERED)

@@ -85,7 +85,7 @@ async def test_the_database_of_another_program_is_left_alone(database: Path, sta
 async def test_a_file_that_is_no_database_is_left_alone(database: Path, content: bytes) -> None:
     """A text, a byte, something that only begins like one."""
     database.write_bytes(content)
-    with pytest.raises(StoreError, match=r"no database of llmsession's|is damaged"):
+    with pytest.raises(StoreError, match=r"not a database of llmsession's|is damaged"):
         await Memory.open(database)
     assert content == database.read_bytes()
     assert [] == list(database.parent.glob("memory.db-*"))

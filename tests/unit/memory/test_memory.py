@@ -113,10 +113,10 @@ async def test_what_is_old_is_forgotten(database: Path, clock: list[datetime]) -
         with pytest.raises(StoreError, match=r"of 'ann' .* was forgotten: .*memory\.get"):
             await old.add(Message.assistant("hi"))
         clock[0] += timedelta(hours=2)
-        anew = await memory.get("bob")
-        assert (kept.id, []) != (anew.id, anew.turns)
-        assert [] == anew.turns
-        await anew.add("hello")
+        again = await memory.get("bob")
+        assert (kept.id, []) != (again.id, again.turns)
+        assert [] == again.turns
+        await again.add("hello")
     async with Memory.open(database) as memory:
         clock[0] += timedelta(days=400)
         assert await memory.forget() == 0
@@ -379,7 +379,7 @@ async def test_unfinished_lists_what_was_not_answered_or_not_delivered(in_file: 
 async def test_nothing_of_a_forgotten_user_is_left_in_the_files(database: Path) -> None:
     """Row D7: not in the file, its log or beside them; nor in the copies that SQLite leaves when it moves rows.
 
-    Without the file being written anew, traces of every twentieth user were left.
+    Without the file being rewritten, traces of every twentieth user were left.
     """
     users = 30
     async with Memory.open(database) as memory:

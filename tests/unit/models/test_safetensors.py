@@ -66,7 +66,7 @@ def test_every_added_token_is_known_whatever_it_looks_like(tmp_path: Path) -> No
 
 
 def test_a_part_that_is_named_and_not_there_is_told(tmp_path: Path) -> None:
-    """A download that was cut is no model, and is fetched again."""
+    """A download that was cut is not a model, and is fetched again."""
     index = {"weight_map": {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}}
     folder = write(tmp_path / "m", weights=["model-00001-of-00002.safetensors"], **{"model.safetensors.index": index})
     assert not is_whole(folder)

@@ -91,7 +91,7 @@ WRONG_FILES = {
     "model: !!python/object/apply:os.system [id]": (1, "a tag that is not allowed"),
     "model: !secret x": (1, "a tag that is not allowed"),
     "sampling: &a {temperature: *a}": (1, "recursive"),
-    "? {a: b}\n: 3": (1, "is no option"),
+    "? {a: b}\n: 3": (1, "is not an option"),
     "device: tpu": (1, "use best, cpu"),
     "gpu_layers: -1": (1, "at least 0"),
     "cache_type_k: q9": (1, "use one of f32"),
@@ -159,7 +159,7 @@ def test_every_field_has_its_variable(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         ("PARALLEL", "many", "LLMSESSION_PARALLEL='many'"),
         ("PARALLEL", "[", "cannot be read"),
-        ("EXTRA_ARGS", "'", "no arguments"),
+        ("EXTRA_ARGS", "'", "not arguments"),
         ("PARALEL", "8", "did you mean LLMSESSION_PARALLEL"),
         ("IDLE_TIMEOUT", "-1", "above 0"),
     ],

@@ -143,7 +143,7 @@ class FakeChat:
     async def inspect(self) -> Inspection:
         piece = InspectedPiece(role=Role.USER, is_control=True, text="<|im_start|>user\n", tokens=2, is_cached=True)
         words = InspectedPiece(role=None, is_control=False, text="hello\x1b[31m", tokens=5, is_cached=None)
-        return Inspection([piece, words], missed="the engine was started anew")
+        return Inspection([piece, words], missed="the engine was started again")
 
     def _next(self) -> FakeStream:
         return FakeStream(self, self._replies.pop(0) if self._replies else ["ok"])

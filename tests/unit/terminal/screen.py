@@ -43,7 +43,7 @@ class Screen(io.StringIO):
         return [line.rstrip() for line in [*self.history, *self.lines]]
 
     def narrow(self, columns: int) -> None:
-        """As a terminal does that breaks its lines anew; the cursor stays on its character."""
+        """As a terminal does that breaks its lines again; the cursor stays on its character."""
         before, at, self.columns = self.lines, (self.row, self.column), columns
         self.lines, self.row, self.column = [], 0, 0
         for row, line in enumerate(before):

@@ -135,7 +135,7 @@ async def test_a_closed_session_ends_the_chat() -> None:
     [
         ("!help", ["!rewind [N]", "< TEXT", "Ctrl-C"]),
         ("!stats", ["443 / 8192 tokens\n5 % of context\n7 messages\n"]),
-        ("!inspect", ["control", "<|im_start|>user\\n", "hello\\x1b[31m", "2 of them cached", "was started anew"]),
+        ("!inspect", ["control", "<|im_start|>user\\n", "hello\\x1b[31m", "2 of them cached", "was started again"]),
         ("!hepl", ["no command !hepl: did you mean !help?", "A space before it"]),
         ("!xyzzy", ["no command !xyzzy: !help lists them."]),
         ("!rewind x", ["such as !rewind 2"]),

@@ -29,7 +29,7 @@ def test_lines_are_there_at_the_next_start_and_nobody_else_can_read_them(tmp_pat
 
 
 def test_each_user_has_a_history_and_may_be_called_anything(tmp_path: Path) -> None:
-    """D9: --user; a name is no path."""
+    """D9: --user; a name is not a path."""
     files = {history_file(tmp_path, user) for user in ("", "me", "../../x", "a/b\0", "x" * 1000, "\ud800")}
     assert 6 == len(files)
     assert {tmp_path} == {file.parent for file in files}

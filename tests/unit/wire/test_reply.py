@@ -351,7 +351,7 @@ async def test_an_error_while_opening_comes_where_the_block_begins() -> None:
 async def test_each_limit_has_its_own_error(
     limits: TimeoutSettings, pieces: list[Any], wait: bool, expected: type[LLMSessionError]
 ) -> None:
-    """Row C17: to the first token, between tokens, in all; a ping is no token (LLAMA_SERVER 3.7)."""
+    """Row C17: to the first token, between tokens, in all; a ping is not a token (LLAMA_SERVER 3.7)."""
     with anyio.fail_after(10), pytest.raises(expected) as caught:
         async with stream(*pieces, limits=limits, wait=wait) as reply:
             await reply.result()

@@ -72,7 +72,7 @@ def test_what_differs_is_told_and_not_mixed(events: tuple[Delta | Ended, ...]) -
 
 
 def test_a_call_goes_on_under_the_number_that_was_delivered() -> None:
-    """The server draws call ids anew; the reader has the first."""
+    """The server draws call ids again; the reader has the first."""
     first = Accumulator(id="r", model="m", seed=1)
     first.take(ToolCallDelta(index=0, id="a1", name="sum", arguments='{"x":'))
     delivered = first.delivered(Usage())
