@@ -320,7 +320,10 @@ class Child:
         """The ladder: ask, insist, kill. One that is still starting has nothing to put away: kill."""
         if gently:
             if self.command.farewell is not None:
-                process.write_line(self.command.farewell)
+                # In a thread: one that reads nothing would keep the ladder from going on.
+                say = partial(process.write_line, self.command.farewell)
+                with contextlib.suppress(BackendError):
+                    start_thread(say, f"llmsession-farewell-{process.pid}")
             else:
                 process.terminate()
             if self.exited.wait_blocking(ASK_GRACE):

@@ -64,6 +64,7 @@ class Session:
 
     def __init__(self, options_or_model: Options | str | Path | None = None, **fields: Any) -> None:
         self._is_opened = False
+        self._pid = os.getpid()
         self._options = options = make_options(options_or_model, fields)
         self._server = server = _make_server(options)
         self._info = ServerInfo(server)
@@ -119,7 +120,7 @@ class Session:
         await self._server.aclose()
 
     def __del__(self) -> None:
-        if getattr(self, "_is_opened", False) and not self._server.is_closed:
+        if getattr(self, "_is_opened", False) and self._pid == os.getpid() and not self._server.is_closed:
             self._server.close_soon()  # first: the warning may be an error
             warnings.warn(f"{self!r} was never closed: use `async with`", ResourceWarning, stacklevel=1, source=self)
 

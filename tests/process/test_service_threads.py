@@ -339,3 +339,18 @@ def test_nothing_else_starts_a_long_lived_thread() -> None:
     }
     # The vocabulary is read once, while the engine loads; a hung engine is asked once.
     assert {"system/service_thread.py", *alone} >= found - {"prompts/vocabulary.py", "session/server/hang_detector.py"}
+
+
+async def test_a_child_that_reads_neither_greeting_nor_farewell_is_ended(tmp_path: Path) -> None:
+    """A8: the ladder waited for a farewell that nobody read; `aclose` returned, and the process lived on."""
+    argv = [sys.executable, "-I", "-S", "-c", "import time; time.sleep(60)"]
+    command = Command(name="deaf", argv=argv, env={}, greeting=b"x" * 1_000_000, farewell=b"exit\n")
+    child = Child(command, LogFile(tmp_path, "deaf"))
+
+    async def probe() -> ProbeResult:
+        return ProbeResult(ready=child.pid is not None, progress=1)
+
+    with anyio.fail_after(20):
+        await child.start(probe, timeout=10)
+        await child.aclose()
+    assert child.exited.is_set()

@@ -286,13 +286,16 @@ class KvCache:
     def _give_up(self, error: BaseException) -> None:
         """The saver has failed, which is logged: what waited for it is not saved, and holds nothing back."""
         del error
-        with contextlib.suppress(queue.Empty):
-            while True:
-                if (job := self._jobs.get_nowait()) is not None:
-                    self._leave(job)
-        with self._lock:
+        left = list[_Job | None]()
+        with self._lock:  # a job that is put from here on starts the saver again
+            with contextlib.suppress(queue.Empty):
+                while True:
+                    left.append(self._jobs.get_nowait())
             self._is_working, self._busy = False, 0
             self._dirty.clear()
+        for job in left:
+            if job is not None:
+                self._leave(job)
         self._done.set()
 
     async def _work(self) -> None:

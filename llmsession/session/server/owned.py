@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import os
 import threading
 import warnings
 import weakref
@@ -287,3 +288,8 @@ def _end_all() -> None:
                 stacklevel=1,
             )
         server.end_at_exit()
+
+
+if hasattr(os, "register_at_fork"):
+    # A forked copy of the process owns no engine, and must not wait for locks that its parent's threads held.
+    os.register_at_fork(after_in_child=_SERVERS.clear)
