@@ -99,6 +99,12 @@ async def ask_devices(binary: Path) -> str:
             returncode=None,
             log_tail="",
         ) from error
+    if answer.returncode in (126, 127):  # of a shell: uvloop gives it what the kernel does not take for a program
+        raise StartFailedError(
+            f"{binary} cannot say which devices it sees: it is not a program",
+            returncode=answer.returncode,
+            log_tail=answer.stderr.decode(errors="replace"),
+        )
     return answer.stdout.decode(errors="replace")
 
 
