@@ -96,3 +96,30 @@ def test_the_engine_ends_with_the_original_though_a_copy_holds_its_stdin(engine:
         finally:
             copy.kill()
             program.wait()
+
+
+LEAVES = """
+import anyio, os, sys
+from llmsession import Session
+
+session = anyio.run(lambda: Session.open(backend="embedded", threads=1))
+session._server._lock.acquire()  # as another thread may hold it at the moment of the fork
+if (copy := os.fork()) == 0:
+    sys.exit(0)
+session._server._lock.release()
+_, status = os.waitpid(copy, 0)
+print("copy ended", os.waitstatus_to_exitcode(status), flush=True)
+
+async def look():
+    print((await session.prompt('reply with "ok chief"')).text, flush=True)
+    await session.aclose()
+
+anyio.run(look)
+"""
+
+
+def test_a_copy_that_leaves_waits_for_no_lock_and_says_nothing() -> None:
+    """A1: at its exit it waited for a lock that no thread of it held, or warned of a session not its own."""
+    done = subprocess.run([sys.executable, "-W", "always", "-c", LEAVES], capture_output=True, timeout=30, check=True)
+    assert b"copy ended 0\nok chief\n" == done.stdout
+    assert b"never closed" not in done.stderr

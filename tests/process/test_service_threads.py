@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import queue
 import signal
 import sqlite3
 import subprocess
@@ -34,6 +35,7 @@ from llmsession.processes import logfile
 from llmsession.processes.child import Child, Command
 from llmsession.processes.logfile import LogFile
 from llmsession.processes.readiness import ProbeResult
+from llmsession.session.kv.cache import KvCache, _Job
 from llmsession.system import service_thread
 from tests.engines import EMBEDDED, own_child
 
@@ -354,3 +356,39 @@ async def test_a_child_that_reads_neither_greeting_nor_farewell_is_ended(tmp_pat
         await child.start(probe, timeout=10)
         await child.aclose()
     assert child.exited.is_set()
+
+
+async def test_a_save_that_is_put_while_the_saver_fails_holds_no_reply_back() -> None:
+    """A3: a job that came between the emptying of the queue and the note that nobody works was never done."""
+    kv = KvCache(10**9, is_idle=lambda: True)
+    released, passed = threading.Event(), threading.Event()
+    job = _Job(
+        endpoint=None,  # type: ignore[arg-type]  # the saver cannot save it, and must leave it
+        slot=0,
+        conversation="a",
+        saved=None,  # type: ignore[arg-type]
+        launches=0,
+        hold=None,
+        granted=threading.Event(),
+        release=released.set,
+    )
+    job.hold = kv.slot_lock.acquire(job.granted.set, alone=True)
+    putting = threading.Thread(target=kv._put, args=(job,))
+
+    class Raced(queue.Queue[_Job | None]):
+        """At its end, another thread's reply ends as well."""
+
+        def get_nowait(self) -> _Job | None:
+            if self.empty() and putting.ident is None:
+                putting.start()
+                putting.join(0.2)  # it is done by then, or waits for the lock
+                raise queue.Empty
+            return super().get_nowait()
+
+    kv._jobs, kv._is_working = Raced(), True
+    kv._give_up(OSError("the disk is gone"))
+    kv.slot_lock.acquire(passed.set)
+    assert await anyio.to_thread.run_sync(released.wait, 10)
+    assert await anyio.to_thread.run_sync(passed.wait, 10)
+    putting.join()
+    await kv.aclose()
