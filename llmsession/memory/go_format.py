@@ -8,8 +8,6 @@ text. A later version has `sp`, the system prompt; the first one's reader refuse
 
 from __future__ import annotations
 
-import os
-import stat
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,6 +17,7 @@ import msgspec
 from msgspec.structs import replace
 
 from llmsession.memory.turn import Turn, TurnState
+from llmsession.system.atomic_file import replacing
 from llmsession.types.errors import StoreError, StoreVersionError
 from llmsession.types.message_input import find_fault
 from llmsession.types.messages import Message, Role, ToolCall
@@ -210,24 +209,16 @@ def _read_moment(text: str) -> datetime:
 def write_json(path: Path, conversations: Iterable[FormatNote]) -> int:
     """All of it or nothing, whatever happens meanwhile. Says how many images were left out. Raises StoreError."""
     images = 0
-    half = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        mode = stat.S_IMODE(path.stat().st_mode) if path.exists() else 0o600
-        with os.fdopen(os.open(half, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode), "wb") as file:
+        with replacing(path, durable=True) as file:
             before = b'{"v":1,"c":['
             for told in conversations:
                 file.write(before + msgspec.json.encode(_write_conversation(told)))
                 images += sum(len(turn.message.images) for turn in told.turns)
                 before = b",\n"
             file.write(b"]}\n" if before == b",\n" else b'{"v":1,"c":[]}\n')
-            file.flush()
-            os.fsync(file.fileno())
-        half.replace(path)
-        _sync_folder(path.parent)
     except OSError as error:
         raise StoreError(f"{path} could not be written ({error.strerror}); what was there before is there") from error
-    finally:
-        half.unlink(missing_ok=True)
     return images
 
 
@@ -258,14 +249,3 @@ def _write_message(message: Message) -> Iterator[_GoMessage]:
 def _write_moment(moment: datetime) -> str:
     written: str = msgspec.to_builtins(moment)
     return written
-
-
-def _sync_folder(folder: Path) -> None:
-    """So that the new name outlives a power cut. Windows has no such thing."""
-    if os.name == "nt":
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

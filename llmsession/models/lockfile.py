@@ -6,13 +6,13 @@ It is JSON, so that a reviewer sees what changes.
 from __future__ import annotations
 
 import hashlib
-import os
 from pathlib import Path
 
 import msgspec
 
 from llmsession.models.quantization import list_shards
 from llmsession.models.references import PackedFileRef
+from llmsession.system.atomic_file import write_atomically
 from llmsession.types.errors import ConfigError, DigestError
 
 NAME = "llmsession.lock"
@@ -64,9 +64,8 @@ def read_lock(path: Path) -> Lock:
 def write_lock(path: Path, lock: Lock) -> None:
     """All of it or nothing, whatever happens meanwhile."""
     ordered = msgspec.structs.replace(lock, models=dict(sorted(lock.models.items())))
-    half = path.with_name(f".{path.name}.{os.getpid()}")
-    half.write_bytes(msgspec.json.format(msgspec.json.encode(ordered), indent=2) + b"\n")
-    half.replace(path)
+    content = msgspec.json.format(msgspec.json.encode(ordered), indent=2) + b"\n"
+    write_atomically(path, content, durable=True, mode=0o666)
 
 
 def lock_model(path: Path) -> LockedModel:

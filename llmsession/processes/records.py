@@ -16,6 +16,7 @@ import msgspec
 import psutil
 
 from llmsession.processes.lifetime import kill_stray
+from llmsession.system.atomic_file import remove_abandoned, write_atomically
 
 _log = logging.getLogger("llmsession.processes")
 
@@ -52,14 +53,7 @@ def write_record(folder: Path, pid: int, *, name: str, log: Path, note: Mapping[
             note=dict(note or {}),
         )
         path = folder / f"{pid}.json"
-        half = path.with_suffix(f".{os.getpid()}.new")
-        try:
-            with os.fdopen(os.open(half, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
-                file.write(msgspec.json.encode(record))
-            half.replace(path)
-        except OSError:  # a full disk
-            half.unlink(missing_ok=True)
-            raise
+        write_atomically(path, msgspec.json.encode(record))
         return path
     return None
 
@@ -88,16 +82,8 @@ def clear_leftovers(folder: Path) -> list[int]:
             ended.append(record.pid)
         with contextlib.suppress(OSError):
             path.unlink()
-    for half in folder.glob("*.new"):  # an owner that was killed between writing and renaming
-        if not psutil.pid_exists(_owner_of(half)):
-            with contextlib.suppress(OSError):
-                half.unlink()
+    remove_abandoned(folder, psutil.pid_exists)
     return ended
-
-
-def _owner_of(half: Path) -> int:
-    number = half.name.split(".")[1]
-    return int(number) if number.isascii() and number.isdigit() else 0
 
 
 def _is_alive(pid: int, started: float) -> bool:

@@ -18,6 +18,7 @@ from prompt_toolkit.completion import CompleteEvent, Completer, Completion, Path
 from prompt_toolkit.document import Document
 from prompt_toolkit.history import FileHistory
 
+from llmsession.system.atomic_file import write_atomically
 from llmsession.system.latch import Latch, call_soon
 
 if TYPE_CHECKING:
@@ -244,7 +245,4 @@ class LineHistory(FileHistory):
         if not self._path.exists() or self._path.stat().st_size <= LIMIT:
             return
         _, _, kept = self._path.read_bytes()[-LIMIT // 2 :].partition(b"\n\n#")  # what an entry begins with
-        side = self._path.with_name(f"{self._path.name}.new-{os.getpid()}")
-        side.touch(mode=0o600)
-        side.write_bytes(b"\n#" + kept)
-        side.replace(self._path)
+        write_atomically(self._path, b"\n#" + kept)

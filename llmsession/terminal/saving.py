@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import secrets
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
 import msgspec
 
+from llmsession.system.atomic_file import write_atomically
 from llmsession.types.errors import UsageError
 from llmsession.types.messages import Message, Role
 
@@ -26,16 +25,8 @@ def write_conversation(path: Path, messages: Sequence[Message], *, model: str) -
             text = _as_markdown(messages, model, now)
         case _:
             text = _as_text(messages, model)
-    side = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
-        try:
-            with side.open("x", encoding="utf-8", newline="\n") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            side.replace(path)
-        finally:
-            side.unlink(missing_ok=True)
+        write_atomically(path, text.encode(), durable=True, mode=0o666)
     except OSError as error:
         reason = error.strerror or str(error)
         raise UsageError(f"cannot write {path} ({reason}): nothing was changed; name another file") from error

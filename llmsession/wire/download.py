@@ -17,6 +17,7 @@ from typing import BinaryIO
 import anyio
 import anyio.to_thread
 
+from llmsession.system.atomic_file import write_atomically
 from llmsession.types.errors import FetchError
 from llmsession.wire.lean_httpx import httpx
 
@@ -169,9 +170,7 @@ def _read_validator(path: Path) -> str:
 def _keep_validator(path: Path, response: httpx.Response) -> None:
     etag = response.headers.get("ETag", "")
     validator = etag if etag and not etag.startswith("W/") else response.headers.get("Last-Modified", "")
-    half = _validator_of(path).with_suffix(".new")
-    half.write_text(validator, encoding="ascii", errors="replace")
-    half.replace(_validator_of(path))
+    write_atomically(_validator_of(path), validator.encode("ascii", errors="replace"))
 
 
 @contextlib.contextmanager

@@ -46,7 +46,7 @@ pytestmark = pytest.mark.anyio
 def no_files_left(cache_dir: Path) -> Any:
     """No record of a process, no half-written file."""
     yield
-    left = [path for path in cache_dir.rglob("*") if path.parent.name == "running" or path.suffix in (".new", ".tmp")]
+    left = [path for path in cache_dir.rglob("*") if path.parent.name == "running" or path.suffix == ".new"]
     assert [] == left
 
 

@@ -89,7 +89,7 @@ async def test_records_that_cannot_be_read_are_skipped(cache_dir: Path) -> None:
     (running / "1.json").write_bytes(b'{"pid":1,"name":"\xff"}')
     (running / "2.json").write_bytes(b"\xff\xfe")
     Path(os.fsdecode(os.fsencode(running) + b"/\xff.json")).write_bytes(b"{}")
-    Path(os.fsdecode(os.fsencode(running) + b"/\xff.\xff.new")).write_bytes(b"{}")
+    Path(os.fsdecode(os.fsencode(running) + b"/.\xff.\xff.0123.new")).write_bytes(b"{}")
     with anyio.fail_after(20):
         async with Session(**EMBEDDED.options()) as session:
             assert "ok chief" == (await session.prompt(OK)).text

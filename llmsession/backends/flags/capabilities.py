@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import os
 import re
 import subprocess
 from collections.abc import Sequence
@@ -15,6 +14,7 @@ import anyio
 import msgspec
 
 from llmsession.backends.environment import allowed_environment
+from llmsession.system.atomic_file import write_atomically
 from llmsession.types.errors import StartFailedError
 
 # --help prints at once; a binary that hangs is none of llama.cpp's.
@@ -72,12 +72,7 @@ async def probe_capabilities(binary: Path, cache: Path, *, start: Sequence[str] 
         return msgspec.json.decode(kept.read_bytes(), type=Capabilities)
     found = await _ask(binary, start or [str(binary)])
     with contextlib.suppress(OSError):
-        half = kept.with_suffix(f".{os.getpid()}.new")
-        try:
-            half.write_bytes(msgspec.json.encode(found))
-            half.replace(kept)
-        finally:  # on a full disk only the beginning of it is there
-            half.unlink(missing_ok=True)
+        write_atomically(kept, msgspec.json.encode(found))
     return found
 
 

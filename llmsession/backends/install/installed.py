@@ -19,6 +19,7 @@ import msgspec
 
 from llmsession.backends.install.pinned import Asset, Chosen
 from llmsession.backends.install.platforms import Platform, this_platform
+from llmsession.system.atomic_file import write_atomically
 from llmsession.system.paths import engines_folder
 from llmsession.types.errors import FetchError, UsageError
 
@@ -209,13 +210,8 @@ def _read_installed(folder: Path, state: str) -> Installed | None:
 
 
 def _write_json(path: Path, value: msgspec.Struct) -> None:
-    """All of it or nothing, also when the power fails."""
-    half = path.with_name(f".{path.name}.new")
-    with half.open("wb") as file:
-        file.write(msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n")
-        file.flush()
-        os.fsync(file.fileno())
-    half.replace(path)
+    content = msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n"
+    write_atomically(path, content, durable=True)
 
 
 def _remove(path: Path) -> None:

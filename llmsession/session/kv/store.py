@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
+from llmsession.system.atomic_file import write_atomically
 from llmsession.system.named_files import MARK, digest_name, is_forgotten, remove_copies
 
 if TYPE_CHECKING:
@@ -109,9 +110,7 @@ class KvStore:
         if is_forgotten(self.folder, conversation):
             self._remove(path.name)
             return
-        aside = note.with_name(f"{note.name}.{secrets.token_hex(4)}.tmp")
-        aside.write_bytes(msgspec.json.encode(saved))
-        aside.replace(note)
+        write_atomically(note, msgspec.json.encode(saved))
         if is_forgotten(self.folder, conversation):  # meanwhile
             self.forget(conversation)
         if before is not None and before.file != path.name:

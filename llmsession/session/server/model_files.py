@@ -5,7 +5,6 @@ Each is looked at before anything is started, so that what is wrong with it is s
 
 from __future__ import annotations
 
-import os
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -14,6 +13,7 @@ import msgspec
 from llmsession.models.gguf import ModelInfo, read_model_info
 from llmsession.models.references import SCHEME
 from llmsession.session.config.options import Options, is_template_text
+from llmsession.system.atomic_file import write_atomically
 from llmsession.system.service_thread import run_in_thread
 from llmsession.types.errors import ConfigError, InvalidModelError
 from llmsession.types.lora import Lora
@@ -112,14 +112,10 @@ def _find_template(given: str | Path, cache: Path) -> Path:
 
 def _keep(path: Path, text: str) -> None:
     """Whole or not at all, for this user alone."""
-    half = path.with_suffix(f".{os.getpid()}.new")
     try:
         path.parent.mkdir(mode=0o700, exist_ok=True)
-        half.touch(mode=0o600)
-        half.write_text(text, encoding="utf-8")
-        half.replace(path)
+        write_atomically(path, text.encode())
     except OSError as error:
         raise ConfigError(f"chat_template: cannot write {path} ({error.strerror}): name another cache_dir=") from error
     except UnicodeEncodeError as error:
-        half.unlink(missing_ok=True)
         raise ConfigError("chat_template holds a lone surrogate, which no text in UTF-8 can") from error

@@ -106,9 +106,9 @@ def test_an_engine_whose_owner_lives_is_left_alone(tmp_path: Path, sleeper: subp
 
 def test_a_half_written_record_of_an_owner_that_is_gone_is_removed(tmp_path: Path, ended: int) -> None:
     """An owner that was killed between writing and renaming; that of one who lives stays, it may be at it now."""
-    left = tmp_path / f"123.{ended}.new"
-    mine = tmp_path / f"124.{os.getpid()}.new"
-    for path in (left, mine, tmp_path / "odd.new"):
+    left = tmp_path / f".123.json.{ended}.0123.new"
+    mine = tmp_path / f".124.json.{os.getpid()}.0123.new"
+    for path in (left, mine, tmp_path / ".odd.new"):
         path.write_bytes(b'{"pid":')
     clear_leftovers(tmp_path)
     assert [mine] == list(tmp_path.iterdir())
