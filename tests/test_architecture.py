@@ -32,7 +32,7 @@ FLOORS: dict[str, int] = {
 HOMES = {
     "httpx": ("wire",),
     "huggingface_hub": ("models.hub",),
-    "yaml": ("models.registry_file", "session.config.options_file"),
+    "yaml": ("system.yaml_file", "models.registry_file", "session.config.options_file"),
     "psutil": ("processes", "backends"),
     "xllamacpp": ("backends.embedded_child",),
     "typer": ("cli",),

@@ -5,13 +5,11 @@ The schema of the file, for editors, is made from the same types.
 
 from __future__ import annotations
 
-import difflib
 import functools
 import json
-import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import msgspec
 import yaml
@@ -20,14 +18,10 @@ from llmsession.models import bundled
 from llmsession.models.encoding import PromptEncoding
 from llmsession.models.references import PackedRepoRef
 from llmsession.models.registry import KnownLLM, ModelDescription, Registry
+from llmsession.system.yaml_file import FaultError, YamlFile, items, open_yaml
 from llmsession.types.errors import ConfigError, InvalidRefError
 from llmsession.types.sampling import Sampling
 
-# libyaml's is eight times faster, where PyYAML was built with it.
-_Loader: type[yaml.SafeLoader] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-
-# A file of all the world's models would be smaller.
-LARGEST = 4_000_000
 SCHEMA = Path(__file__).with_name("knownllms.schema.json")
 
 
@@ -48,116 +42,69 @@ class File(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     knownllms: list[Entry] = []
 
 
-class _FaultError(Exception):
-    """Something is wrong at a line, counted from 1."""
-
-    def __init__(self, message: str, node: yaml.Node) -> None:
-        super().__init__(message)
-        self.line = node.start_mark.line + 1
+# For "did you mean".
+_FIELDS = (*Entry.__struct_fields__, *PromptEncoding.__struct_fields__, *Sampling.__struct_fields__)
 
 
 def read_registry(path: Path, *, encodings: Mapping[str, PromptEncoding] = {}) -> Registry:
     """`encodings` are those that the file may name besides its own. Raises ConfigError with file and line."""
-    try:
-        if path.stat().st_size > LARGEST:
-            raise ConfigError(f"the registry {path} is larger than {LARGEST} bytes", path=path)
-        return _read(path.read_text(encoding="utf-8-sig"), encodings)
-    except OSError as error:
-        raise ConfigError(f"cannot read the registry {path}: {error.strerror}", path=path) from error
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"the registry {path} is not UTF-8 text", path=path) from error
-    except RecursionError as error:
-        raise ConfigError(f"the registry {path} is nested too deeply", path=path) from error
-    except yaml.YAMLError as error:
-        mark = error.problem_mark if isinstance(error, yaml.MarkedYAMLError) else None
-        what = error.problem if isinstance(error, yaml.MarkedYAMLError) else str(error).partition("\n")[0]
-        line = mark.line + 1 if mark is not None else None
-        raise ConfigError(
-            f"{path}, line {line}: this is no YAML that is read here: {what}", path=path, line=line
-        ) from error
-    except _FaultError as error:
-        raise ConfigError(f"{path}, line {error.line}: {error}", path=path, line=error.line) from None
-
-
-def _read(text: str, known: Mapping[str, PromptEncoding]) -> Registry:
-    loader = _Loader(text)
-    try:
-        root = loader.get_single_node()
-        if root is None:
+    with open_yaml(path) as file:
+        if file.root is None:
             return Registry()
-        sections = _find_sections(root)
-        encodings = dict(known)
+        sections = _find_sections(file.root)
+        known = dict(encodings)
         own: dict[str, PromptEncoding] = {}
         if (section := sections.get("encodings")) is not None:
-            for name, node in _read_mapping(section):
-                own[name] = encodings[name] = _read_encoding(loader, node, encodings)
+            for name, _, node in items(section):
+                own[name] = known[name] = _read_encoding(file, node, known)
         llms: list[KnownLLM] = []
         if (section := sections.get("knownllms")) is not None:
             if not isinstance(section, yaml.SequenceNode):
-                raise _FaultError("knownllms is a list of models", section)
+                raise FaultError("knownllms is a list of models", section)
             for number, node in enumerate(section.value):
-                known_llm = _read_entry(loader, node, number, encodings)
+                known_llm = _read_entry(file, node, number, known)
                 _check_new(known_llm, llms, node)
                 llms.append(known_llm)
         return Registry(tuple(llms), own)
-    finally:
-        loader.dispose()
 
 
 def _find_sections(root: yaml.Node) -> dict[str, yaml.Node]:
     if isinstance(root, yaml.SequenceNode):  # the Go package's file is the list alone
         return {"knownllms": root}
-    sections = dict(_read_mapping(root))
+    sections = {name: node for name, _, node in items(root)}
     for name, node in sections.items():
         if name not in File.__struct_fields__:
-            raise _FaultError(f"{name!r} is not a section: there are {' and '.join(File.__struct_fields__)}", node)
+            raise FaultError(f"{name!r} is not a section: there are {' and '.join(File.__struct_fields__)}", node)
     return sections
 
 
-def _read_mapping(node: yaml.Node) -> Iterator[tuple[str, yaml.Node]]:
-    """Its keys, each once, and their values."""
-    if isinstance(node, yaml.ScalarNode) and node.tag.endswith(":null"):
-        return
-    if not isinstance(node, yaml.MappingNode):
-        raise _FaultError("here stands a mapping, of names to values", node)
-    seen: set[str] = set()
-    for key, value in node.value:
-        name = str(key.value)
-        if name in seen:
-            raise _FaultError(f"{name} stands here a second time", key)
-        seen.add(name)
-        yield name, value
-
-
-def _read_encoding(loader: yaml.SafeLoader, node: yaml.Node, encodings: Mapping[str, PromptEncoding]) -> PromptEncoding:
-    read = _convert(loader, node, str | PromptEncoding)
+def _read_encoding(file: YamlFile, node: yaml.Node, encodings: Mapping[str, PromptEncoding]) -> PromptEncoding:
+    read = file.convert(node, str | PromptEncoding, _FIELDS)
     return _named(read, encodings, node) if isinstance(read, str) else read
 
 
 def _named(name: str, encodings: Mapping[str, PromptEncoding], node: yaml.Node) -> PromptEncoding:
     if name not in encodings:
-        raise _FaultError(f"no encoding is called {name!r}: there are {', '.join(sorted(encodings))}", node)
+        raise FaultError(f"no encoding is called {name!r}: there are {', '.join(sorted(encodings))}", node)
     return encodings[name]
 
 
-def _read_entry(
-    loader: yaml.SafeLoader, node: yaml.Node, number: int, encodings: Mapping[str, PromptEncoding]
-) -> KnownLLM:
+def _read_entry(file: YamlFile, node: yaml.Node, number: int, encodings: Mapping[str, PromptEncoding]) -> KnownLLM:
     label = f"entry {number + 1} of knownllms"
     try:
-        entry = _convert(loader, node, Entry)
+        entry = file.convert(node, Entry, _FIELDS)
         label = entry.source
         fields = {name: getattr(entry, name) for name in Entry.__struct_fields__}
         spellings = (fields.pop("packagingtype"), fields.pop("packaging_type"))
         if isinstance(entry.prompt_encoding, str):
-            place = dict(_read_mapping(node))["prompt_encoding"]
+            place = next(value for name, _, value in items(node) if name == "prompt_encoding")
             fields["prompt_encoding"] = _named(entry.prompt_encoding, encodings, place)
         if entry.upstream is not None:
             fields["upstream"] = PackedRepoRef(entry.upstream)
         return KnownLLM(packaging_type=spellings[1] or spellings[0] or "gguf", **fields)
     except (ConfigError, InvalidRefError) as error:
-        raise _FaultError(f"{label}: {error}", node) from None
-    except _FaultError as error:
+        raise FaultError(f"{label}: {error}", node) from None
+    except FaultError as error:
         error.args = (f"{label}: {error}",)
         raise
 
@@ -165,53 +112,11 @@ def _read_entry(
 def _check_new(known: KnownLLM, before: list[KnownLLM], node: yaml.Node) -> None:
     for other in before:
         if (other.repo_id, other.start) == (known.repo_id, known.start):
-            raise _FaultError(f"{known.source} stands here a second time", node)
+            raise FaultError(f"{known.source} stands here a second time", node)
         if shared := set(known.aliases) & set(other.aliases):
-            raise _FaultError(f"{known.source}: the alias {min(shared)!r} is {other.source}'s", node)
+            raise FaultError(f"{known.source}: the alias {min(shared)!r} is {other.source}'s", node)
     if len(set(known.aliases)) < len(known.aliases):
-        raise _FaultError(f"{known.source}: an alias stands there twice", node)
-
-
-def _convert(loader: yaml.SafeLoader, node: yaml.Node, kind: Any) -> Any:
-    """A node's value, as `kind`; what is wrong is told with the line of its innermost node."""
-    _check_keys(node)
-    try:
-        return msgspec.convert(loader.construct_object(node, deep=True), kind)
-    except msgspec.ValidationError as error:
-        message, _, path = str(error).partition(" - at `$")
-        raise _FaultError(_say(message, path.rstrip("`")), _walk(node, path)) from None
-
-
-def _say(message: str, path: str) -> str:
-    unknown = re.search(r"unknown field `(\w+)`", message)
-    if unknown:
-        fields = {*Entry.__struct_fields__, *PromptEncoding.__struct_fields__, *Sampling.__struct_fields__}
-        near = difflib.get_close_matches(unknown[1], fields, n=1)
-        return f"there is no field {unknown[1]!r}" + (f": did you mean {near[0]!r}?" if near else "")
-    field = path.lstrip(".")
-    return f"{field}: {message}" if field else message
-
-
-def _walk(node: yaml.Node, path: str) -> yaml.Node:
-    """Along a path such as `.prompt_encoding.stop[0]`, as far as it leads."""
-    for name, index in re.findall(r"\.(\w+)|\[(\d+)\]", path):
-        if name and isinstance(node, yaml.MappingNode):
-            node = next((value for key, value in node.value if key.value == name), node)
-        elif index and isinstance(node, yaml.SequenceNode):
-            node = node.value[int(index)]
-    return node
-
-
-def _check_keys(node: yaml.Node, depth: int = 0) -> None:
-    """No key twice, at any depth, which YAML itself would let pass."""
-    if depth > 8:
-        raise _FaultError("this is nested too deeply", node)
-    if isinstance(node, yaml.MappingNode):
-        for _, value in _read_mapping(node):
-            _check_keys(value, depth + 1)
-    elif isinstance(node, yaml.SequenceNode):
-        for value in node.value:
-            _check_keys(value, depth + 1)
+        raise FaultError(f"{known.source}: an alias stands there twice", node)
 
 
 def make_schema() -> str:

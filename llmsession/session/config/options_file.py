@@ -8,11 +8,12 @@ import difflib
 import shlex
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import msgspec
 import yaml
 
+from llmsession.system.yaml_file import FaultError, items, open_yaml, read_value
 from llmsession.types.errors import ConfigError
 from llmsession.types.lora import Lora
 from llmsession.types.sampling import Sampling
@@ -104,65 +105,25 @@ def _read_variable(name: str, text: str) -> object:
         "chat_template",
     ):
         return text
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise ConfigError("this cannot be read") from None
+    return read_value(text)
 
 
 def read_file(path: Path, fields: Fields) -> Iterator[tuple[str, Any]]:
     """The fields of a YAML file. Raises ConfigError with file and line."""
-    try:
-        yield from _read_nodes(path.read_text(encoding="utf-8-sig"), fields)
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read ({error.strerror})", path=path) from None
-    except UnicodeDecodeError:
-        raise ConfigError(f"{path}: this is not UTF-8 text", path=path) from None
-    except RecursionError:
-        raise ConfigError(f"{path}: this is nested too deeply", path=path) from None
-    except yaml.constructor.ConstructorError as error:
-        _fail(path, f"a tag that is not allowed here: {error.problem}", error.problem_mark)
-    except yaml.MarkedYAMLError as error:
-        _fail(path, str(error.problem), error.problem_mark)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: this is no YAML: {error}".partition("\n")[0], path=path) from None
-
-
-def _fail(path: Path, message: str, mark: yaml.Mark | None) -> NoReturn:
-    line = mark.line + 1 if mark is not None else None
-    raise ConfigError(f"{path}, line {line}: {message}", path=path, line=line) from None
-
-
-def _read_nodes(text: str, fields: Fields) -> Iterator[tuple[str, Any]]:
-    """Raises yaml.MarkedYAMLError with the place of what is wrong."""
-    loader = yaml.SafeLoader(text)
-    try:
-        root = loader.get_single_node()
-        if root is None:
+    with open_yaml(path) as file:
+        if file.root is None:
             return
-        if not isinstance(root, yaml.MappingNode):
-            what = "the file is a mapping of options to values, such as `parallel: 8`"
-            raise yaml.MarkedYAMLError(problem=what, problem_mark=root.start_mark)
-        seen: set[str] = set()
-        for key, value in root.value:
-            name = key.value if isinstance(key, yaml.ScalarNode) else str(key.tag)
-            if (fault := _fault(name, seen, fields)) is not None:
-                raise yaml.MarkedYAMLError(problem=fault, problem_mark=key.start_mark)
-            seen.add(name)
+        if not isinstance(file.root, yaml.MappingNode):
+            raise FaultError("the file is a mapping of options to values, such as `parallel: 8`", file.root)
+        for name, key, value in items(file.root):
+            if name == "on_progress":
+                raise FaultError("on_progress is a function: it cannot stand in a file", key)
+            if name not in fields.types:
+                raise FaultError(fields.describe_unknown(name), key)
             try:
-                yield name, _read_written(name, loader.construct_object(value, deep=True), fields)
+                yield name, _read_written(name, file.construct(value), fields)
             except ConfigError as error:
-                raise yaml.MarkedYAMLError(problem=str(error), problem_mark=value.start_mark) from None
-    finally:
-        loader.dispose()
-
-
-def _fault(name: str, seen: set[str], fields: Fields) -> str | None:
-    if name == "on_progress":
-        return "on_progress is a function: it cannot stand in a file"
-    if name in seen:
-        return f"{name} stands here a second time"
-    return None if name in fields.types else fields.describe_unknown(name)
+                raise FaultError(str(error), value) from None
 
 
 def _read_written(name: str, value: object, fields: Fields) -> Any:

@@ -177,7 +177,7 @@ knownllms:
         ("encodings:\n  x: {system_position: middle}\n", 2, "middle"),
         ("encodigns: {}\n", 1, "'encodigns' is not a section"),
         ("just text", 1, "mapping"),
-        ("x: y: z", 1, "no YAML"),
+        ("x: y: z", 1, "not valid YAML"),
         ("encodings:\n  x: !!python/object/apply:os.getcwd []\n", 2, "tag"),
     ],
 )
