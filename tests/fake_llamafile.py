@@ -15,9 +15,7 @@ import shlex
 import signal
 import sys
 from pathlib import Path
-from typing import Any, NoReturn
-
-EMBEDDED_SERVER = Path(__file__).parents[1] / "llmsession" / "backends" / "embedded_child.py"
+from typing import NoReturn
 
 # Of 0.9 --server, as its server_params_parse has them: with a value, and without.
 OLD_VALUES = {
@@ -130,26 +128,11 @@ def hand_over_to_binary(binary: str, given: dict[str, str], left: list[str], key
 
 def hand_over_to_wheel(wheel: str, given: dict[str, str], key: str) -> NoReturn:
     """Host its server, on another port than was asked for: as 0.9 does where that one is taken."""
-    spec = importlib.util.spec_from_file_location("embedded_child", EMBEDDED_SERVER)
-    assert spec is not None
-    assert spec.loader is not None
-    embedded = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(embedded)
-    sys.path.append(wheel)
-    settings: dict[str, Any] = {
-        "api_key": key,
-        "model_path": given["--model"],
-        "alias": given["--alias"],
-        "parallel": int(given["--parallel"]),
-        "context_length": int(given["--ctx-size"]),
-        "threads": int(given["--threads"]),
-        "cache_ram_mib": int(given.get("--cache-ram", "0")),
-        "lora": [],
-        "fields": [],
-    }
+    sys.path += [wheel, str(Path(__file__).parent)]
+    hosted = importlib.import_module("hosted_engine")
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     try:
-        server = embedded.serve(settings)
+        server = hosted.serve(hosted.load_embedded_child(), given, key)
     except RuntimeError as error:
         fail(f"error: unable to load model: {error}")
     signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -7,7 +7,7 @@ import importlib.util
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,9 @@ import msgspec
 from llmsession.backends.diagnosis.preflight import check_memory
 from llmsession.backends.endpoint import Endpoint
 from llmsession.backends.environment import allowed_environment, child_environment, new_api_key
-from llmsession.backends.flags.argv import value_flags
-from llmsession.backends.flags.embedded import Setting, translate_flags
+from llmsession.backends.flags.embedded import translate_flags
 from llmsession.backends.flags.extra_args import check_extra_args
+from llmsession.backends.flags.launch_table import list_rows
 from llmsession.backends.gpus import pick_gpu
 from llmsession.backends.launch import Launch
 from llmsession.backends.probes import EXIT, ChildModeProbe
@@ -76,12 +76,11 @@ class Embedded:
             "api_key": api_key,
             "model_path": str(launch.model_path),
             "alias": launch.alias,
-            "parallel": launch.parallel,
-            "context_length": launch.context_length * launch.parallel,
-            "threads": launch.threads,
-            "cache_ram_mib": launch.cache_ram_mib,
             "lora": [(str(lora.path), lora.scale) for lora in launch.lora],
-            "fields": [*_list_settings(launch), *translate_flags(launch.extra_args)],
+            "fields": [
+                *(field for row in list_rows(launch) for field in row.fields),
+                *translate_flags(launch.extra_args),
+            ],
         }
         command = Command(
             name=self.name,
@@ -112,25 +111,3 @@ def _encode(settings: dict[str, Any]) -> bytes:
         return msgspec.json.encode(settings) + b"\n"
     except UnicodeEncodeError as error:
         raise ConfigError(f"the embedded engine takes only paths in UTF-8, and {error.object!r} is not one") from error
-
-
-def _list_settings(launch: Launch) -> Iterator[Setting]:
-    """What a Launch asks for beyond the model, its slots and adapters, by the fields of the wheel's parameters."""
-    if launch.device.kind == "cpu":
-        yield "n_gpu_layers", 0, None
-        yield "no_op_offload", True, None
-        yield "mmproj_use_gpu", False, None
-        yield "speculative.draft.n_gpu_layers", 0, None
-    elif launch.gpu_layers is not None:
-        yield "n_gpu_layers", launch.gpu_layers, None
-    if launch.gpu is not None:
-        yield "main_gpu", launch.gpu.index, None
-        yield "split_mode", "LLAMA_SPLIT_MODE_NONE", "llama_split_mode"
-    yield from translate_flags([word for _, *words in value_flags(launch) for word in words])
-    if launch.draft_model is not None:
-        yield "speculative.draft.mparams.path", str(launch.draft_model), None
-        yield "speculative.types", ["COMMON_SPECULATIVE_TYPE_DRAFT_SIMPLE"], "common_speculative_type"
-    if launch.mmproj is not None:
-        yield "mmproj.path", str(launch.mmproj), None
-    if launch.chat_template is not None:
-        yield "chat_template", launch.chat_template.read_text(encoding="utf-8"), None

@@ -79,18 +79,6 @@ def serve(settings: dict[str, Any]) -> Any:
     params.hostnames = ["127.0.0.1"]
     params.port = 0
     params.api_keys = [settings["api_key"]]
-    params.n_parallel = settings["parallel"]
-    params.n_ctx = settings["context_length"]
-    # Each slot its own share: with a common pool concurrent chats kill each other (LLAMA_SERVER F4).
-    params.kv_unified = False
-    params.cpuparams.n_threads = settings["threads"]
-    # A cancelled request is let go after the batch at hand.
-    params.n_batch = params.n_ubatch = 512
-    params.cache_ram_mib = settings["cache_ram_mib"]
-    params.endpoint_metrics = True
-    params.endpoint_slots = True
-    params.ui = False
-    params.verbosity = 3
     params.lora_adapters = [xllamacpp.CommonAdapterLoraInfo(path, scale) for path, scale in settings["lora"]]
     for field, value, enumeration in settings["fields"]:
         assign(params, field, value, enumeration)

@@ -70,7 +70,7 @@ class LlamaServer:
         extra = {"LLAMA_API_KEY": api_key, **({"LLAMA_SERVER_ROUTER_PORT": "1"} if child_mode else {})}
         command = Command(
             name=self.name,
-            argv=build_argv(self.binary, launch, capabilities, port=port),
+            argv=build_argv(self.binary, launch, capabilities, port=port, backend=self.name),
             env=child_environment(launch.cache, extra),
             watches_stdin=child_mode,
             farewell=EXIT if child_mode else None,

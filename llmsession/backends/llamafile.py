@@ -17,9 +17,10 @@ import msgspec
 from llmsession.backends.diagnosis.preflight import check_memory
 from llmsession.backends.endpoint import Endpoint, Feature
 from llmsession.backends.environment import child_environment, new_api_key
-from llmsession.backends.flags.argv import BATCH, build_argv
+from llmsession.backends.flags.argv import build_argv
 from llmsession.backends.flags.capabilities import probe_capabilities, run_for_words
 from llmsession.backends.flags.extra_args import check_extra_args
+from llmsession.backends.flags.launch_table import BATCH
 from llmsession.backends.launch import Launch
 from llmsession.backends.llama_server import PORT_TRIES
 from llmsession.backends.machine import may_have_gpu
@@ -96,7 +97,8 @@ class Llamafile:
         if version.is_rebuilt:
             start = shell_argv(self.binary)
             capabilities = await probe_capabilities(self.binary, launch.cache, start=[*start, "--server"])
-            argv = [*start, "--server", *build_argv(self.binary, launch, capabilities, port=port)[1:]]
+            words = build_argv(self.binary, launch, capabilities, port=port, backend=self.name)[1:]
+            argv = [*start, "--server", *words]
         else:
             argv = [*shell_argv(self.binary, key=api_key), *build_old_flags(launch, port=port)]
         command = Command(
@@ -134,7 +136,7 @@ def build_old_flags(launch: Launch, *, port: int) -> list[str]:
     flags = ["--server", "--nobrowser", "-m", str(launch.model_path), "--alias", launch.alias]
     flags += ["--host", "127.0.0.1", "--port", str(port)]
     flags += ["-np", str(launch.parallel), "-cb", "-c", str(launch.context_length * launch.parallel)]
-    flags += ["--threads", str(launch.threads), "--threads-batch", str(launch.threads), "--batch-size", BATCH]
+    flags += ["--threads", str(launch.threads), "--threads-batch", str(launch.threads), "--batch-size", str(BATCH)]
     if launch.device.kind == "cpu":
         flags += ["--gpu", "disable"]
     elif launch.gpu_layers is not None:

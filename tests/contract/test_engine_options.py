@@ -16,7 +16,10 @@ from llmsession import ConfigError, InvalidModelError, Lora, Session, UsageError
 from llmsession.backends import embedded_child
 from llmsession.backends.embedded import find_wheel
 from llmsession.backends.flags import embedded
+from llmsession.backends.flags.launch_table import Setting, list_rows
+from llmsession.backends.launch import Launch
 from llmsession.models.bundled import bundled_path
+from llmsession.types.device import DeviceRequest, Gpu
 from tests.adapter_files import write_lora
 from tests.engines import ENGINES, Engine, own_child
 from tests.hub_server import Hub
@@ -389,14 +392,29 @@ print(json.dumps(wrong))
 """
 
 
-def test_every_flag_of_the_embedded_engine_is_a_field_of_its_parameters() -> None:
+def launch_with_everything(folder: Path, device: str) -> Launch:
+    """What asks for each field that a Launch can set."""
+    template = folder / "template.jinja"
+    template.write_text("{{ messages }}")
+    return Launch(
+        model_path=folder, alias="m", context_length=64, parallel=3, threads=2, cache_ram_mib=0, cache=folder,
+        logs=folder, records=folder, device=DeviceRequest(kind="cpu") if device == "cpu" else DeviceRequest(kind="gpu"),
+        gpu=None if device == "cpu" else Gpu(name="CUDA1", index=1, text="", memory_bytes=1, free_bytes=1),
+        gpu_layers=20, flash_attention=False, kv_offload=False, cache_type_k="q8_0", cache_type_v="bf16",
+        rope_freq_base=2e4, kv_folder=folder, draft_model=folder, mmproj=folder, chat_template=template,
+    )  # fmt: skip
+
+
+def test_every_flag_of_the_embedded_engine_is_a_field_of_its_parameters(tmp_path: Path) -> None:
     """B18: each is set and read back, so that a new wheel tells us which it has lost."""
-    settings: list[embedded.Setting] = []
+    settings: list[Setting] = []
     for flags, _, read in embedded._VALUES:
         word = SAMPLES.get(read) or next(WORDS[flag] for flag in flags.split() if flag in WORDS)
         settings += embedded.translate_flags([flags.split()[-1], word])
     for flags, _, _ in embedded._SWITCHES:
         settings += embedded.translate_flags([flags.split()[0]])
+    for device in ("cpu", "gpu"):
+        settings += [field for row in list_rows(launch_with_everything(tmp_path, device)) for field in row.fields]
     done = subprocess.run(
         [sys.executable, "-I", "-S", "-c", READ_BACK, str(find_wheel())],
         input=json.dumps(settings), capture_output=True, text=True, check=False,

@@ -1,20 +1,16 @@
-"""llama-server's flags for the embedded engine, which has no command line: each is a field of its parameters.
-
-A setting is a field's name, its value, and where the value is a member of one of the wheel's enumerations, which.
-"""
+"""The user's own flags for the embedded engine, which has no command line: each is a field of its parameters."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import msgspec
 
 from llmsession.backends.flags.extra_args import normalize_flag
+from llmsession.backends.flags.launch_table import Setting
 from llmsession.types.errors import ConfigError, UnsupportedFeatureError
-
-Setting: TypeAlias = tuple[str, Any, str | None]
 
 _NAME = "embedded"
 # The length of llama.cpp's list of shares.

@@ -6,9 +6,10 @@ Options were renamed, removed, and given values that they did not take before: h
 
 from __future__ import annotations
 
+import csv
 import difflib
 import re
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import msgspec
 
@@ -91,46 +92,52 @@ def read_arguments(words: Sequence[str]) -> list[Argument]:
 
 
 def translate(
-    words: Sequence[str], capabilities: Capabilities, *, optional: Collection[str] = (), backend: str = "llama-server"
+    words: Sequence[str],
+    capabilities: Capabilities,
+    *,
+    option: str | None = None,
+    is_optional: bool = False,
+    backend: str = "llama-server",
 ) -> list[str]:
-    """What this build is told instead of these words. An `optional` flag is left out where it has none like it.
+    """Return what this build is given instead of these words; nothing if they are optional and it has none like them.
 
-    Raises UnsupportedFeatureError for the first other one.
+    Raises UnsupportedFeatureError, which names `option`, the keyword that asks for them.
     """
-
-    def refuse(argument: Argument, why: str) -> UnsupportedFeatureError:
-        return UnsupportedFeatureError(
-            f"this {backend} (version {capabilities.version}) {why}: leave out the option that needs it, or name a "
-            "newer build with server_path=",
-            feature=argument.flag,
+    try:
+        return list(_translate_all(read_arguments(words), capabilities))
+    except _LackingError as error:
+        if is_optional:
+            return []
+        wish = f"so it cannot be given {option}" if option is not None else "which a session needs"
+        raise UnsupportedFeatureError(
+            f"this {backend} (version {capabilities.version}) {error}, {wish}: name a newer build with server_path=",
+            feature=option or words[0],
             backend=backend,
-        )
-
-    return list(_translate_all(read_arguments(words), capabilities, optional, refuse))
+        ) from None
 
 
 def translate_extra(words: Sequence[str], capabilities: Capabilities, *, backend: str = "llama-server") -> list[str]:
-    """The same for flags of the user's own. Raises ConfigError, with a spelling that is near where there is one."""
-
-    def refuse(argument: Argument, why: str) -> ConfigError:
-        del argument
-        return ConfigError(f"extra_args: this {backend} (version {capabilities.version}) {why}")
-
-    return list(_translate_all(read_arguments(words), capabilities, (), refuse))
+    """Do the same for the user's own flags. Raises ConfigError, which proposes a similar spelling if there is one."""
+    try:
+        return list(_translate_all(read_arguments(words), capabilities))
+    except _LackingError as error:
+        raise ConfigError(f"extra_args: this {backend} (version {capabilities.version}) {error}{error.hint}") from None
 
 
-_Refuse = Callable[[Argument, str], Exception]
+class _LackingError(Exception):
+    """What a build lacks, as the rest of a sentence about it, and a `hint` for who typed it."""
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.hint = hint
 
 
-def _translate_all(
-    arguments: Sequence[Argument], capabilities: Capabilities, optional: Collection[str], refuse: _Refuse
-) -> Iterator[str]:
+def _translate_all(arguments: Sequence[Argument], capabilities: Capabilities) -> Iterator[str]:
     for argument in _join_load_modes(arguments, capabilities):
         words = _translate(argument, capabilities)
-        if words is not None:
-            yield from words
-        elif argument.flag not in optional:
-            raise refuse(argument, _explain(argument, capabilities))
+        if words is None:
+            raise _explain(argument, capabilities)
+        yield from words
 
 
 def _translate(argument: Argument, capabilities: Capabilities) -> list[str] | None:
@@ -150,8 +157,9 @@ def _translate(argument: Argument, capabilities: Capabilities) -> list[str] | No
         return []
     if flag in _SAME["--gpu-layers"] and values in (("all",), ("auto",)) and "'all'" not in option.text:
         return [known, _EVERY_LAYER] if values[0] == "all" else []
-    if flag in ("--lora", "--lora-scaled") and values and "comma" not in option.text:
-        return _say_loras(known, values[0])
+    if flag == "--lora" and values and "comma" not in option.text:
+        # Lists of files came late: before, each file had a flag of its own.
+        return [word for path in next(csv.reader(values)) for word in (known, path)]
     if bool(values) != bool(option.takes) and not option.takes.startswith("["):
         return None
     return [known, *values]
@@ -167,22 +175,11 @@ def _say_otherwise(argument: Argument, capabilities: Capabilities) -> list[str] 
             return []
         case Argument("--spec-type", ("draft-simple",)) if "--model-draft" in has:
             return []
-        case Argument("--device" | "-dev", ("none",)):
-            return _translate(Argument("--gpu-layers", ("0",)), capabilities) or []
         case Argument("--fit" | "-fit", ("off",)):
             return []
         case Argument("--no-context-shift") if "--context-shift" in has:
             return []
     return None
-
-
-def _say_loras(flag: str, value: str) -> list[str]:
-    """Adapters once were an option each, and a scale a word of its own."""
-    words: list[str] = []
-    for entry in value.split(","):
-        path, _, scale = entry.rpartition(":") if flag == "--lora-scaled" else (entry, "", "")
-        words += [flag, path, *([scale] if scale else [])]
-    return words
 
 
 def _join_load_modes(arguments: Sequence[Argument], capabilities: Capabilities) -> list[Argument]:
@@ -194,17 +191,18 @@ def _join_load_modes(arguments: Sequence[Argument], capabilities: Capabilities) 
     return [*kept, Argument("--load-mode", (_OLD_LOAD_MODES[said],))]
 
 
-def _explain(argument: Argument, capabilities: Capabilities) -> str:
+def _explain(argument: Argument, capabilities: Capabilities) -> _LackingError:
     flag, values = argument.flag, argument.values
     known: Option | None = capabilities.by_flag.get(flag)
     if known is not None:
         if values:
-            return f"takes nothing after {flag}, and was given {' '.join(values)!r}"
-        return f"wants a value after {flag}: {known.takes}"
+            return _LackingError(f"takes nothing after {flag}, and was given {' '.join(values)!r}")
+        return _LackingError(f"wants a value after {flag}: {known.takes}")
     for option in capabilities.removed:
         if flag in option.flags:
-            return f"has no {flag} any more; it says: {option.text.partition('. ')[2].partition(' (env')[0]}"
+            words = option.text.partition(". ")[2].partition(" (env")[0]
+            return _LackingError(f"has no {flag} any more; it says: {words}")
     if "=" in flag:
-        return f"does not take {flag!r}: give the flag and its value as two arguments"
+        return _LackingError(f"does not take {flag!r}: give the flag and its value as two arguments")
     near = difflib.get_close_matches(flag, capabilities.by_flag, n=1, cutoff=0.75)
-    return f"has no {flag}" + (f"; did you mean {near[0]}?" if near else "")
+    return _LackingError(f"has no {flag}", f"; did you mean {near[0]}?" if near else "")

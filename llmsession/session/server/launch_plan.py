@@ -10,8 +10,8 @@ import msgspec
 
 from llmsession.backends.backend import Backend
 from llmsession.backends.choose import choose_for_weights, ensure_backend
-from llmsession.backends.flags.argv import KV_FOLDER
 from llmsession.backends.flags.extra_args import normalize_flag
+from llmsession.backends.flags.launch_table import KV_FOLDER
 from llmsession.backends.launch import Launch
 from llmsession.backends.machine import cache_ram_mib, default_threads
 from llmsession.models.gguf import ModelInfo, read_model_info

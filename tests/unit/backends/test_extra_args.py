@@ -8,19 +8,10 @@ from typing import Any
 import pytest
 
 from llmsession import ConfigError, Lora, UnsupportedFeatureError
-from llmsession.backends.flags.argv import write_csv, write_engine_flags
-from llmsession.backends.flags.capabilities import Capabilities, Option
 from llmsession.backends.flags.embedded import translate_flags
 from llmsession.backends.flags.extra_args import check_extra_args
 from llmsession.backends.launch import Launch
-from llmsession.types.device import DeviceRequest, Gpu
-
-# What the build of 2026-11 knows of it.
-ALL = (
-    "--device --gpu-layers --flash-attn --no-kv-offload --cache-type-k --cache-type-v --rope-freq-base --override-kv "
-    "--lora --model-draft --spec-type --device-draft --gpu-layers-draft --mmproj --no-mmproj-offload --jinja "
-    "--chat-template-file"
-)
+from llmsession.types.device import DeviceRequest
 
 
 def make(extra_args: tuple[str, ...] = (), **fields: Any) -> Launch:
@@ -125,69 +116,3 @@ def test_what_the_embedded_engine_cannot_take(arguments: list[str], error: type[
     """B18: refused by name, with what would do."""
     with pytest.raises(error, match=words):
         list(translate_flags(arguments))
-
-
-def build(flags: str) -> Capabilities:
-    """One that has these."""
-    return Capabilities(options=tuple(Option(flags=(flag,), text="comma-separated") for flag in flags.split()))
-
-
-def test_options_as_flags() -> None:
-    """B13, B18: what a Launch asks for, as llama-server reads it."""
-    launch = make(
-        device=DeviceRequest(kind="gpu", index=1),
-        gpu=Gpu(name="CUDA1", index=1, text="", memory_bytes=1, free_bytes=1),
-        gpu_layers=20, flash_attention=False, kv_offload=False, cache_type_k="f16", cache_type_v="f32",
-        rope_freq_base=2e4, metadata=("llama.context_length=int:9",), lora=(Lora(Path("/a,b.gguf"), 0.5),),
-        draft_model=Path("/d"), mmproj=Path("/p"), chat_template=Path("/t"),
-    )  # fmt: skip
-    assert [
-        "--gpu-layers", "20", "--device", "CUDA1", "--flash-attn", "off", "--no-kv-offload", "--cache-type-k", "f16",
-        "--cache-type-v", "f32", "--rope-freq-base", "20000.0", "--override-kv", "llama.context_length=int:9",
-        "--lora", '"/a,b.gguf"', "--model-draft", "/d", "--spec-type", "draft-simple", "--mmproj", "/p", "--jinja",
-        "--chat-template-file", "/t",
-    ] == write_engine_flags(launch, build(ALL), backend="llama-server")  # fmt: skip
-    assert [] == write_engine_flags(make(device=DeviceRequest(kind="gpu")), build(ALL), backend="llama-server")
-
-
-def test_the_cpu_alone() -> None:
-    """B13: nothing goes to a GPU, also not the draft model and the projector; an old build is told what it knows."""
-    launch = make(device=DeviceRequest(kind="cpu"), draft_model=Path("/d"), mmproj=Path("/p"))
-    assert [
-        "--device", "none", "--gpu-layers", "0", "--model-draft", "/d", "--spec-type", "draft-simple", "--device-draft",
-        "none", "--gpu-layers-draft", "0", "--mmproj", "/p", "--no-mmproj-offload",
-    ] == write_engine_flags(launch, build(ALL), backend="llama-server")  # fmt: skip
-    assert ["--gpu-layers", "0"] == write_engine_flags(
-        make(device=DeviceRequest(kind="cpu")), build("--gpu-layers"), backend="llama-server"
-    )
-
-
-@pytest.mark.parametrize(
-    ("fields", "option"),
-    [
-        ({"cache_type_k": "q8_0"}, "cache_type_k"),
-        ({"chat_template": Path("/t")}, "chat_template"),
-        ({"mmproj": Path("/p")}, "mmproj"),
-        (
-            {"device": DeviceRequest(kind="gpu", index=0),
-             "gpu": Gpu(name="A", index=0, text="", memory_bytes=1, free_bytes=1)},
-            "device=gpu",
-        ),
-    ],
-)  # fmt: skip
-def test_what_a_build_lacks_is_refused_by_name(fields: dict[str, Any], option: str) -> None:
-    """B16: an old build does not get a flag that ends it; it is said which option it cannot be given."""
-    with pytest.raises(UnsupportedFeatureError, match=f"cannot be given {option}"):
-        write_engine_flags(make(**fields), build("--ctx-size"), backend="llama-server")
-
-
-def test_a_build_without_lists_is_told_one_adapter_after_the_other() -> None:
-    """B16: today's builds read a list; those before took the flag again and again, and paths as they are."""
-    old = Capabilities(options=(Option(flags=("--lora",), text="path to LoRA adapter (can be repeated)"),))
-    launch = make(lora=(Lora(Path("/a,b"), 1.0), Lora(Path("/c"), 1.0)))
-    assert ["--lora", "/a,b", "--lora", "/c"] == write_engine_flags(launch, old, backend="llama-server")
-
-
-def test_paths_are_quoted_as_the_engine_reads_lists() -> None:
-    """LLAMA_SERVER 4.4: commas and quotation marks in the path of an adapter."""
-    assert """/a,"/b,c","/d ""e"".gguf",/f 'g'""" == write_csv(["/a", "/b,c", '/d "e".gguf', "/f 'g'"])

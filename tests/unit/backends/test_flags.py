@@ -93,7 +93,6 @@ def test_llamafiles_help_is_read_as_well() -> None:
         ("--lora a,b", "--lora a --lora b", "--lora a,b"),
         ("--ctx_size 5", "--ctx-size 5", "--ctx-size 5"),
         ("--context-shift", None, "--context-shift"),
-        ("--device none", "--gpu-layers 0", "--gpu-layers 0"),
     ],
 )
 def test_each_build_gets_its_own_words(said: str, old: str | None, new: str | None) -> None:
@@ -106,24 +105,18 @@ def test_each_build_gets_its_own_words(said: str, old: str | None, new: str | No
             assert expected.split() == translate_extra(said.split(), capabilities)
 
 
-def test_scaled_adapters_were_two_words() -> None:
-    """LLAMA_SERVER 4.4."""
-    assert ["--lora-scaled", "a", "0.5", "--lora-scaled", "b:c", "1"] == translate(
-        ["--lora-scaled", "a:0.5,b:c:1"], OLD
-    )
-
-
-def test_what_may_be_missing_is_left_away() -> None:
+def test_what_may_be_missing_is_omitted() -> None:
     """Our own flags that only say what such a build does anyway."""
-    words = ["--offline", "--metrics", "--no-ui", "--cache-ram", "5"]
-    assert ["--metrics"] == translate(words, OLD, optional={"--offline", "--no-ui", "--cache-ram"})
+    assert [] == translate(["--cache-ram", "5"], OLD, is_optional=True)
+    assert ["--metrics"] == translate(["--metrics"], OLD, is_optional=True)
 
 
 def test_what_a_build_cannot_do_is_refused_by_name() -> None:
     """CAPABILITIES B16: before the start, not by an exit code after it."""
-    with pytest.raises(UnsupportedFeatureError, match=r"version 4100 .*has no --chat-template-file") as caught:
-        translate(["--metrics", "--chat-template-file", "x.jinja"], OLD)
-    assert ("--chat-template-file", "llama-server") == (caught.value.feature, caught.value.backend)
+    words = r"version 4100 .*has no --chat-template-file, so it cannot be given chat_template: name a newer build"
+    with pytest.raises(UnsupportedFeatureError, match=words) as caught:
+        translate(["--chat-template-file", "x.jinja"], OLD, option="chat_template")
+    assert ("chat_template", "llama-server") == (caught.value.feature, caught.value.backend)
 
 
 @pytest.mark.parametrize(
