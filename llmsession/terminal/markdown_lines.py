@@ -131,9 +131,14 @@ def markdown_lines(console: Console, source: str, width: int) -> list[Line]:
 
 
 def split_finished(source: str) -> tuple[str, str]:
-    """What further text cannot change, and the last block, which it can."""
-    blocks = _split_blocks(source)
-    return "\n".join(blocks[:-1]), blocks[-1]
+    """Return the blocks that further text cannot change, and the rest.
+
+    A last line that is undecided belongs to the rest with the block before it: `*` after a list looks like another
+    list, and is the list's next words as soon as it is `**bold**`.
+    """
+    blocks = _split_blocks(without_undecided(source))
+    finished = "\n".join(blocks[:-1])
+    return finished, source[len(finished) + 1 :] if len(blocks) > 1 else source
 
 
 def _split_blocks(source: str) -> list[str]:

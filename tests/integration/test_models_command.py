@@ -63,7 +63,7 @@ def test_pull_prints_where_the_file_is(hub: Hub, registry: Path) -> None:
         (["pull", "qwen2.5-0.5b-instrct"], 2, "did you mean qwen2.5-0.5b-instruct"),
         (["pull", f"hf:{REPO}/HEAD/q4_k_m", "--offline"], 1, "not in the cache"),
         (["models", "show", "nobody-knows-this"], 2, "no model is called"),
-        (["models", "lint", "/nowhere.yaml"], 2, "cannot read the registry"),
+        (["models", "lint", "/nowhere.yaml"], 2, "cannot be read (No such file or directory)"),
         (["models", "verify", "/nowhere.gguf"], 2, "is not a usable model"),
         (["run", "hi", "--model", "hf:foo/Nope/HEAD/q8_0"], 1, "no repository foo/Nope"),
         (["run", "hi", "--model", REF, "--locked"], 2, "is not in llmsession.lock"),

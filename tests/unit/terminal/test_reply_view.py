@@ -76,6 +76,12 @@ def test_any_short_reply_ends_as_it_would_look_at_once(parts: list[str], size: i
     assert whole(text) == show(text, size=size, height=100).all_lines[:-1]
 
 
+@pytest.mark.parametrize("text", ["- a word\n**bold** and more", "1. one\n2 and more", "> quoted\n_still_ quoted"])
+def test_a_line_whose_beginning_looks_like_a_new_block(text: str) -> None:
+    """D9: `*` ends a list and begins another, until it is `**bold**`, which goes on with the list's words."""
+    assert whole(text) == show(text, size=1).all_lines[:-1]
+
+
 def test_only_what_changed_is_written() -> None:
     """D9: without flicker."""
     screen = Screen(40, 10)
