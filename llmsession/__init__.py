@@ -10,7 +10,7 @@ import importlib
 from typing import Any
 
 _NAMES_BY_MODULE = {
-    "backends.choose": "available_devices",
+    "backends.survey": "available_devices",
     "chat.chat": "Chat",
     "chat.stream": "ChatStream",
     "memory.conversation": "Conversation",

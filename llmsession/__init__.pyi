@@ -1,5 +1,5 @@
 # Written by scripts/public_stub.py.
-from llmsession.backends.choose import available_devices as available_devices
+from llmsession.backends.survey import available_devices as available_devices
 from llmsession.chat.chat import Chat as Chat
 from llmsession.chat.stream import ChatStream as ChatStream
 from llmsession.memory.conversation import Conversation as Conversation

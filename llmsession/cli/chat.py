@@ -80,7 +80,7 @@ async def _advise(options: Options, backend: str) -> str | None:
     """What would use the GPU of this machine, if the engine that runs does not."""
     if backend not in ("llama-server", "embedded"):  # a remote server's device is not ours; the others cannot be asked
         return None
-    from llmsession.backends.choose import advise_gpu
+    from llmsession.backends.survey import advise_gpu
 
     return await advise_gpu(
         cache=cache_folder(Path(options.cache_dir) if options.cache_dir is not None else None),

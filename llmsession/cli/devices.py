@@ -9,7 +9,7 @@ import msgspec
 from rich.console import Console
 from rich.table import Table
 
-from llmsession.backends.choose import available_devices
+from llmsession.backends.survey import available_devices
 from llmsession.session.config.options import Options
 from llmsession.types.device import Device
 

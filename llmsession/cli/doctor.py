@@ -14,8 +14,10 @@ from typing import Any
 import anyio
 import msgspec
 
-from llmsession.backends.choose import HINT, Candidate, advise_gpu, available_devices, choose_engine, find_engines
+from llmsession.backends.choose import choose_engine
+from llmsession.backends.find import HINT
 from llmsession.backends.machine import default_threads, describe_machine, free_memory
+from llmsession.backends.survey import Candidate, advise_gpu, available_devices, list_candidates
 from llmsession.models import bundled
 from llmsession.models.hub.cache import is_offline
 from llmsession.models.hub.errors import hub_address
@@ -84,7 +86,7 @@ def examine(*, options: dict[str, Any], as_json: bool) -> bool:
 
 async def _examine(options: Options) -> Report:
     cache = cache_folder(Path(options.cache_dir) if options.cache_dir is not None else None)
-    engines = await find_engines(options.server_path, cache=cache)
+    engines = await list_candidates(options.server_path, cache=cache)
     chosen, path, why = await _choose(options, cache)
     logs = logs_folder(cache)
     report = Report(

@@ -13,7 +13,7 @@ import msgspec
 from rich.console import Console
 from rich.table import Table
 
-from llmsession.backends.choose import BINARY_HINT, find_llama_server
+from llmsession.backends.find import BINARY_HINT, find_llama_server
 from llmsession.backends.flags.capabilities import ask_version
 from llmsession.backends.install.installed import Installed, list_installed, require_installed, require_previous
 from llmsession.backends.install.installer import install, remove, use
@@ -64,8 +64,8 @@ def install_release(
         )
     _print_installed(installed, as_json=as_json)
     found = find_llama_server(None, _cache(options))
-    if found is not None and found.binary != installed.binary:
-        say(f"{found.binary} ({found.source}) comes before it: name this one with LLMSESSION_SERVER_PATH")
+    if found is not None and found.path != installed.binary:
+        say(f"{found.path} ({found.source}) comes before it: name this one with LLMSESSION_SERVER_PATH")
 
 
 def _choose(name: str | None, table: ReleaseTable, *, variant: str | None, sha256: str | None) -> Chosen:
@@ -146,11 +146,11 @@ def show_server(*, as_json: bool) -> None:
             f"there is no llama-server: {BINARY_HINT}, or look at `llmsession server install --help`", hint=BINARY_HINT
         )
     if as_json:
-        version = anyio.run(ask_version, found.binary)
-        facts = {"path": str(found.binary), "source": found.source, "version": version}
+        version = anyio.run(ask_version, found.path)
+        facts = {"path": str(found.path), "source": found.source, "version": version}
         print(msgspec.json.encode(facts).decode())  # noqa: T201
     else:
-        print(found.binary)  # noqa: T201
+        print(found.path)  # noqa: T201
 
 
 def remove_releases(names: list[str], *, everything: bool, as_json: bool) -> None:

@@ -25,7 +25,7 @@ BODY = {"prompt": PROMPT, "stream": True, "ignore_eos": True, "n_predict": 1500}
 
 def measure_busy(backend: str, rounds: int) -> None:
     """Both in turn, round by round."""
-    from llmsession.backends.choose import find_llama_server
+    from llmsession.backends.find import find_llama_server
     from llmsession.models.bundled import bundled_path
     from llmsession.system.paths import cache_folder
 
@@ -37,7 +37,7 @@ def measure_busy(backend: str, rounds: int) -> None:
     with _busy_core():
         for _ in range(rounds):
             rates[backend].append(asyncio.run(_rate_of_ours(backend)))
-            rates["plain llama-server"].append(_rate_of_plain(found.binary, bundled_path()))
+            rates["plain llama-server"].append(_rate_of_plain(found.path, bundled_path()))
     ratio = statistics.median(ours / plain for ours, plain in zip(*rates.values(), strict=True))
     for name, values in rates.items():
         print(f"P9  {name:<24} {statistics.median(values):9.1f} tokens/s")

@@ -91,7 +91,7 @@ class Chats:
 
 def measure_cache(backend: str, rounds: int) -> None:
     """Once: the counts are the same each time, up to who comes first."""
-    from llmsession.backends.choose import find_llama_server
+    from llmsession.backends.find import find_llama_server
     from llmsession.models.bundled import bundled_path
     from llmsession.system.paths import cache_folder
 
@@ -102,7 +102,7 @@ def measure_cache(backend: str, rounds: int) -> None:
         naive: Tally | str = "not measured: there is no llama-server"
         if found is not None:
             flags = ("-np", str(SLOTS), "-c", str(SLOTS * CONTEXT), "-t", "1")
-            with plain_server(found.binary, bundled_path(), *flags) as address:
+            with plain_server(found.path, bundled_path(), *flags) as address:
                 naive = asyncio.run(_measure_naive(address, progress))
     print(f"P4  {backend:<22} {first}")
     print(f"P4  bare engine, naive     {naive}")

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from llmsession import BackendNotFoundError, ConfigError, Device, Session, StartFailedError, available_devices
-from llmsession.backends import choose
+from llmsession.backends import find
 from tests import fake_llama_server, listed_devices
 from tests.engines import own_child
 
@@ -78,8 +78,9 @@ async def test_a_gpu_that_is_not_there(server: str) -> None:
 
 async def test_the_cpu_is_there_without_an_engine(monkeypatch: pytest.MonkeyPatch) -> None:
     """B13: what no engine is asked for."""
-    monkeypatch.setattr(choose, "find_llama_server", lambda path, cache: None)
-    monkeypatch.setattr(choose, "find_wheel", lambda: None)
+    monkeypatch.setattr(find, "find_llama_servers", lambda cache: iter(()))
+    monkeypatch.setattr(find, "find_wheel", lambda: None)
+    monkeypatch.setattr(find, "find_llamafile", lambda path=None: None)
     assert ["cpu"] == [device.id for device in await available_devices()]
     with pytest.raises(BackendNotFoundError):
         await available_devices(backend="embedded")

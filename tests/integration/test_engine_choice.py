@@ -12,10 +12,11 @@ from typing import Any
 import pytest
 
 from llmsession import Session, available_devices
-from llmsession.backends import choose
-from llmsession.backends.choose import advise_gpu, choose_engine, find_engines
+from llmsession.backends import choose, survey
+from llmsession.backends.choose import choose_engine
 from llmsession.backends.embedded import Embedded
 from llmsession.backends.environment import allowed_environment
+from llmsession.backends.survey import advise_gpu, list_candidates
 from llmsession.cli import chat as chat_command
 from llmsession.cli.start import load_options
 from llmsession.terminal.reply_view import Reasoning
@@ -32,7 +33,8 @@ CARD = Gpu(name="Vulkan0", index=0, text="NVIDIA H100", memory_bytes=80 << 30, f
 @pytest.fixture
 def card(monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine that seems to have a GPU, and engines that were not asked yet."""
-    monkeypatch.setattr(choose, "may_have_gpu", lambda: True)
+    for module in (choose, survey):
+        monkeypatch.setattr(module, "may_have_gpu", lambda: True)
     monkeypatch.setattr(choose, "_gpus", {})
 
 
@@ -72,7 +74,7 @@ async def test_an_engine_that_sees_the_card_goes_before_one_on_path(
         assert str(vulkan) == own_child(session).command.argv[0]
     for device in ("cpu", "cpu:1"):
         assert cpu_only == (await choose_engine(cache=cache_dir, device=device)).engine.path
-    sees = {engine.path: engine.gpus for engine in await find_engines(cache=cache_dir)}
+    sees = {engine.path: engine.gpus for engine in await list_candidates(cache=cache_dir)}
     assert {str(cpu_only): (), str(vulkan): ("NVIDIA GeForce RTX 2060",)}.items() <= sees.items()
 
 
@@ -96,7 +98,8 @@ async def test_without_a_card_nothing_is_asked(
 ) -> None:
     """DESIGN 9, P2: no further process at a start."""
     asked: list[Any] = []
-    monkeypatch.setattr(choose, "may_have_gpu", lambda: False)
+    for module in (choose, survey):
+        monkeypatch.setattr(module, "may_have_gpu", lambda: False)
     monkeypatch.setattr(choose, "find_gpus", asked.append)
     server = on_path(tmp_path, monkeypatch, listed_devices.CUDA)
     assert server == (await choose_engine(cache=cache_dir)).engine.path

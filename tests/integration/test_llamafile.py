@@ -9,9 +9,10 @@ import anyio
 import pytest
 
 from llmsession import BackendNotFoundError, ConfigError, Session, StartFailedError, UnsupportedFeatureError
-from llmsession.backends.choose import choose_backend, find_engines
+from llmsession.backends.choose import choose_backend
 from llmsession.backends.llamafile import Llamafile
 from llmsession.backends.probes import AnnouncedPort
+from llmsession.backends.survey import list_candidates
 from llmsession.processes.logfile import LogFile
 from llmsession.system.paths import cache_folder
 from tests import fake_llamafile
@@ -152,7 +153,7 @@ async def test_it_is_found_on_path_and_named_by_auto_last(tmp_path: Path, monkey
     assert server == found.binary
     assert not isinstance(await choose_backend("auto", cache=cache_folder()), Llamafile)
     assert isinstance(await choose_backend("auto", server, cache=cache_folder()), Llamafile)
-    listed = {engine.backend: engine for engine in await find_engines(cache=cache_folder())}
+    listed = {engine.backend: engine for engine in await list_candidates(cache=cache_folder())}
     assert (str(server), "0.9.3") == (listed["llamafile"].path, listed["llamafile"].version)
     monkeypatch.setenv("PATH", "")
     with pytest.raises(BackendNotFoundError, match="no llamafile on PATH") as refused:

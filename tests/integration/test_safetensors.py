@@ -22,7 +22,8 @@ from llmsession import (
     UnknownModelError,
     UnsupportedFeatureError,
 )
-from llmsession.backends.choose import choose_backend, find_engines
+from llmsession.backends.choose import choose_backend
+from llmsession.backends.survey import list_candidates
 from llmsession.models.bundled import bundled_path
 from llmsession.session.server.model_choice import resolve_model
 from llmsession.system.paths import cache_folder
@@ -169,6 +170,6 @@ async def test_a_repository_is_fetched_and_then_run_from_the_cache(hub: Hub, fol
 async def test_the_doctor_names_it(monkeypatch: pytest.MonkeyPatch, bare_python: Path) -> None:
     """CAPABILITIES B4: `llmsession doctor` shows every engine, there or not, and what would bring it."""
     monkeypatch.setattr(sys, "executable", str(bare_python))
-    listed = {engine.backend: engine for engine in await find_engines(cache=cache_folder())}
+    listed = {engine.backend: engine for engine in await list_candidates(cache=cache_folder())}
     assert listed["transformers"].path is None
     assert "pip install" in (listed["transformers"].hint or "")

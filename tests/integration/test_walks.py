@@ -48,7 +48,8 @@ class Walk:
 async def test_an_open_a_prompt_and_a_send_pass_few_files(tmp_path: Path) -> None:
     """HOUSE: before the rooms were made, an open passed 42 files, a prompt 28 and a send 42.
 
-    One more since threads survive any exception (service_thread.py), and one since a file in use is marked.
+    Three more since: threads survive any exception (service_thread.py), a file in use is marked, files are replaced in
+    one place (atomic_file.py).
     """
     with Walk() as opened:
         session = await Session.open(**EMBEDDED.options())
@@ -64,4 +65,4 @@ async def test_an_open_a_prompt_and_a_send_pass_few_files(tmp_path: Path) -> Non
     finally:
         await session.aclose()
     passed = {"open": len(opened.files), "prompt": len(prompted.files), "send": len(sent.files)}
-    assert all(passed[name] <= most for name, most in {"open": 43, "prompt": 26, "send": 42}.items()), passed
+    assert all(passed[name] <= most for name, most in {"open": 45, "prompt": 26, "send": 42}.items()), passed

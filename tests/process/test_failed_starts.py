@@ -330,7 +330,7 @@ async def test_a_library_that_is_not_there(engine: Engine, tmp_path: Path, monke
         package = tmp_path / "xllamacpp"
         package.mkdir()
         package.joinpath("__init__.py").write_text(f"import ctypes\nctypes.CDLL('{missing}')\n")
-        monkeypatch.setattr("llmsession.backends.choose.find_wheel", lambda: tmp_path)
+        monkeypatch.setattr("llmsession.backends.find.find_wheel", lambda: tmp_path)
         error = await fail(engine)
     else:
         assert engine.server_path is not None

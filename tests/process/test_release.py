@@ -30,7 +30,7 @@ from llmsession import (
     StartFailedError,
     UsageError,
 )
-from llmsession.backends import choose as engines
+from llmsession.backends import find, survey
 from llmsession.backends.install.installed import find_installed, list_installed, require_installed, require_previous
 from llmsession.backends.install.installer import install, remove, use
 from llmsession.backends.install.pinned import Chosen, choose_build, choose_release, read_table
@@ -97,8 +97,8 @@ def nothing_else(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         if found := shutil.which(name):
             (tmp_path / "bin" / name).symlink_to(found)
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
-    monkeypatch.setattr(engines, "find_wheel", lambda: None)
-    monkeypatch.setattr(engines, "_find_in_wheel", lambda: None)
+    monkeypatch.setattr(find, "find_wheel", lambda: None)
+    monkeypatch.setattr(find, "_find_in_wheel", lambda: None)
 
 
 @pytest.mark.parametrize("server", SERVERS, ids=["handed-over", "llama-server"][: len(SERVERS)])
@@ -113,7 +113,7 @@ async def test_a_release_is_installed_and_answers(host: Host, server: str, nothi
     assert (len(archive), len(archive), "engine") == (told[-1].done, told[-1].total, told[-1].stage)
     async with Session(threads=1) as session:
         assert ("ok chief", "llama-server") == ((await session.prompt('reply with "ok chief"')).text, session.backend)
-    found = await engines.find_engines(cache=host.cache)
+    found = await survey.list_candidates(cache=host.cache)
     assert (str(installed.binary), "release b6123-cpu") == (found[0].path, found[0].source)
     again = await install(host.choose(), host.cache)
     assert (installed.folder, len(archive)) == (again.folder, host.hub.sent())

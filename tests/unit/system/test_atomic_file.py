@@ -91,6 +91,7 @@ def test_a_disk_that_is_full_leaves_what_was_there(tmp_path: Path) -> None:
 def test_a_writer_that_is_killed_leaves_a_whole_file(tmp_path: Path) -> None:
     """And what it left beside the file is removed later, while that of a writer that lives stays."""
     path = tmp_path / "file.json"
+    pids: list[int] = []
     for number in range(8):
         with subprocess.Popen([sys.executable, "-c", WRITER, path]) as writer:
             deadline = time.monotonic() + 30
@@ -99,10 +100,11 @@ def test_a_writer_that_is_killed_leaves_a_whole_file(tmp_path: Path) -> None:
                 time.sleep(0.001)
             time.sleep(0.0007 * number)
             writer.kill()
+        pids.append(writer.pid)
         content = path.read_bytes()
         assert content in (b"a" * 100_000, b"b" * 100_000)
     mine = tmp_path / f".file.json.{os.getpid()}.0123.new"
-    for name in (mine.name, f".file.json.{writer.pid}.0123.new", ".odd.new", f".file.{'9' * 30}.0123.new"):
+    for name in (mine.name, f".file.json.{pids[-1]}.0123.new", ".odd.new", f".file.{'9' * 30}.0123.new"):
         (tmp_path / name).touch()
     remove_abandoned(tmp_path, lambda pid: pid == os.getpid())
     assert {path, mine} == set(tmp_path.iterdir())
