@@ -29,12 +29,12 @@ from llmsession.system.latch import Latch
 from llmsession.system.service_thread import start_thread
 from llmsession.types.errors import BackendError, ClosedError, ConfigError, StartFailedError, StartTimeoutError
 
-# A server that has closed its connections ends in 1.0 s at the latest (LLAMA_SERVER F1); then comes the next rung.
-ASK_GRACE = 1.1
 # Closed stdin, or a second SIGTERM, ends it in 20 ms; whoever ignores that as well is killed.
 INSIST_GRACE = 0.2
-# Both graces, and some time for the kernel to end a process that was killed. One that it cannot end (it hangs in a
-# driver) goes on without us: the attending thread still waits for it.
+# For the kernel to end a process that was killed. One that it cannot end (it hangs in a driver) goes on without us: the
+# attending thread still waits for it.
+KILL_GRACE = 0.2
+# The rest of it, 1.1 s, is for a server that was asked to end: it does so in 1.0 s at the latest (LLAMA_SERVER F1).
 CLOSE_BOUND = 1.5
 
 _log = logging.getLogger("llmsession.processes")
@@ -151,20 +151,20 @@ class Child:
 
     async def _give_up(self) -> None:
         """End it for a start that failed; shielded and bounded."""
-        self._request_stop(as_state=State.FAILED)
-        await self._wait_for_exit()
+        self._request_stop(as_state=State.FAILED, within=CLOSE_BOUND)
+        await self._wait_for_exit(CLOSE_BOUND)
 
-    def request_stop(self) -> None:
-        """Have it ended, without waiting. May be called from any thread; never blocks."""
-        self._request_stop(as_state=State.STOPPED)
+    def request_stop(self, *, within: float = CLOSE_BOUND) -> None:
+        """Have it ended in so many seconds, without waiting. May be called from any thread; never blocks."""
+        self._request_stop(as_state=State.STOPPED, within=within)
 
-    async def aclose(self) -> None:
-        """End it and wait until it is gone: at most 1.5 s, also when cancelled. In any state and loop."""
-        self.request_stop()
-        await self._wait_for_exit()
+    async def aclose(self, *, within: float = CLOSE_BOUND) -> None:
+        """End it and wait until it is gone: at most so many seconds, also when cancelled. In any state and loop."""
+        self.request_stop(within=within)
+        await self._wait_for_exit(within)
 
-    async def _wait_for_exit(self) -> None:
-        with anyio.move_on_after(CLOSE_BOUND, shield=True):
+    async def _wait_for_exit(self, seconds: float) -> None:
+        with anyio.move_on_after(seconds, shield=True):
             await self.exited.wait()
 
     def end_at_exit(self) -> None:
@@ -195,7 +195,7 @@ class Child:
         """How it ended, as the end of a sentence that begins with its name."""
         return self._killed_because or describe_exit(self.returncode)
 
-    def _request_stop(self, *, as_state: State) -> None:
+    def _request_stop(self, *, as_state: State, within: float) -> None:
         with self._lock:
             if self._state in (State.STOPPING, State.STOPPED, State.FAILED):
                 return
@@ -208,7 +208,9 @@ class Child:
                 self._state, process = State.STOPPED, None
                 self.exited.set()
         if process is not None:
-            self._climb_in_thread(process, gently=was is State.READY)
+            ask_grace = max(0.0, within - INSIST_GRACE - KILL_GRACE)
+            # One that is still starting has nothing to put away.
+            self._climb_in_thread(process, ask_grace if was is State.READY else None)
 
     def _spawn(self) -> None:
         """In the spawning thread. From here on the attending thread owns the process's end.
@@ -245,7 +247,7 @@ class Child:
             process.wait()
             raise
         if stop_now:
-            self._climb_in_thread(process, gently=False)
+            self._climb_in_thread(process, None)
 
     def _note_failure(self, error: BaseException) -> None:
         """It was not spawned, or is gone already."""
@@ -310,15 +312,15 @@ class Child:
             self._state = self._ends_as if self._state is State.STOPPING else State.FAILED
         self.exited.set()
 
-    def _climb_in_thread(self, process: lifetime.OwnedProcess, *, gently: bool) -> None:
+    def _climb_in_thread(self, process: lifetime.OwnedProcess, ask_grace: float | None) -> None:
         try:
-            start_thread(partial(self._climb, process, gently), f"llmsession-stop-{process.pid}")
+            start_thread(partial(self._climb, process, ask_grace), f"llmsession-stop-{process.pid}")
         except BackendError:
             process.kill()  # there is no thread that could ask it first
 
-    def _climb(self, process: lifetime.OwnedProcess, gently: bool) -> None:  # noqa: FBT001
-        """The ladder: ask, insist, kill. One that is still starting has nothing to put away: kill."""
-        if gently:
+    def _climb(self, process: lifetime.OwnedProcess, ask_grace: float | None) -> None:
+        """The ladder: ask, insist, kill. Without `ask_grace`, in seconds, kill at once."""
+        if ask_grace is not None:
             if self.command.farewell is not None:
                 # In a thread: one that reads nothing would keep the ladder from going on.
                 say = partial(process.write_line, self.command.farewell)
@@ -326,7 +328,7 @@ class Child:
                     start_thread(say, f"llmsession-farewell-{process.pid}")
             else:
                 process.terminate()
-            if self.exited.wait_blocking(ASK_GRACE):
+            if self.exited.wait_blocking(ask_grace):
                 return
             process.close_stdin()
             process.terminate()

@@ -78,8 +78,9 @@ class OwnedProcess:
         """Write to its stdin, if it still reads. It blocks while the pipe is full."""
         with self._stdin_in_turn(), contextlib.suppress(OSError, ValueError):
             rest = memoryview(line)
-            while self._stdin is not None and rest:
-                rest = rest[self._stdin.write(rest) or 0 :]
+            # Another thread may close it at any moment: see _stdin_in_turn.
+            while rest and (stdin := self._stdin) is not None:
+                rest = rest[stdin.write(rest) or 0 :]
 
     def close_stdin(self) -> None:
         """End its input."""

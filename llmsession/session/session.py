@@ -16,6 +16,7 @@ from __future__ import annotations
 import itertools
 import os
 import threading
+import time
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,6 +25,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, Self, Unpack
 
 import msgspec
 
+from llmsession.processes.child import CLOSE_BOUND
 from llmsession.session.config.options import Options, make_options
 from llmsession.session.requests.attempt import Attempt
 from llmsession.session.requests.builder import RequestBuilder
@@ -32,6 +34,7 @@ from llmsession.session.requests.settings import CallSettings, GenerateKeywords,
 from llmsession.session.server.owned import OwnedServer
 from llmsession.session.server_info import ServerInfo
 from llmsession.session.tokenizer import Tokenizer
+from llmsession.system.service_thread import later
 from llmsession.types.completion import Completion, StopReason
 from llmsession.types.errors import ClosedError, UsageError
 from llmsession.types.message_input import MessagesLike, check_order
@@ -115,13 +118,16 @@ class Session:
         """
         self._server.refuse_starts()
         self._active.end_all(lambda: ClosedError("the session was closed"))
+        begun = time.monotonic()
         if self._kv is not None:
-            await self._kv.aclose()
-        await self._server.aclose()
+            await self._kv.aclose()  # at most CLOSE_WAIT: the engine then has the rest
+        await self._server.aclose(within=CLOSE_BOUND - (time.monotonic() - begun))
 
     def __del__(self) -> None:
         if getattr(self, "_is_opened", False) and self._pid == os.getpid() and not self._server.is_closed:
-            self._server.close_soon()  # first: the warning may be an error
+            # Elsewhere: a finalizer may run while this thread holds any of the locks that this takes. And first: the
+            # warning may be an error.
+            later(self._server.close_soon)
             warnings.warn(f"{self!r} was never closed: use `async with`", ResourceWarning, stacklevel=1, source=self)
 
     def interrupt(self) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import anyio
 
 # Seconds between two tries: nobody waits for such a lock more often than for a download.
 TRY_EVERY = 0.1
+_MARK_TRIES = 100
 
 if sys.platform == "win32":
     import msvcrt
@@ -69,8 +71,15 @@ else:
 
     def mark_used(descriptor: int) -> None:
         """Mark the file as used for as long as this process, or a child that inherits the descriptor, has it open."""
-        with contextlib.suppress(OSError):  # a disk without locks
-            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        for _ in range(_MARK_TRIES):
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:  # another process holds it for the moment in which it asks `is_used`
+                time.sleep(0.002)
+                continue
+            except OSError:  # a disk without locks
+                return
+            return
 
     def is_used(path: Path) -> bool:
         """Whether a living process has marked the file as used."""

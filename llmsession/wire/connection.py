@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import socket
 import ssl
+import threading
 from typing import Any, Protocol
 
 import anyio
@@ -45,13 +46,23 @@ class Connection(Protocol):
 async def open_connection(host: str, port: int, tls: ssl.SSLContext | None = None) -> Connection:
     """Connect, over TLS where a context is given. Raises OSError, of which ssl.SSLError is one."""
     if isinstance(current_loop(), asyncio.AbstractEventLoop):
-        return _AsyncioConnection(*await asyncio.open_connection(host, port, ssl=tls))
+        reader, writer = await asyncio.open_connection(host, port, ssl=tls)
+        try:
+            return _AsyncioConnection(reader, writer)
+        except OSError:  # no descriptor is left for our own
+            writer.transport.abort()
+            raise
+    stream: anyio.abc.ByteStream
     if tls is None:
-        return _AnyioConnection(await anyio.connect_tcp(host, port))
-    # Servers hang up without TLS's own goodbye; whether a body is whole, HTTP says.
-    return _AnyioConnection(
-        await anyio.connect_tcp(host, port, tls=True, ssl_context=tls, tls_standard_compatible=False)
-    )
+        stream = await anyio.connect_tcp(host, port)
+    else:
+        # Servers hang up without TLS's own goodbye; whether a body is whole, HTTP says.
+        stream = await anyio.connect_tcp(host, port, tls=True, ssl_context=tls, tls_standard_compatible=False)
+    try:
+        return _AnyioConnection(stream)
+    except OSError:
+        await anyio.aclose_forcefully(stream)
+        raise
 
 
 class _Cuttable:
@@ -63,14 +74,18 @@ class _Cuttable:
 
     def __init__(self, theirs: Any) -> None:
         self._socket = socket.fromfd(theirs.fileno(), theirs.family, theirs.type)
+        # Closed by one thread and shut down by another, its number could be that of a new file in between. Re-entrant,
+        # since a signal handler may interrupt.
+        self._lock = threading.RLock()
 
     def abort(self) -> None:
-        with contextlib.suppress(OSError):  # it was closed, by us or by the other side
+        with self._lock, contextlib.suppress(OSError):  # it was closed, by us or by the other side
             self._socket.shutdown(socket.SHUT_RDWR)
 
     def _close_socket(self) -> None:
         self.abort()
-        self._socket.close()
+        with self._lock:
+            self._socket.close()
 
 
 class _AsyncioConnection(_Cuttable):

@@ -136,7 +136,7 @@ async def test_adapters_come_back_after_a_crash(engine: Engine, tmp_path: Path) 
     adapter = write_lora(tmp_path / "a.gguf")
     async with Session(**engine.options(lora=Lora(adapter, 0.25), parallel=2, context_length=512)) as session:
         before, was = await reply(session), own_child(session)
-        was._climb(was._process, gently=False)  # type: ignore[arg-type]
+        was._climb(was._process, None)  # type: ignore[arg-type]
         with anyio.fail_after(10):
             await was.exited.wait()
         assert before == await reply(session)

@@ -57,6 +57,8 @@ def terminal(
         encoding="utf-8",
         timeout=30,
     )
+    program.delaybeforesend = None
+    program.ptyproc.delayafterclose = 0.01  # type: ignore[attr-defined]  # of pexpect, which the stubs omit
     try:
         program.expect(prompt)
         yield program

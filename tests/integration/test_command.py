@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,30 +13,16 @@ import anyio
 import pytest
 
 from llmsession import Session
+from tests.command import COMMAND, run, run_program
 from tests.engines import Engine
 from tests.fake_llama_server import wrapper
 from tests.model_files import write_random_model
 from tests.played_servers import Played, serve_played
 
-COMMAND = [sys.executable, "-W", "error", "-m", "llmsession"]
-
-
-def run(*arguments: str, stdin: str | None = None, **variables: str) -> subprocess.CompletedProcess[str]:
-    """To its end."""
-    return subprocess.run(
-        [*COMMAND, *arguments],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-        input=stdin,
-        env={**os.environ, **variables},
-    )
-
 
 def test_run_prints_the_reply_and_nothing_else() -> None:
     """Issue 1: `ok chief` on stdout; that it is a demonstration stands on stderr."""
-    done = run("run", 'reply with "ok chief"')
+    done = run_program("run", 'reply with "ok chief"')
     assert ("ok chief\n", 0) == (done.stdout, done.returncode)
     assert 1 == done.stderr.count("\n")
     assert "demonstration" in done.stderr
@@ -83,9 +68,9 @@ def test_wrong_use_is_one_sentence_and_exit_code_two(arguments: list[str], code:
 
 def test_a_prompt_comes_from_stdin_with_a_dash() -> None:
     """Issue 3: `-` reads the prompt from stdin; nothing, or a closed one, is wrong use."""
-    assert "river\n" == run("run", "-", "--temperature", "0", stdin='say "river"\n').stdout
+    assert "river\n" == run_program("run", "-", "--temperature", "0", stdin='say "river"\n').stdout
     for given in ("", " \n"):
-        done = run("run", "-", stdin=given)
+        done = run_program("run", "-", stdin=given)
         assert ("", 2) == (done.stdout, done.returncode)
         assert "nothing on standard input" in done.stderr
     closed = ["/bin/sh", "-c", '"$@" <&-', "sh", *COMMAND, "run", "-"]
@@ -96,7 +81,7 @@ def test_a_prompt_comes_from_stdin_with_a_dash() -> None:
 
 def test_a_megabyte_on_stdin_is_one_sentence() -> None:
     """Issue 3: a prompt of 1 MB on stdin."""
-    done = run("run", "-", stdin="long " * 200_000)
+    done = run_program("run", "-", stdin="long " * 200_000)
     assert ("", 1) == (done.stdout, done.returncode)
     assert 1 == sum("context_length=" in line for line in done.stderr.splitlines())
 
@@ -149,7 +134,7 @@ def test_what_a_server_does_not_count_is_a_question_mark(tmp_path: Path) -> None
 
     async def ask() -> tuple[str, Any]:
         async with Session(server_path=wrapper(tmp_path, "--play b4100"), extra_args=["--no-slots"]):
-            return run("metrics").stdout, json.loads(run("metrics", "--json").stdout)
+            return run_program("metrics").stdout, json.loads(run_program("metrics", "--json").stdout)
 
     table, (row,) = anyio.run(ask)
     assert ["tiny-chat", "12", "?", "30", "15", "1", "0", "25%"] == [
@@ -171,7 +156,7 @@ def test_metrics_lists_what_runs_now(engine: Engine) -> None:
     async def ask() -> tuple[Any, str]:
         async with Session(**engine.options()) as session:
             await session.prompt("hello", temperature=0, max_tokens=9)
-            return json.loads(run("metrics", "--json").stdout), run("metrics").stdout
+            return json.loads(run_program("metrics", "--json").stdout), run_program("metrics").stdout
 
     (row,), table = anyio.run(ask)
     assert ("tiny-chat", 9) == (row["model"], row["metrics"]["generated"]["count"])
@@ -210,7 +195,7 @@ def test_doctor_says_what_runs_and_why() -> None:
 def test_doctor_tells_a_problem_with_its_remedy_and_no_secret() -> None:
     """Issue 5: good to paste into an issue."""
     secret, home = "hf_secret77", str(Path.home())
-    done = run("doctor", HF_ENDPOINT="http://127.0.0.1:9", LLMSESSION_HF_TOKEN=secret)
+    done = run_program("doctor", HF_ENDPOINT="http://127.0.0.1:9", LLMSESSION_HF_TOKEN=secret)
     assert 0 == done.returncode
     (problem,) = [line for line in done.stdout.splitlines() if line.startswith("problem")]
     assert "http://127.0.0.1:9 cannot be reached" in problem
@@ -218,7 +203,7 @@ def test_doctor_tells_a_problem_with_its_remedy_and_no_secret() -> None:
     assert "hf_token=…" in done.stdout
     assert secret not in done.stdout
     assert home not in done.stdout
-    report = json.loads(run("doctor", "--json", HF_ENDPOINT="http://127.0.0.1:9", HF_HUB_OFFLINE="1").stdout)
+    report = json.loads(run_program("doctor", "--json", HF_ENDPOINT="http://127.0.0.1:9", HF_HUB_OFFLINE="1").stdout)
     assert report["network"].endswith("this is offline")
     assert [] == report["problems"]
 

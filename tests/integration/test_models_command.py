@@ -6,17 +6,16 @@ import json
 import os
 import signal
 import subprocess
-import sys
 from pathlib import Path
 
 import pexpect
 import pytest
 
 from llmsession.models.registry_file import shipped_path
+from tests.command import COMMAND, run, run_program
 from tests.hub_server import FILES, REPO, TINY, Hub
 from tests.model_files import write_random_model
 
-COMMAND = [sys.executable, "-W", "error", "-m", "llmsession"]
 REF = f"hf:{REPO}/HEAD/tiny-Q8_0.gguf"
 REGISTRY = f"""\
 knownllms:
@@ -30,11 +29,6 @@ knownllms:
 """
 
 
-def run(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    """To its end."""
-    return subprocess.run([*COMMAND, *arguments], capture_output=True, text=True, timeout=60, check=False, cwd=cwd)
-
-
 @pytest.fixture
 def registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A user's own, named by its variable."""
@@ -46,7 +40,7 @@ def registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_pull_prints_where_the_file_is(hub: Hub, registry: Path) -> None:
     """E2: the path on stdout, and nothing else there; a second time nothing is fetched."""
-    done = run("pull", REF)
+    done = run_program("pull", REF)
     assert (0, "") == (done.returncode, done.stderr)
     assert TINY == Path(done.stdout.strip()).read_bytes()
     again = run("pull", "my-tiny", "--json")

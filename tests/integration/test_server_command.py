@@ -14,20 +14,13 @@ import pexpect
 import pytest
 
 from llmsession.backends.install.pinned import read_table
+from tests.command import COMMAND, run
 from tests.hub_server import Hub
 from tests.releases import HANDED_OVER, REPO, archive_name, pack, script, write_table
 
-COMMAND = [sys.executable, "-W", "error", "-m", "llmsession"]
 PIN = [sys.executable, str(Path(__file__).parents[2] / "scripts" / "pin_release.py")]
 REAL = script(f"exec {HANDED_OVER}")
 ARCHIVE = archive_name("b2")
-
-
-def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """To its end."""
-    return subprocess.run(
-        [*COMMAND, *arguments], capture_output=True, text=True, timeout=60, check=False, env=os.environ | environment
-    )
 
 
 @pytest.fixture

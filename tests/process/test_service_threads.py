@@ -32,7 +32,7 @@ from llmsession import (
     StoreError,
 )
 from llmsession.processes import logfile
-from llmsession.processes.child import Child, Command
+from llmsession.processes.child import CLOSE_BOUND, Child, Command
 from llmsession.processes.logfile import LogFile
 from llmsession.processes.readiness import ProbeResult
 from llmsession.session.kv.cache import KvCache, _Job
@@ -200,6 +200,40 @@ async def test_what_is_forgotten_ends_before_its_warning_is_an_error(what: str) 
             with pytest.raises(ResourceWarning):
                 session.__del__()
             await child.exited.wait()
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # asyncio's, of the connection
+async def test_a_session_may_be_forgotten_while_this_thread_holds_its_locks() -> None:
+    """A5: the garbage collector runs anywhere, also within `Latch.set` and `Child.request_stop`: no lock is taken."""
+    session = await Session.open(**EMBEDDED.options(parallel=1))
+    server: Any = session._server
+    child = own_child(session)
+    with anyio.fail_after(30):
+        with server._lock, child._lock, child.exited._lock, pytest.warns(ResourceWarning, match="never closed"):
+            session.__del__()
+        await child.exited.wait()
+        await session.aclose()
+
+
+async def test_what_a_save_takes_of_a_close_its_engine_has_less(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A3: all of aclose ends in 1.5 s, whatever the cache does meanwhile."""
+    given: list[float] = []
+    close = Child.aclose
+
+    async def slow(self: KvCache) -> None:
+        await anyio.sleep(0.3)
+
+    async def note(self: Child, *, within: float) -> None:
+        given.append(within)
+        await close(self, within=within)
+
+    monkeypatch.setattr(KvCache, "aclose", slow)
+    monkeypatch.setattr(Child, "aclose", note)
+    session = await Session.open(**EMBEDDED.options())
+    session._kv = KvCache(2**20, is_idle=lambda: True)
+    await session.aclose()
+    assert len(given) == 1
+    assert 0 < given[0] <= CLOSE_BOUND - 0.3
 
 
 ENDS = {

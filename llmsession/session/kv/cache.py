@@ -46,7 +46,7 @@ MARGIN = 2.0
 SHARE, MOST_CREDIT = 0.1, 1.0
 # An engine is idle when it was for so long: then it may be stopped for longer.
 IDLE_AFTER = 0.3
-# What a close waits for, at most.
+# A close waits so many seconds for a save, at most: a third of what all of it may take.
 CLOSE_WAIT = 0.5
 # After so many restores that brought nothing there are no more: this engine cannot go on from them.
 MOST_FAILURES = 3
@@ -206,12 +206,17 @@ class KvCache:
                 self._owners.clear()  # it had one of them, and did not come to say which
             release()
             return
-        job = self._note_end(endpoint, turn, slot, completion, release)
-        if job is None:
+        job = None
+        try:
+            job = self._note_end(endpoint, turn, slot, completion, release)
+            if job is not None:
+                job.hold = self.slot_lock.acquire(job.granted.set, alone=True)
+        except Exception:  # noqa: BLE001 - the reply is whole, and its slot must not be lost
+            _log.exception("what the engine has evaluated of a conversation is not saved")
+        if job is None or job.hold is None:
             release()
-            return
-        job.hold = self.slot_lock.acquire(job.granted.set, alone=True)
-        self._put(job)
+        else:
+            self._put(job)
 
     def _note_end(
         self,

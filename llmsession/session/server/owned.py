@@ -221,25 +221,27 @@ class OwnedServer:
 
     def close_soon(self) -> None:
         """End the engine, without waiting for its end."""
-        self.refuse_starts()
-        if self._end_download is not None:
-            self._end_download()
+        self._end_start()
         if self._child is not None:
             self._child.request_stop()
 
-    def end_at_exit(self) -> None:
-        """End the engine while the interpreter exits: without a thread of ours, and within a moment."""
+    def _end_start(self) -> None:
+        """End what is being prepared, and begin nothing new."""
         self.refuse_starts()
         if self._end_download is not None:
             self._end_download()
+
+    def end_at_exit(self) -> None:
+        """End the engine while the interpreter exits: without a thread of ours, and within a moment."""
+        self._end_start()
         if self._child is not None:
             self._child.end_at_exit()
 
-    async def aclose(self) -> None:
-        """End the engine and wait until it is gone. Shielded and bounded; any state, any number of times."""
-        self.close_soon()
+    async def aclose(self, *, within: float) -> None:
+        """End the engine and wait until it is gone, `within` seconds at most. Shielded; in any state, repeatedly."""
+        self._end_start()
         if self._child is not None:
-            await self._child.aclose()
+            await self._child.aclose(within=within)
 
     def rotate_log(self) -> None:
         """Keep the log of a long run within bounds: some hundred bytes a reply, checked now and then."""

@@ -123,8 +123,9 @@ class RemoteServer:
         """The same: there is nothing to end."""
         self._closed = True
 
-    async def aclose(self) -> None:
-        """The same."""
+    async def aclose(self, *, within: float) -> None:
+        """The same, at once."""
+        del within
         self._closed = True
 
     def rotate_log(self) -> None:

@@ -90,5 +90,5 @@ class Server(Protocol):
     def close_soon(self) -> None:
         """End the process without waiting for its end."""
 
-    async def aclose(self) -> None:
-        """End the process and wait until it is gone: shielded and bounded, in any state, any number of times."""
+    async def aclose(self, *, within: float) -> None:
+        """End the process and wait until it is gone: shielded, at most `within` seconds, in any state, repeatedly."""

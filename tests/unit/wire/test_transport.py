@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import socket
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -125,6 +126,31 @@ async def test_an_answer_that_is_none_is_a_lost_connection(pieces: list[bytes]) 
     async with serve(saying(*pieces)) as address:
         with anyio.fail_after(10), pytest.raises(ConnectionLostError):
             await HttpClient(address).get("/")
+
+
+@pytest.mark.anyio
+async def test_without_a_descriptor_for_our_own_the_connection_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A9: the limit of open files is reached in between; the server must not wait for a request that never comes."""
+    hung_up = anyio.Event()
+
+    async def handle(stream: anyio.abc.SocketStream) -> None:
+        async with stream:
+            with contextlib.suppress(anyio.EndOfStream, anyio.BrokenResourceError):
+                await stream.receive()
+        hung_up.set()
+
+    def fail(*arguments: object) -> None:
+        raise OSError(24, "Too many open files")
+
+    monkeypatch.setattr(socket, "fromfd", fail)
+    async with await anyio.create_tcp_listener(local_host="127.0.0.1") as listener, anyio.create_task_group() as group:
+        group.start_soon(listener.serve, handle)
+        port = listener.extra(anyio.abc.SocketAttribute.local_port)
+        with pytest.raises(ConnectionLostError, match="Too many open files"):
+            await HttpClient(f"http://127.0.0.1:{port}").get("/")
+        with anyio.fail_after(10):
+            await hung_up.wait()
+        group.cancel_scope.cancel()
 
 
 @pytest.mark.anyio
