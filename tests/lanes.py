@@ -49,7 +49,7 @@ def is_wanted(item: pytest.Item, *, everything: bool) -> bool:
         return False
     if everything:
         return True
-    if file in SLOW_FILES or getattr(item, "originalname", "") in SLOW_TESTS or item.get_closest_marker("slow"):
+    if file in SLOW_FILES or getattr(item, "originalname", "") in SLOW_TESTS:
         return False
     if isinstance(engine, Engine) and engine.backend == "llamafile":
         return file != "test_llamafile.py" or not is_trio

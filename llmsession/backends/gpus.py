@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from typing import Protocol, runtime_checkable
 
-from llmsession.backends.machine import _MIB
 from llmsession.types.device import DeviceRequest, Gpu
 from llmsession.types.errors import ConfigError
+from llmsession.types.units import MIB
 
 _LISTED = re.compile(
     r"^ {2}(?P<name>\S+): (?P<text>.*) \((?P<total>\d+) MiB, (?P<free>\d+) MiB free\)\s*$", re.MULTILINE
@@ -31,8 +31,8 @@ def parse_listed_gpus(said: str) -> list[Gpu]:
             name=found["name"],
             index=index,
             text=found["text"],
-            memory_bytes=int(found["total"]) * _MIB,
-            free_bytes=int(found["free"]) * _MIB,
+            memory_bytes=int(found["total"]) * MIB,
+            free_bytes=int(found["free"]) * MIB,
         )
         for index, found in enumerate(found_gpus)
     ]

@@ -12,14 +12,13 @@ import psutil
 
 from llmsession.processes.cgroups import allowed_cores, read_free_memory
 from llmsession.types.device import Device
+from llmsession.types.units import MIB
 
 # The part of free memory that the engine may use to keep prompts of idle conversations, and the most it is good for.
 CACHE_SHARE = 0.1
-LARGEST_CACHE_MIB = 8192
+LARGEST_CACHEMIB = 8192
 # What an engine takes of its address space beside what it computes with: code, stacks, arenas (measured: 400 MB).
 ADDRESS_SPACE = 500_000_000
-
-_MIB = 2**20
 
 
 def default_threads() -> int:
@@ -74,7 +73,7 @@ def may_have_gpu() -> bool:
 
 def cache_ram_mib() -> int:
     """A budget for the engine's cache of prompts, in MiB."""
-    return int(min(LARGEST_CACHE_MIB, free_memory() * CACHE_SHARE / _MIB))
+    return int(min(LARGEST_CACHEMIB, free_memory() * CACHE_SHARE / MIB))
 
 
 def describe_cpu() -> Device:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Final
+
+MIB: Final = 2**20
+
 
 def describe_size(size: float) -> str:
     """As people write it: `4.9 GB`."""
