@@ -1,1 +1,1 @@
-"""A session and a conversation: one turn, from the user's text to the reply on disk."""
+"""Chat: a session and a conversation. Handles each turn, from the user's text to the reply on disk."""

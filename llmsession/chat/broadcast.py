@@ -1,4 +1,4 @@
-"""A reply that is being given, heard by every call in this process that asks for it with the same key."""
+"""Replies in progress, shared by all calls in this process that send the same key."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class Broadcast:
-    """What one call reads, for the others. It ends with a Completion, or without: then one of them goes on with it."""
+    """The events that one call reads, for the others. If it ends without a Completion, another call takes over."""
 
     def __init__(self, message: Message) -> None:
         self.message = message
@@ -27,11 +27,11 @@ class Broadcast:
         self._news: Latch | None = None
 
     def publish(self, event: Event) -> None:
-        """The next thing that happened in it."""
+        """Add the next event."""
         self._add([event], is_over=False)
 
     def end(self, completion: Completion | None) -> None:
-        """It is whole, or its reader has left. The first word counts."""
+        """End it with the whole reply, or with None if its reader left early. Only the first call has an effect."""
         with self._lock:
             if self._is_over:
                 return
@@ -47,7 +47,7 @@ class Broadcast:
             news.set()
 
     async def next_event(self, index: int) -> Event | None:
-        """The event with that number, waited for; None after the last."""
+        """Wait for the event with this index and return it; None after the last."""
         while True:
             with self._lock:
                 if index < len(self._events):
@@ -59,7 +59,7 @@ class Broadcast:
 
     @property
     def completion(self) -> Completion | None:
-        """The whole reply, once it is over; None if its reader left before its end."""
+        """The whole reply once it has ended; None before, or if its reader left early."""
         return self._completion
 
 
@@ -68,20 +68,20 @@ _lock = threading.Lock()
 
 
 def find_running(conversation: Conversation, key: str) -> Broadcast | None:
-    """The reply with that key, where one is being given in this process."""
+    """Return the reply in progress for this key in this process, if any."""
     with _lock:
         return _running.get(conversation, {}).get(key)
 
 
 def begin_running(conversation: Conversation, key: str, message: Message) -> Broadcast:
-    """From now on it can be joined by who says the same."""
+    """Start a broadcast, which calls with the same key and message can join from now on."""
     with _lock:
         found = _running.setdefault(conversation, {})[key] = Broadcast(message)
     return found
 
 
 def end_running(conversation: Conversation, key: str, completion: Completion | None) -> None:
-    """It can be joined no longer."""
+    """End the broadcast, so that no further call joins it."""
     with _lock:
         broadcast = _running.get(conversation, {}).pop(key, None)
     if broadcast is not None:

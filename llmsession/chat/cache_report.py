@@ -1,4 +1,4 @@
-"""What a chat tells of itself: how full its context is, what exactly is sent, and what of it the cache had."""
+"""CacheReport: how much of each prompt of a chat the engine had in its cache, and why it lacked the rest."""
 
 from __future__ import annotations
 
@@ -11,12 +11,15 @@ from llmsession.types.messages import Message, Role
 if TYPE_CHECKING:
     from llmsession.session.session import Session
 
-# The last token that was said was never read, and a template may put a few others after a reply when more follows.
+# The last generated token was never evaluated, and a template may add a few after a reply once more turns follow.
 _SLACK = 8
 
 
 class CacheReport:
-    """Compares what each turn could have found in the cache with what it did find."""
+    """Compares what each turn could have found in the cache with what it did find.
+
+    `missed` says why the last prompt was not in the cache; None if it was.
+    """
 
     def __init__(self) -> None:
         self.last: Completion | None = None
@@ -25,7 +28,7 @@ class CacheReport:
         self._engine: int | None = None
 
     def note(self, session: Session, messages: Sequence[Message], completion: Completion) -> None:
-        """A reply has come. `messages` are what was sent for it."""
+        """Record a reply. `messages` are those that were sent for it."""
         engine = session.pid
         self.missed = self._explain(messages, completion, engine)
         self.last, self._engine = completion, engine
@@ -64,7 +67,10 @@ class CacheReport:
         return f"message {index} is not what it was: an earlier turn was changed or left out"
 
     def cached_tokens(self, session: Session) -> int | None:
-        """How many of the first tokens the engine had read when it last replied; None before."""
+        """Return how many tokens, from the first on, the engine held after its last reply.
+
+        None before the first reply, and if the engine was restarted since.
+        """
         if self.last is None or session.pid != self._engine:
             return None
         return self.last.usage.total_tokens

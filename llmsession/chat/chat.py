@@ -1,4 +1,4 @@
-"""Chat: a session and a conversation. What is said is on disk before and after the model is asked; see ChatStream."""
+"""Chat: a session and a conversation. Its ChatStream saves messages before the model is prompted, and as it replies."""
 
 from __future__ import annotations
 
@@ -21,13 +21,15 @@ from llmsession.types.sampling import Sampling
 
 
 class Chat:
-    """A conversation that a model takes part in. It answers one turn at a time; others for it wait, in order: so none
-    can be said inside the block of a stream of the same conversation, which would wait for itself.
+    """A conversation with a model. Its turns are answered one at a time, in order.
 
-    `conversation`: None for a new one, which only this object knows. `history`: send only that many exchanges before
+    Do not send a message inside the block of a stream of the same conversation: it would wait for that stream to end,
+    forever.
+
+    `conversation`: None for a new one, which is kept in memory only. `history`: send only that many exchanges before
     the newest. `overflow`: what to do when the context is full: "cut" the oldest exchanges, "refuse" with
-    ContextOverflowError, "summarize" in the model's own words, or a function that is given the messages and how many
-    tokens they may take, and gives those to be sent.
+    ContextOverflowError, "summarize" in the model's own words, or a function that takes the messages and the number of
+    tokens they may use, and returns the messages to send.
     """
 
     def __init__(
@@ -56,12 +58,12 @@ class Chat:
         self.max_tokens = max_tokens
         self.overflow: Overflow = check_overflow(overflow)
         check_system_prompt(system_prompt)
-        self._given = PendingSystemPrompt(system_prompt)  # an empty one takes away what the conversation has
+        self._given = PendingSystemPrompt(system_prompt)  # an empty one removes the conversation's system prompt
         self._watch = CacheReport()
 
     @property
     def system_prompt(self) -> str | None:
-        """The conversation's, once something was said; the one that the chat was made with goes before it."""
+        """The conversation's system prompt; before the first turn, the one that the chat was made with, if any."""
         return self._given.text if self._given.text is not None else self.conversation.system_prompt
 
     @property
@@ -69,17 +71,17 @@ class Chat:
         """The last reply of this chat; None before the first."""
         return self._watch.last
 
-    # Saying something.
+    # Sending messages.
 
     async def send(
         self, text_or_message: MessageLike, *, key: str | None = None, **keywords: Unpack[GenerateKeywords]
     ) -> Completion:
         """Send a message and return the reply. Both are on disk when this returns, if the conversation is kept there.
 
-        A `key`, such as an event's id, makes it idempotent: the same key again returns the same reply.
+        A `key`, such as an event's id, makes the call idempotent: the same key again returns the same reply.
 
-        Raises UsageError if the call is wrong, DuplicateKeyError if the key came with another text before, StoreError
-        if the turn cannot be stored, and what `Session.prompt` raises.
+        Raises UsageError if the call is wrong, DuplicateKeyError if the key was used with another text before,
+        StoreError if the turn cannot be stored, and what `Session.prompt` raises.
         """
         async with self.stream(text_or_message, key=key, **keywords) as stream:
             return await stream.result()
@@ -93,7 +95,7 @@ class Chat:
         return self._stream(_read_message(text_or_message), key, keywords)
 
     async def retry(self, **keywords: Unpack[GenerateKeywords]) -> Completion:
-        """Answer the user's last turn again. The earlier reply stays in the tree, beside the new one.
+        """Answer the user's last turn again. The earlier reply stays in the conversation's tree, beside the new one.
 
         Raises UsageError if there is no such turn, and what `send` raises.
         """
@@ -134,12 +136,12 @@ class Chat:
         )
 
     async def set_system_prompt(self, text: str | None) -> None:
-        """Replace the conversation's system prompt, from the next turn on. Raises UsageError, StoreError."""
+        """Replace the conversation's system prompt from the next turn on. Raises UsageError, StoreError."""
         await self.conversation.set_system_prompt(text)
         self._given.text = None
 
     def with_conversation(self, conversation: Conversation) -> Chat:
-        """A chat with the same settings over another conversation, with that conversation's system prompt."""
+        """Return a chat with the same settings for another conversation, with that conversation's system prompt."""
         return Chat(
             self.session,
             conversation,
@@ -151,19 +153,19 @@ class Chat:
         )
 
     async def interact(self, *, color: bool = True, header: str | None = None, stream: bool = True) -> None:
-        """Talk with a person in the terminal, until they leave; or answer the lines of a pipe, until it ends.
+        """Chat with a person in the terminal until they leave; or answer the lines of a pipe until it ends.
 
-        `header` stands above it, None for facts about the model. Without `stream` a reply is shown when it is whole.
-        Raises LLMSessionError in a pipe; a person is told, and may go on.
+        `header` is printed first; None: facts about the model. Without `stream`, a reply is shown once it is complete.
+        Raises LLMSessionError when reading from a pipe; in a terminal, errors are shown and the chat continues.
         """
         from llmsession.terminal.interact import interact
 
         await interact(self, color=color, header=header, stream=stream)
 
-    # Looking at it.
+    # Inspecting the conversation.
 
     async def ingest(self, text: str = "") -> int:
-        """Make the engine read the conversation and `text` now, so that the next turn finds them in its cache.
+        """Make the engine evaluate the conversation and `text` now, so that the next turn finds them in its cache.
 
         Returns the number of tokens that were evaluated. Nothing is added to the conversation. Raises what
         `Session.ingest` raises.
@@ -178,7 +180,7 @@ class Chat:
         return await calls.ingest(name, messages, typing=bool(text))
 
     async def render(self) -> str:
-        """What would be sent next, with the template's control tokens spelled out. For people, not for sending.
+        """Return what would be sent next, with control tokens spelled out: to be read, not to be sent.
 
         Raises what `Session.inspect_prompt` raises.
         """
@@ -186,7 +188,7 @@ class Chat:
         return "".join(piece.text for piece in await self.session.inspect_prompt(messages)) if messages else ""
 
     async def stats(self) -> ChatStats:
-        """How many tokens of the context the conversation uses now. Printing it shows three lines.
+        """Return how many tokens of the context the conversation uses now. Printing the result shows three lines.
 
         If the server cannot count tokens, the figures are those of its last reply.
         """
@@ -204,7 +206,7 @@ class Chat:
         )
 
     async def inspect(self) -> Inspection:
-        """Each piece of what would be sent next: its role, control or text, its tokens, how many are cached.
+        """Return the pieces of what would be sent next: role, control or text, number of tokens, whether cached.
 
         Raises what `Session.inspect_prompt` raises.
         """
@@ -225,7 +227,7 @@ class Chat:
         return Inspection(pieces, missed=self._watch.missed)
 
     def as_text(self) -> str:
-        """The conversation as text for people."""
+        """Return the conversation as human-readable text."""
         return self.conversation.as_text()
 
     async def _count(self, messages: list[Message]) -> int:
@@ -240,7 +242,7 @@ class Chat:
             return path[-1].completion.usage.total_tokens
 
     async def _next_messages(self) -> list[Message]:
-        """What the next turn would be put after."""
+        """Return the messages that would precede the next turn."""
         await log_of(self.conversation).refresh()
         return await self._budget(self.max_tokens).so_far()
 
@@ -254,7 +256,7 @@ def _is_key(value: object) -> bool:
 
 
 def _read_message(value: MessageLike) -> Message:
-    """A user's turn, or the result of a tool."""
+    """Return the message of a user, or the result of a tool. Raises InvalidMessagesError if it is neither, or empty."""
     (message,) = with_data_urls([as_message(value)])
     if message.role not in (Role.USER, Role.TOOL):
         raise InvalidMessagesError(

@@ -1,7 +1,7 @@
-"""What of a conversation is sent: the system prompt, what is pinned, and as many of the newest exchanges as fit.
+"""Which part of a conversation is sent: the system prompt, pinned exchanges, and as many of the newest as fit.
 
-It is cut rarely and deep, in whole exchanges (a call stays with its result): what is left then stays the same for many
-turns, and so does the engine's cache of it.
+Cuts are rare and deep, and remove whole exchanges (a tool call stays with its result). So what is left stays the same
+for many turns, and so does the engine's cache of it.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ if TYPE_CHECKING:
     from llmsession.memory.turn import Turn
     from llmsession.session.session import Session
 
-# Given all messages and the number of tokens that they may take, which of them are sent.
+# Takes all messages and the number of tokens that they may use, and returns the messages to send.
 Policy: TypeAlias = Callable[[list[Message], int], "list[Message] | Awaitable[list[Message]]"]
 Overflow: TypeAlias = Literal["cut", "refuse", "summarize"] | Policy
 POLICIES = ("cut", "refuse", "summarize")
 
-# Of the budget, what is left after a cut (DESIGN 6).
+# The fraction of the budget that is still used after a cut (DESIGN 6).
 _KEPT = 0.75
-# Of the context, what is kept for a reply whose length nobody has bounded.
+# Reserved for a reply without max_tokens: this fraction of the context (1/4), at most this many tokens.
 _REPLY_PART, _REPLY_MOST = 4, 1024
-# More than what any template puts around a message, in tokens.
+# Tokens: more than any template puts around a message.
 _AROUND = 64
 _SUMMARY_PART, _SUMMARY_LEAST = 8, 32
 _SUMMARY_SYSTEM = "You sum up conversations. Keep names, numbers, decisions and open questions."
@@ -46,30 +46,30 @@ _SUMMARY_QUESTION = "What have we talked about so far?"
 
 
 class Plan(msgspec.Struct, frozen=True):
-    """What is sent, and what this call left out of it for want of room."""
+    """The messages to send, and those that were left out for this turn because they did not fit."""
 
     messages: list[Message]
     dropped: tuple[Message, ...] = ()
 
 
 class Exchange(msgspec.Struct, frozen=True):
-    """A user's turn, and all that came of it: the reply, the calls in it and their results."""
+    """A user's turn and what followed it: the reply, its tool calls and their results."""
 
     turns: tuple[Turn, ...]
 
     @property
     def is_pinned(self) -> bool:
-        """With one of its turns the whole exchange stays, so that the order of roles is kept."""
+        """Whether one of its turns is pinned: the whole exchange is then kept, so that the order of roles is valid."""
         return any(turn.is_pinned for turn in self.turns)
 
     @property
     def messages(self) -> list[Message]:
-        """What was said in it."""
+        """The messages of its turns."""
         return [turn.message for turn in self.turns]
 
 
 def split_exchanges(turns: Sequence[Turn]) -> list[Exchange]:
-    """Each begins with a user's turn."""
+    """Group turns into exchanges. Each begins with a user's turn, except perhaps the first."""
     exchanges: list[list[Turn]] = []
     for turn in turns:
         if turn.message.role is Role.USER or not exchanges:
@@ -79,20 +79,20 @@ def split_exchanges(turns: Sequence[Turn]) -> list[Exchange]:
 
 
 class PendingSystemPrompt:
-    """The system prompt that a chat was made with: it becomes the conversation's with the first turn, and only then."""
+    """The system prompt that a chat was made with. It becomes the conversation's when its messages are first needed."""
 
     def __init__(self, text: str | None) -> None:
         self.text = text
 
     async def give_to(self, conversation: Conversation) -> None:
-        """Where that has not happened yet."""
+        """Make it the conversation's system prompt, unless that has been done."""
         if self.text is not None:
             await conversation.set_system_prompt(self.text)
             self.text = None
 
 
 class Budget:
-    """Of one chat. `history`: how many exchanges before the newest are sent at most."""
+    """Chooses what one chat sends. `history`: how many exchanges before the newest are sent at most."""
 
     def __init__(
         self,
@@ -113,9 +113,10 @@ class Budget:
         self._max_tokens = max_tokens
 
     async def plan(self, path: Sequence[Turn]) -> Plan:
-        """What is sent to have the last turn of the path answered.
+        """Return what to send so that the last turn of the path is answered.
 
-        Raises ContextOverflowError, with both numbers, where the policy is to refuse, or nothing more can be left out.
+        Raises ContextOverflowError, with the tokens of the prompt and of the context, if it does not fit and the policy
+        is "refuse", nothing more can be left out, or the policy's function chose too much.
         """
         exchanges = self._choose(path)
         messages = self._messages(exchanges)
@@ -138,7 +139,11 @@ class Budget:
         return await self._cut(exchanges, limit, context_length)
 
     async def plan_less(self, path: Sequence[Turn], error: ContextOverflowError) -> Plan:
-        """Without the older half, where a server that cannot count has said: too much. Raises `error` else."""
+        """Return a plan without the older half of the exchanges that can be left out.
+
+        For a server that reported an overflow and cannot count tokens. Raises `error` if the policy does not allow it,
+        or nothing can be left out.
+        """
         exchanges = self._choose(path)
         droppable = _droppable(exchanges)
         if not droppable or self._overflow == "refuse" or callable(self._overflow):
@@ -146,12 +151,15 @@ class Budget:
         return await self._leave_out(exchanges, droppable[: (len(droppable) + 1) // 2], limit=None)
 
     async def so_far(self) -> list[Message]:
-        """What the next turn would be put after: with nothing new to answer, nothing more is left out."""
+        """Return the messages that would precede the next turn. Nothing more is left out while no turn is waiting."""
         await self.render_system()
         return self._messages(self._choose(self._conversation.path, beside=0))
 
     async def render_system(self) -> None:
-        """Fill in `{now}` and `{model}` once for this conversation, and keep it: so the prefix of its prompts stays."""
+        """Fill in `{now}` and `{model}` of the system prompt once per conversation and model, and store the result.
+
+        So the prefix of the conversation's prompts stays the same.
+        """
         conversation, model = self._conversation, self._session.model
         await self._given.give_to(conversation)
         text = conversation.system_prompt
@@ -161,7 +169,10 @@ class Budget:
             await self._log.keep_rendered(render_system_prompt(text, model=model), model)
 
     def _choose(self, path: Sequence[Turn], *, beside: int = 1) -> list[Exchange]:
-        """Those that are still sent: `history` of them, and `beside` them the newest, which is to be answered."""
+        """Return the exchanges that are still sent: the newest `beside`, `history` before those, and pinned ones.
+
+        `beside` is 1 if the newest exchange is to be answered, 0 if there is none.
+        """
         exchanges = split_exchanges([turn for turn in path if not turn.is_left_out])
         if self._history is None:
             return exchanges
@@ -169,7 +180,10 @@ class Budget:
         return [exchange for index, exchange in enumerate(exchanges) if index >= first or exchange.is_pinned]
 
     def _messages(self, exchanges: Sequence[Exchange], summary: str | None = None) -> list[Message]:
-        """In the order in which they are sent; what stands for the oldest ones is words of the model's: only text."""
+        """Return the messages in the order in which they are sent.
+
+        A summary stands for the oldest ones, as a reply of the model's, which wrote it: it is only text.
+        """
         conversation = self._conversation
         system = self._log.rendered_system if conversation.system_prompt else None
         messages = [Message.system(system)] if system else []
@@ -182,17 +196,20 @@ class Budget:
     def _context_length(self) -> int | None:
         try:
             return self._session.context_length
-        except LLMSessionError:  # a remote server that does not tell
+        except LLMSessionError:  # a remote server that does not report it
             return None
 
     def _limit(self, context_length: int) -> int:
-        """How many tokens may be sent, so that a reply has room."""
+        """Return how many tokens may be sent, so that there is room for a reply."""
         if self._max_tokens is None:
             return context_length - min(context_length // _REPLY_PART, _REPLY_MOST)
         return context_length - min(self._max_tokens, context_length // 2)
 
     def _surely_fits(self, path: Sequence[Turn], limit: int) -> bool:
-        """By what was counted of settled turns, and one token for each byte of the others: no text takes more."""
+        """Whether an upper bound is within the limit.
+
+        The bound is the token count of each turn if it is known, else one token per byte: no text takes more.
+        """
         summary = self._log.summary
         texts = [self._log.rendered_system or "", summary.message.content if summary is not None else ""]
         most = sum(len(text.encode()) + _AROUND for text in texts)
@@ -209,14 +226,14 @@ class Budget:
         return most <= limit
 
     async def _count(self, messages: Sequence[Message]) -> int | None:
-        """Exactly, as the server would count it; None if it cannot."""
+        """Return the exact number of tokens, counted by the server; None if it cannot count."""
         try:
             return await self._session.count_tokens(list(messages))
         except UnsupportedFeatureError:
             return None
 
     async def _cut(self, exchanges: list[Exchange], limit: int, context_length: int) -> Plan:
-        """Without as few of the oldest as make it small enough."""
+        """Leave out the fewest of the oldest exchanges such that the rest takes at most `_KEPT` of the limit."""
         droppable = _droppable(exchanges)
         low, high = 0, len(droppable)
         while low < high:
@@ -240,7 +257,7 @@ class Budget:
         return await self._leave_out(exchanges, droppable[:low], limit=limit)
 
     def _most(self, context_length: int) -> int:
-        """For a message that has nothing beside it: where nobody bounded the reply, a short one will do."""
+        """Return the limit when nothing more can be left out: without `max_tokens`, a short reply is good enough."""
         return self._limit(context_length) if self._max_tokens is not None else context_length - 1
 
     async def _is_at_most(self, messages: Sequence[Message], most: int) -> bool:
@@ -248,7 +265,7 @@ class Budget:
         return count is None or count <= most
 
     async def _leave_out(self, exchanges: list[Exchange], indices: Sequence[int], limit: int | None) -> Plan:
-        """On disk as well, so that the next turns send the same."""
+        """Leave out these exchanges, and record that on disk, so that the next turns send the same messages."""
         if not indices:
             return Plan(self._messages(exchanges))
         gone = [exchanges[index] for index in indices]
@@ -259,7 +276,10 @@ class Budget:
         return Plan(left, dropped)
 
     async def _summarize(self, gone: Sequence[Exchange], limit: int | None) -> Completion | None:
-        """In the model's own words, with what it summed up before; of as much as it can read at once."""
+        """Summarize the exchanges, and the earlier summary, in the model's own words; None if that fails.
+
+        Older messages are skipped if there are more than the model can read at once.
+        """
         transcript = [message for exchange in gone for message in exchange.messages]
         earlier = self._log.summary
         if earlier is not None:
@@ -275,7 +295,10 @@ class Budget:
         return None
 
     async def _ask_policy(self, policy: Policy, messages: list[Message], limit: int, context_length: int) -> Plan:
-        """A function of the user's decides; what it gives is sent as it is, if it fits."""
+        """Let the user's function decide. What it returns is sent unchanged, if it fits.
+
+        Raises InvalidMessagesError, and ContextOverflowError if it does not fit.
+        """
         found: Any = policy(list(messages), limit)
         if inspect.isawaitable(found):
             found = await found
@@ -294,14 +317,14 @@ class Budget:
 
 
 def check_overflow(overflow: object) -> Overflow:
-    """Raises UsageError if it is not a policy."""
+    """Return the policy. Raises UsageError if it is not one."""
     if overflow in POLICIES or callable(overflow):
         return cast("Overflow", overflow)
     raise UsageError(f'overflow is "cut", "refuse", "summarize" or a function, not {overflow!r}')
 
 
 def _droppable(exchanges: Sequence[Exchange]) -> list[int]:
-    """All but the newest, and what is pinned."""
+    """Return the indices of all exchanges but the newest and the pinned ones."""
     return [index for index, exchange in enumerate(exchanges[:-1]) if not exchange.is_pinned]
 
 

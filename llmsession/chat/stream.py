@@ -1,8 +1,8 @@
-"""ChatStream: the reply to one turn of a conversation, read as a ReplyStream is, with every step of it on disk.
+"""ChatStream: the reply to one turn of a conversation, read like a ReplyStream, with every step saved to disk.
 
-The user's turn is there before the model is asked, what it says is written down as it comes, and its end. A call with
-the key of a turn that is being answered hears that reply, or takes it up where its reader left; a key that was answered
-gets what was said then. It holds no task and no cancel scope between two reads.
+The user's turn is saved before the model is prompted, the reply is saved as it arrives, and again at its end. A call
+with the key of a turn that is being answered reads that reply too, and takes it over if its reader leaves early; a key
+that was answered before gets the stored reply. It holds no task and no cancel scope between two reads.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from llmsession.types.messages import Message
     from llmsession.wire.reply import ReplyStream
 
-# Seconds of a reply that a kill may cost: what came before is on disk. More often would have fast models wait for it.
+# Seconds between two saves of a reply: a kill loses no more than this. Saving more often would slow down fast models.
 CHECKPOINT_EVERY = 0.5
 
 _numbers = itertools.count(1)
@@ -51,7 +51,8 @@ _numbers = itertools.count(1)
 class ChatStream(Readable):
     """A reply as it arrives: `async with` it, iterate it for pieces of text or `events()`, then `await result()`.
 
-    Left before its end, a turn with a key waits for the next call with that key; one without keeps what was said.
+    If it is left before its end, a turn with a key waits for the next call with that key; one without a key keeps the
+    text so far.
     """
 
     def __init__(
@@ -78,26 +79,26 @@ class ChatStream(Readable):
         self._note = note
         self._id = f"turn-{os.getpid()}-{next(_numbers)}"
         self._deadline = math.inf
-        # What is read: another call's reply, what is known already, or the model's.
+        # What is read: the reply of another call, events that are known already, or the model's reply.
         self._heard: Broadcast | None = None
         self._heard_count = 0
         self._heard_text = ""
         self._known: deque[Event] = deque()
         self._inner: ReplyStream | None = None
         self._events: AsyncIterator[Event] | None = None
-        self._stored: Completion | None = None  # what was said to the key before, or to another call with it
-        self._begun: Completion | None = None  # what a reply that was cut goes on from
-        self._copy_name: str | None = None  # of what the engine keeps of the conversation
+        self._stored: Completion | None = None  # the reply that the key got before, or through another call with it
+        self._begun: Completion | None = None  # the partial reply that this one continues
+        self._copy_name: str | None = None  # the name under which the conversation's KV is kept
         self._sent: list[Message] = []
         self._dropped: tuple[Message, ...] = ()
         self._written_at = 0.0
-        # Letters that the source has said, and that the reader has.
+        # Characters that the current source has produced, and that the reader has received.
         self._said = 0
         self._given = 0
 
     @property
     def id(self) -> str:
-        """As in the log: the reply's, once the model is asked for it."""
+        """The name in log lines: the reply's once the model is prompted, before that the turn's."""
         return self._inner.id if self._inner is not None else self._id
 
     @property
@@ -126,7 +127,7 @@ class ChatStream(Readable):
         known = self._error
         await self._leave()
         if kind is None and known is None and self._error is not None:
-            raise self._error  # what was said so far could not be written down
+            raise self._error  # the text so far could not be saved
 
     def _abandon(self) -> None:
         self._left = True
@@ -138,7 +139,7 @@ class ChatStream(Readable):
         if (inner := self._inner) is not None and self._verdict is not None:
             inner.end(self._verdict)
 
-    # Whose turn it is.
+    # Taking the turn.
 
     async def _begin(self) -> None:
         if self._key is not None and (running := find_running(self._conversation, self._key)) is not None:
@@ -148,7 +149,7 @@ class ChatStream(Readable):
             await self._take_turn()
 
     async def _take_turn(self) -> None:
-        """Wait for it, and ask, unless that was answered before."""
+        """Wait for this call's turn, then prompt the model, unless the key has been answered before."""
         self._stored = await self._record.take_turn()
         if self._stored is not None:
             self._remain(self._stored)
@@ -156,7 +157,7 @@ class ChatStream(Readable):
             await self._ask()
 
     def _remain(self, completion: Completion) -> None:
-        """Nothing has to be asked any more."""
+        """Queue the events of a reply that is known already, so that the model is not prompted."""
         if completion.reasoning:
             self._known.append(ReasoningDelta(text=completion.reasoning))
         self._known.append(TextDelta(text=completion.text, completion_tokens=completion.usage.completion_tokens))
@@ -167,7 +168,7 @@ class ChatStream(Readable):
         self._begun = begun = self._record.begun
         most = self._settings.request.max_tokens
         if begun is not None and most is not None and most <= begun.usage.completion_tokens:
-            # It was whole: only its end was not written down.
+            # The reply was complete: only its end was not saved.
             self._begun = None
             self._remain(msgspec.structs.replace(begun, stop_reason=StopReason.LENGTH))
         else:
@@ -196,7 +197,7 @@ class ChatStream(Readable):
             return
 
     def _make_inner(self, messages: list[Message]) -> ReplyStream:
-        """A reply that continues one that was cut, if the server can do that; otherwise one from the start."""
+        """Return a reply that continues the partial one, if the server can do that; otherwise one from the start."""
         settings = self._settings
         if self._deadline < math.inf:
             settings = msgspec.structs.replace(settings, timeout=max(self._deadline - time.monotonic(), 0.001))
@@ -214,7 +215,7 @@ class ChatStream(Readable):
             self._begun = None
             return ask(settings)
 
-    # What is read.
+    # Reading.
 
     async def _next(self) -> Event | None:
         """The next event, or None after the last."""
@@ -239,19 +240,19 @@ class ChatStream(Readable):
                     if new:
                         return msgspec.structs.replace(event, text=new)
                 case ReasoningDelta() if self._given:
-                    pass  # taken up after it had been thought
+                    pass  # the reader has the reasoning already: this reply continues an earlier one
                 case _:
                     return event
 
     def _leave_away(self, text: str) -> str:
-        """What the reader has not had from the source before this one."""
+        """Return the part of the text that the reader has not received from an earlier source."""
         start, self._said = self._said, self._said + len(text)
         new = text[max(self._given - start, 0) :]
         self._given = max(self._given, self._said)
         return new
 
     def _is_due(self, event: Event) -> bool:
-        """Whether what was said is to be written down now: not where this is the end, nor while it only thinks."""
+        """Whether the text so far should be saved now: not at the end, nor while there is only reasoning."""
         if self._inner is None or isinstance(event, Finished):
             return False
         return time.monotonic() - self._written_at >= CHECKPOINT_EVERY and bool(self._inner.partial.text)
@@ -269,7 +270,7 @@ class ChatStream(Readable):
         return await self._read()
 
     async def _hear(self) -> None:
-        """What another call reads; where that one left before the end, it is our turn."""
+        """Take the next event from another call's reply; if that call left before the end, take its turn."""
         heard = self._heard
         assert heard is not None  # noqa: S101 - nothing else is waited for
         event = await heard.next_event(self._heard_count)
@@ -285,7 +286,10 @@ class ChatStream(Readable):
             await self._take_turn()
 
     async def _stoppable(self, wait: Callable[[], Awaitable[None]]) -> None:
-        """Await it, until there is a verdict or no time left."""
+        """Await `wait` until it is done, there is a verdict, or the time is up.
+
+        Raises TotalTimeoutError after the deadline, or the verdict if that is an error.
+        """
         if await self._until_verdict(wait, self._deadline):
             return
         if self._verdict is None:
@@ -295,7 +299,7 @@ class ChatStream(Readable):
         self._known.append(Finished(completion=self._so_far()))
 
     def _so_far(self) -> Completion:
-        """Cut here."""
+        """Return the reply as if it were interrupted now."""
         if self._inner is not None:
             return self._count_begun(self._inner.partial)
         if self._stored is not None:
@@ -305,7 +309,7 @@ class ChatStream(Readable):
         )
 
     def _count_begun(self, completion: Completion) -> Completion:
-        """What was said before a cut is a part of the reply, and no longer of the prompt."""
+        """Count the tokens of a continued partial reply as part of the reply, not of the prompt."""
         if self._begun is None:
             return completion
         usage, said = completion.usage, self._begun.usage.completion_tokens
@@ -317,14 +321,14 @@ class ChatStream(Readable):
         )
         return msgspec.structs.replace(completion, usage=counted)
 
-    # How it ends.
+    # Ending.
 
     async def _finish(self, completion: Completion) -> Finished:
-        """It is whole, or was interrupted: on disk, then said."""
+        """Save the reply, whole or interrupted, then return its last event."""
         if self._inner is not None:
-            # It is whole: whoever is cancelled now has it written down all the same. Bounded by Connection.aclose.
+            # The reply has ended, so it is saved even if the caller is cancelled now. Bounded by Connection.aclose.
             with anyio.CancelScope(shield=True):
-                await self._inner.__aexit__(None, None, None)  # its slot is free
+                await self._inner.__aexit__(None, None, None)  # frees its slot
         if self._stored is None:
             completion = msgspec.structs.replace(self._count_begun(completion), dropped=self._dropped)
             try:
@@ -341,7 +345,7 @@ class ChatStream(Readable):
         return Finished(completion=completion)
 
     async def _fail(self, error: LLMSessionError) -> None:
-        """The turn is there to be taken up, with its key; else what was said of the reply is kept."""
+        """Save the partial reply after an error. With a key, the next call with that key can continue it."""
         self._error = error
         if error.partial is None:
             error.partial = self._so_far()
@@ -351,7 +355,7 @@ class ChatStream(Readable):
         await self._keep_partial(error.partial, TurnState.FAILED, for_good=for_good)
 
     async def _keep_partial(self, partial: Completion, state: TurnState, *, for_good: bool = False) -> None:
-        """A store that fails as well has nothing to add to what ended it."""
+        """Save the partial reply. If that fails too, the error that ended the reply takes precedence."""
         try:
             await self._record.interrupt(partial, state, for_good=for_good)
         except LLMSessionError as error:
@@ -361,7 +365,7 @@ class ChatStream(Readable):
             await self._record.release(None)
 
     async def _leave(self) -> None:
-        """The slot is free, and the next turn may be taken."""
+        """Free the slot, save what is not saved yet, and let the next turn begin."""
         if self._left:
             return
         self._left = True

@@ -1,4 +1,4 @@
-"""TurnRecord: a user's turn and the reply to it in their conversation, once it is ours to write them."""
+"""TurnRecord: stores a user's turn and its reply in the conversation, while this call has the turn."""
 
 from __future__ import annotations
 
@@ -18,12 +18,15 @@ from llmsession.types.messages import Role
 if TYPE_CHECKING:
     from llmsession.types.messages import Message
 
-# A commit takes milliseconds, but another process may keep this one out for as long as SQLite waits for it (30 s).
+# Seconds. A commit takes milliseconds, but another process may hold the lock for as long as SQLite waits for it (30 s).
 SAVED_WITHIN = 35.0
 
 
 class TurnRecord:
-    """`message`: None if the last turn is answered again. `begun`: what is on disk of a reply that was cut."""
+    """One user's turn and its reply, as they are stored.
+
+    `message`: None if the last turn is answered again. `begun`: the stored part of a reply that ended early.
+    """
 
     def __init__(self, conversation: Conversation, message: Message | None, key: str | None) -> None:
         self.broadcast: Broadcast | None = None
@@ -38,16 +41,16 @@ class TurnRecord:
 
     @property
     def path(self) -> list[Turn]:
-        """From the first turn to the one that is to be answered."""
+        """The turns from the first to the one that is to be answered."""
         return self._log.path_to(self._found.id)
 
     @property
     def _found(self) -> Turn:
-        assert self._asked is not None  # noqa: S101 - only what was asked is answered
+        assert self._asked is not None  # noqa: S101 - set before anything is answered
         return self._asked
 
     def check_same(self, message: Message) -> None:
-        """Raise DuplicateKeyError if the key came with something else before."""
+        """Raise DuplicateKeyError if the key was used with another message before."""
         if self._message != message:
             raise DuplicateKeyError(
                 f"the key {self._key!r} was given before, with another text: a key is for one event",
@@ -55,7 +58,10 @@ class TurnRecord:
             )
 
     async def take_turn(self) -> Completion | None:
-        """Wait until nobody else answers there, in any process. Gives the reply that the key has, where it is whole."""
+        """Wait until no other call, in any process, is answering a turn of this conversation.
+
+        Returns the stored reply to the key if it has ended. Raises DuplicateKeyError.
+        """
         lock = self._log.answering()
         await lock.__aenter__()
         self._lock = lock
@@ -72,7 +78,7 @@ class TurnRecord:
         return None
 
     async def begin(self) -> None:
-        """The user's turn is on disk, before the model hears of it."""
+        """Save the user's turn, before the model is prompted."""
         conversation = self._conversation
         if self._asked is not None:
             asked = await self._log.ask_again(self._asked.id)
@@ -89,11 +95,11 @@ class TurnRecord:
             self.broadcast = begin_running(conversation, self._key, asked.message)
 
     async def checkpoint(self, partial: Completion) -> None:
-        """What came so far: a kill does not cost it."""
+        """Save the reply so far, so that a kill does not lose it."""
         await self._save(partial, TurnState.PENDING, None)
 
     async def complete(self, completion: Completion, sent: Sequence[Message]) -> None:
-        """It is whole, or was interrupted. `sent` are the messages that it was an answer to."""
+        """Save the reply, which is whole or was interrupted. `sent` are the messages that it answers."""
         if self._asked is None:
             return
         if completion.stop_reason is not StopReason.INTERRUPTED:
@@ -104,7 +110,10 @@ class TurnRecord:
             await self._abandon()
 
     async def interrupt(self, partial: Completion, state: TurnState, *, for_good: bool) -> None:
-        """It ended before its end. With a key it waits for that to come again, unless it never can be answered."""
+        """Save a reply that ended early. With a key, the turn waits for that key to come again.
+
+        `for_good`: the turn can never be answered, so it does not wait.
+        """
         if self._asked is None:
             return
         waits = self._key is not None and not for_good
@@ -114,17 +123,17 @@ class TurnRecord:
             await self._abandon()
 
     async def release(self, completion: Completion | None) -> None:
-        """The next turn may be taken; who joined this one has the whole of it, or goes on with it."""
+        """Let the next turn begin. Calls that joined this one get the completion, or take over if there is none."""
         lock, self._lock = self._lock, None
         if lock is None:
             return
         if self.broadcast is not None and self._key is not None:
             end_running(self._conversation, self._key, completion)
-        with anyio.CancelScope(shield=True):  # it waits for nothing
+        with anyio.CancelScope(shield=True):  # releasing the lock does not wait
             await lock.__aexit__(None, None, None)
 
     async def _save(self, completion: Completion, state: TurnState, asked_tokens: int | None) -> None:
-        """Also where the caller is cancelled: what was said is not forgotten for that."""
+        """Save the reply, even if the caller is cancelled meanwhile."""
         with anyio.move_on_after(SAVED_WITHIN, shield=True):
             self._reply = await self._log.save_reply(
                 self._found.id,
@@ -136,13 +145,16 @@ class TurnRecord:
             )
 
     async def _abandon(self) -> None:
-        """Nothing was said to it. One that is answered again keeps its answer."""
+        """Mark the user's turn as failed, unless it has an earlier reply: then it keeps that."""
         if self._log.reply_to(self._found.id) is None:
             with anyio.move_on_after(SAVED_WITHIN, shield=True):
                 await self._log.fail(self._found.id)
 
     def _count_asked(self, completion: Completion, sent: Sequence[Message]) -> int | None:
-        """What the user's turn adds to the prompt, by the engine's own count: known where all before it was sent."""
+        """Return how many tokens the user's turn adds to the prompt, by the engine's count.
+
+        None unless all turns before it were sent and counted.
+        """
         path = self.path
         before = path[-2].completion if len(path) > 1 else None
         said = [message for message in sent if message.role is not Role.SYSTEM]
@@ -153,9 +165,9 @@ class TurnRecord:
 
 
 def find_retry(conversation: Conversation) -> Turn:
-    """The user's turn that is answered again: one that nothing was said to, or the last on the path.
+    """Return the user's turn to answer again: one that got no reply, or else the last one on the path.
 
-    Raises UsageError if there is none.
+    Raises UsageError if there is no such turn.
     """
     path = conversation.path
     end = path[-1].id if path else None

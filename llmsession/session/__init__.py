@@ -1,1 +1,1 @@
-"""What one open session owns: its options, its server, its requests and its saved KV cache."""
+"""Session: one open session with its options, its server, its requests and its saved KV cache."""

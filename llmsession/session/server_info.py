@@ -1,4 +1,4 @@
-"""ServerInfo: facts about a session's server, its health and its metrics; and what it lacks, as one error."""
+"""ServerInfo: facts about a session's server, its health and metrics, and the error for features that it lacks."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 # Seconds between two reads of the slots for the metrics.
 SLOTS_PAUSE = 1.0
 
-# For "… at … has no …".
+# The names of features in error messages: "… at … has no …".
 _FEATURE_NAMES: dict[Feature, str] = {
     "completion": "raw completion",
     "tokens": "tokenizer endpoint",
@@ -34,7 +34,7 @@ _FEATURE_NAMES: dict[Feature, str] = {
 
 
 class ServerInfo:
-    """Facts about one server. Those that the server itself reports are known once it is ready."""
+    """Facts about one server. Those that the server reports itself are known once it is ready."""
 
     def __init__(self, server: Server) -> None:
         self.server = server
@@ -59,7 +59,7 @@ class ServerInfo:
 
     @property
     def endpoint(self) -> Endpoint:
-        """The last one that was ready. Raises UsageError before that."""
+        """The endpoint that was ready last. Raises UsageError if none was ready yet."""
         endpoint = self.server.endpoint
         if endpoint is None:
             raise _not_open()
@@ -67,11 +67,11 @@ class ServerInfo:
 
     @property
     def features(self) -> frozenset[Feature]:
-        """What the server can do."""
+        """The features that the server has."""
         return self.server.features
 
     def require(self, feature: Feature) -> None:
-        """Raise UnsupportedFeatureError if the server lacks it."""
+        """Raise UnsupportedFeatureError if the server lacks the feature."""
         if feature not in self.features:
             self.refuse(_FEATURE_NAMES[feature])
 
@@ -87,7 +87,7 @@ class ServerInfo:
     # What the server reports.
 
     async def get_health(self) -> str:
-        """`ok`, `loading` or `down`."""
+        """Return `ok`, `loading` or `down`."""
         endpoint = self.server.endpoint
         if self.server.is_starting:
             return "loading"
@@ -102,10 +102,10 @@ class ServerInfo:
         return "ok" if status == 200 else "loading" if status == 503 else "down"
 
     async def get_metrics(self) -> Metrics:
-        """Counts since the server started, with the use of the KV cache from its slots if the counts lack it.
+        """Return the server's counts since its start. The use of the KV cache is read from the slots if they lack it.
 
-        The slots are read at most once a second: more often would keep the engine from noticing that a client has left
-        (LLAMA_SERVER, trap 3).
+        The slots are read at most once a second: reading them more often would keep the engine from noticing that a
+        client has disconnected (LLAMA_SERVER, trap 3).
         """
         from llmsession.wire.metrics import parse_metrics, tells_cache
 
@@ -113,7 +113,7 @@ class ServerInfo:
         return parse_metrics(text, [] if tells_cache(text) else await self._recent_slots())
 
     async def _recent_slots(self) -> list[Slot]:
-        """The slots as they were within the last second; none if the server does not list them."""
+        """Return the slots as they were within the last second; an empty list if the server does not list them."""
         now = time.monotonic()
         if self._slots_read_at is None or now - self._slots_read_at >= SLOTS_PAUSE:
             self._slots = []
@@ -123,13 +123,16 @@ class ServerInfo:
         return self._slots
 
     async def get_slots(self) -> list[Slot]:
-        """What each slot holds and does."""
+        """Return the state of each slot."""
         from llmsession.wire.metrics import parse_slots
 
         return parse_slots(await self._get_page("slots", await self.ready()))
 
     async def _get_page(self, feature: Literal["metrics", "slots"], endpoint: Endpoint) -> bytes:
-        """Old servers do not say beforehand whether they have it."""
+        """Return the body of `/metrics` or `/slots`. Raises UnsupportedFeatureError if the server has no such page.
+
+        Old servers do not report beforehand whether they have it, so it is also tried.
+        """
         self.require(feature)
         try:
             return await endpoint.client.get(f"/{feature}")
@@ -142,7 +145,7 @@ class ServerInfo:
 
     @property
     def model_info(self) -> ModelInfo:
-        """The GGUF header. Raises UnsupportedFeatureError if there is no such file here."""
+        """The header of the model's GGUF file. Raises UnsupportedFeatureError if there is no such file here."""
         info = self.server.info
         if not isinstance(info, ModelInfo):
             self.check_open()
@@ -158,7 +161,10 @@ class ServerInfo:
         return length
 
     async def read_vocab(self) -> list[str]:
-        """The spelling of every token by id, read from the model's file in a thread."""
+        """Return the spelling of every token, by id, read from the model's file in a thread.
+
+        Raises UnsupportedFeatureError if there is no GGUF file here.
+        """
         self.check_open()
         path: Path | None = self.server.model.path
         if path is None or self.server.model.is_weights:

@@ -4,11 +4,12 @@
        ├── Server                             OwnedServer starts, watches and restarts an engine; RemoteServer attaches
        ├── make_settings                      keywords → CallSettings, checked once
        ├── RequestBuilder                     messages → Request: by an encoding, the chat endpoint, or raw text
-       └── ReplyStream ── Attempt             waits for a slot (Scheduler), has the server ready, sends, resumes
-                             └── KvCache      restores a conversation's KV before, saves it after
+       └── ReplyStream ── Attempt             waits for a slot (Scheduler) and the server, sends, resumes
+                             └── KvCache      restores a conversation's KV before the request, saves it after
     ConversationCalls                         the same for Chat: a conversation that may be kept on disk
 
-It holds no task and no cancel scope between calls: it may be opened in one task or event loop and closed in another.
+A session holds no task and no cancel scope between calls, so it may be opened in one task or event loop and closed in
+another.
 """
 
 from __future__ import annotations
@@ -52,14 +53,15 @@ if TYPE_CHECKING:
     from llmsession.wire.reply import ReplyStream
 
 _numbers = itertools.count(1)
-# Fields of `extra` with which a reply reports its slot otherwise than we ask for.
+# Fields of `extra` that change how a reply reports its slot.
 _REPORTING = frozenset({"verbose", "return_progress"})
 
 
 class Session:
-    """A server for one model, from `async with Session(…)` (or `await Session.open(…)`) to its end (or `aclose`).
+    """A server for one model, which runs from `async with Session(…)` (or `await Session.open(…)`) to the block's end
+    (or `aclose`).
 
-    `options_or_model`: Options, or a model: an alias, a path or a reference. `fields`: those of Options, by name.
+    `options_or_model`: Options, or a model: an alias, a path or a reference. `fields`: fields of Options, by name.
     Whatever happens to this program, the server does not outlive it.
 
     Raises: ConfigError, UnknownModelError, InvalidRefError.
@@ -109,12 +111,12 @@ class Session:
         raise TypeError("this session is asynchronous: use `async with Session(…) as session`")
 
     def __exit__(self, *exc: object) -> None:
-        """Only there so that a plain `with` reaches the message above."""
+        """Exists so that a plain `with` raises the error of `__enter__`."""
 
     async def aclose(self) -> None:
-        """End every reply with ClosedError, and the server: within about 1.5 s, also when cancelled.
+        """End every reply with ClosedError, and stop the server, within about 2 s, even when cancelled.
 
-        Call it in any state, from any task, thread or event loop, any number of times.
+        It may be called in any state, from any task, thread or event loop, any number of times.
         """
         self._server.refuse_starts()
         self._active.end_all(lambda: ClosedError("the session was closed"))
@@ -133,14 +135,14 @@ class Session:
     def interrupt(self) -> None:
         """End every reply, and every call that waits for one, with INTERRUPTED and the text so far.
 
-        Call it from any task, thread or signal handler; it has no effect when nothing is in progress.
+        It may be called from any task, thread or signal handler. It has no effect when nothing is in progress.
         """
         self._active.end_all(lambda: StopReason.INTERRUPTED)
 
     # Replies.
 
     async def prompt(self, messages: MessagesLike, **keywords: Unpack[GenerateKeywords]) -> Completion:
-        """Reply to a conversation; a `str` is a user's turn.
+        """Return the model's reply to a conversation. A `str` is a single user message.
 
         Raises: UsageError, and any LLMSessionError that ends the reply, with the text so far as its `partial`.
         """
@@ -148,7 +150,7 @@ class Session:
             return await stream.result()
 
     def prompt_streaming(self, messages: MessagesLike, **keywords: Unpack[GenerateKeywords]) -> ReplyStream:
-        """Reply to a conversation as a stream: use it in an `async with` block.
+        """Return the model's reply to a conversation as a stream: use it in an `async with` block.
 
         Raises: UsageError, UnsupportedFeatureError, ClosedError, before anything is sent.
         """
@@ -158,7 +160,7 @@ class Session:
     async def generate(
         self, text_or_token_ids: str | Sequence[int], **keywords: Unpack[GenerateKeywords]
     ) -> Completion:
-        """Continue raw text or token ids: no template, and spellings of special tokens mean those tokens.
+        """Continue raw text or token ids: no template is applied, and spellings of special tokens mean those tokens.
 
         Raises: what `prompt` raises.
         """
@@ -178,11 +180,12 @@ class Session:
         return self._stream(self._builder.raw(text_or_token_ids, settings.request), settings)
 
     async def ingest(self, messages_or_text: MessagesLike, *, typing: bool = False) -> int:
-        """Evaluate it into the cache, for a prompt that will begin with it; returns the tokens evaluated.
+        """Evaluate messages or text into the engine's cache, for a prompt that will begin with them.
 
-        A `str` is raw text, as in `generate`; a list is what `prompt` would send. A list that ends with the assistant
-        is evaluated up to where the next turn begins; with `typing`, up to the end of a user's unfinished text. It
-        waits for a slot as a reply does; ended by `interrupt()` it returns 0.
+        Returns the number of tokens evaluated. A `str` is raw text, as in `generate`; a list is what `prompt` would
+        send. A list that ends with the assistant is evaluated up to where the next turn begins; with `typing`, up to
+        the end of a user's unfinished text. The call waits for a slot as a reply does. If `interrupt()` ends it, it
+        returns 0.
 
         Raises: what `prompt` raises.
         """
@@ -215,7 +218,10 @@ class Session:
     def _track(
         self, conversation: str | None, turns: list[Message], settings: CallSettings, *, only_reads: bool = False
     ) -> tuple[CachedTurn | None, CallSettings]:
-        """If the conversation's KV may be kept on disk: its turn, and settings that have the slot reported."""
+        """Return a turn for the KV cache, and settings that make the server report its slot.
+
+        None and the unchanged settings if the conversation's KV is not kept on disk.
+        """
         kept = conversation is not None and self._options.remote is None and self._options.kv_cache_bytes > 0
         if not kept or "slots" not in self._info.features or any(turn.images for turn in turns):
             return None, settings
@@ -256,46 +262,46 @@ class Session:
     # Tokens.
 
     async def tokenize(self, text: str, *, bos: bool = False, eos: bool = False, special: bool = False) -> list[int]:
-        """The token ids of a text.
+        """Return the token ids of a text.
 
-        `special`: spellings of special tokens in it mean those tokens. `bos`, `eos`: put those tokens around it.
+        `special`: spellings of special tokens in it mean those tokens. `bos`, `eos`: add these tokens around it.
 
         Raises: UsageError, UnsupportedFeatureError, TransportError, ServerError, ClosedError.
         """
         return await self._tokenizer.tokenize(text, bos=bos, eos=eos, special=special)
 
     async def detokenize(self, ids: Sequence[int]) -> str:
-        """The text of token ids. Special tokens get their spelling, parts of characters U+FFFD.
+        """Return the text of token ids. Special tokens are spelled out; incomplete characters become U+FFFD.
 
         Raises: UsageError, UnsupportedFeatureError, TransportError, ServerError, ClosedError.
         """
         return await self._tokenizer.detokenize(ids)
 
     async def count_tokens(self, messages_or_text: MessagesLike) -> int:
-        """How many tokens of context it takes, exactly. A `str` is raw text, a list is what `prompt` would send.
+        """Return the exact number of tokens of context. A `str` is raw text, a list is what `prompt` would send.
 
         Raises: UsageError, UnsupportedFeatureError, TransportError, ServerError, ClosedError.
         """
         return await self._tokenizer.count_tokens(messages_or_text)
 
     async def render_template(self, messages: MessagesLike) -> str:
-        """What the model's own template makes of messages. Special tokens spelled in their texts are not escaped.
+        """Render messages with the model's own template. Special tokens spelled in their texts are not escaped.
 
         Raises: UsageError, UnsupportedFeatureError, TransportError, ServerError, ClosedError.
         """
         return await self._tokenizer.render_template(messages)
 
     async def inspect_prompt(self, messages: MessagesLike) -> list[PromptPiece]:
-        """Exactly what `prompt` would send, in pieces: whose each is, control or text, and its tokens.
+        """Return exactly what `prompt` would send, in pieces: role, control or text, and token ids of each.
 
-        For a list that ends with the assistant: what the next prompt will begin with.
+        For a list that ends with the assistant, return what the next prompt will begin with.
 
         Raises: UsageError, UnsupportedFeatureError (also for images), TransportError, ServerError, ClosedError.
         """
         return await self._tokenizer.inspect_prompt(messages)
 
     async def vocab(self) -> list[str]:
-        """The spelling of every token by id, from the model's file.
+        """Return the spelling of every token, by id, from the model's file.
 
         Raises: UnsupportedFeatureError, InvalidModelError, ClosedError.
         """
@@ -304,18 +310,18 @@ class Session:
     # The server.
 
     async def get_health(self) -> str:
-        """`ok`, `loading` or `down`. It asks the server, and never starts one."""
+        """Return `ok`, `loading` or `down`. This asks the server, and never starts one."""
         return await self._info.get_health()
 
     async def get_metrics(self) -> Metrics:
-        """Counts since the server started.
+        """Return the server's counts since it started.
 
         Raises: UnsupportedFeatureError, TransportError, ServerError, ClosedError.
         """
         return await self._info.get_metrics()
 
     async def get_slots(self) -> list[Slot]:
-        """What each slot of the server holds and does.
+        """Return the state of each slot of the server.
 
         Raises: UnsupportedFeatureError, TransportError, ServerError, ClosedError.
         """
@@ -328,7 +334,7 @@ class Session:
 
     @property
     def model_path(self) -> Path | None:
-        """The model's file, once it was fetched. None for a remote server."""
+        """The model's file; None until it is downloaded, and for a remote server."""
         return self._server.model.path
 
     @property
@@ -341,17 +347,17 @@ class Session:
 
     @property
     def encoding(self) -> PromptEncoding | None:
-        """The encoding that writes prompts; None: the server applies the model's own template."""
+        """The encoding that writes prompts; None if the server applies the model's own template."""
         return self._server.model.encoding
 
     @property
     def special_tokens(self) -> dict[str, int | None]:
-        """Ids of `bos eos eot nl prefix middle suffix cls sep`; None for those that the model lacks."""
+        """The ids of `bos eos eot nl prefix middle suffix cls sep`; None for those that the model lacks."""
         return self._info.model_info.special_tokens
 
     @property
     def context_length(self) -> int:
-        """Tokens that one conversation may use: what was asked for, or a little more (the engine rounds up).
+        """The tokens that one conversation may use: as requested, or a little more (the engine rounds up).
 
         Raises: UnsupportedFeatureError if a remote server does not report it.
         """
@@ -379,64 +385,67 @@ class Session:
 
     @property
     def base_url(self) -> str:
-        """Where the server listens."""
+        """The URL of the server."""
         return self._info.endpoint.client.base_url
 
     @property
     def api_key(self) -> str:
-        """The server's bearer token: drawn for each start, or a remote's, which may be empty."""
+        """The server's bearer token: generated for each start, or that of a remote server, which may be empty."""
         return self._info.endpoint.api_key
 
     @property
     def pid(self) -> int | None:
-        """The process id of the server; None if there is none, and for a remote server."""
+        """The process id of the server; None for a remote server."""
         child = self._info.endpoint.child
         return child.pid if child is not None else None
 
     @property
     def log_path(self) -> Path | None:
-        """The file with the server's log; None for a remote server."""
+        """The path of the server's log file; None for a remote server."""
         child = self._info.endpoint.child
         return child.log.path if child is not None else None
 
 
 class ConversationCalls:
-    """What Chat needs of a session beyond its public calls: see `calls_of`."""
+    """The calls that Chat needs from a session beyond its public ones: see `calls_of`."""
 
     def __init__(self, session: Session) -> None:
         self._session = session
-        self.active = session._active  # noqa: SLF001 - this class is the session's other face
+        self.active = session._active  # noqa: SLF001 - this class is a part of the session
 
     def check(self, keywords: GenerateKeywords) -> CallSettings:
-        """The keywords of a call, checked. Raises UsageError, UnsupportedFeatureError, ClosedError."""
+        """Check the keywords of a call, and return its settings.
+
+        Raises UsageError, UnsupportedFeatureError, ClosedError.
+        """
         self._session._info.check_open()  # noqa: SLF001
         settings = self._session._settings(keywords)  # noqa: SLF001
         self._session._builder.check(settings.request)  # noqa: SLF001
         return settings
 
     def stream(self, name: str | None, messages: list[Message], settings: CallSettings) -> ReplyStream:
-        """A reply to messages, of a conversation that is kept on disk by that name if it has one.
+        """Return a stream of the reply to messages. `name`: the name under which the conversation's KV is kept, if any.
 
-        What the engine has evaluated is saved beside replies, and restored into an engine that lacks it.
+        The KV is saved to disk after replies, and restored into an engine that lacks it.
         """
         self._session._info.check_open()  # noqa: SLF001
-        check_order(messages)  # all else about them was checked when they were added to the conversation
+        check_order(messages)  # everything else was checked when they were added to the conversation
         return self._session._prompt(messages, settings, name)  # noqa: SLF001
 
     async def ingest(self, name: str | None, messages: list[Message], *, typing: bool = False) -> int:
-        """Evaluate what the next prompt will begin with; returns the tokens evaluated."""
+        """Evaluate what the next prompt will begin with. Returns the number of tokens evaluated."""
         return await self._session._ingest(messages, name, typing=typing)  # noqa: SLF001
 
     @property
     def kv_folder(self) -> Path | None:
-        """Where the KV of conversations is kept; None if it is not."""
+        """The folder in which the KV of conversations is kept; None if it is not kept."""
         endpoint = self._session._server.endpoint  # noqa: SLF001
         launch = endpoint.launch if endpoint is not None else None
         return launch.kv_folder if launch is not None else None
 
 
 def calls_of(session: Session) -> ConversationCalls:
-    """The calls of a session that are for Chat, and not for its users."""
+    """Return the calls of a session that are meant for Chat, and not for users of the session."""
     return ConversationCalls(session)
 
 

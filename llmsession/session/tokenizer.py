@@ -1,4 +1,4 @@
-"""Tokenizer: tokens, counts and prompts, as a session's server makes them of texts and messages."""
+"""Tokenizer: turns texts and messages into tokens, counts and prompts, by asking the session's server."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Tokenizer:
         self._builder = builder
 
     async def tokenize(self, text: str, *, bos: bool, eos: bool, special: bool) -> list[int]:
-        """The token ids of a text."""
+        """Return the token ids of a text. See `Session.tokenize`."""
         endpoint = await self._info.ready()
         self._info.require("tokens")
         ids = await self._builder.tokenize(check_text(text), add_special=False, special=special)
@@ -42,7 +42,7 @@ class Tokenizer:
         ]
 
     async def detokenize(self, ids: Sequence[int]) -> str:
-        """The text of token ids."""
+        """Return the text of token ids. Raises UsageError if one of them is not an id of this model."""
         from llmsession.wire import completion_api
 
         endpoint = await self._info.ready()
@@ -57,7 +57,7 @@ class Tokenizer:
         return completion_api.decode_text(answer)
 
     async def count_tokens(self, messages_or_text: MessagesLike) -> int:
-        """How many tokens of context it takes, exactly."""
+        """Return the exact number of tokens of context. A `str` is raw text, a list is what `prompt` would send."""
         await self._info.ready()
         if isinstance(messages_or_text, str):
             self._info.require("tokens")
@@ -65,7 +65,7 @@ class Tokenizer:
         return await self._builder.count(self._builder.read(messages_or_text))
 
     async def render_template(self, messages: MessagesLike) -> str:
-        """What the model's own template makes of messages."""
+        """Render messages with the model's own template."""
         from llmsession.wire import openai_api
 
         endpoint = await self._info.ready()
@@ -74,7 +74,7 @@ class Tokenizer:
         return openai_api.decode_template(await endpoint.client.post(openai_api.TEMPLATE_PATH, body))
 
     async def inspect_prompt(self, messages: MessagesLike) -> list[PromptPiece]:
-        """What `prompt` would send, in pieces."""
+        """Return what `prompt` would send, in pieces. See `Session.inspect_prompt`."""
         await self._info.ready()
         return await self._builder.inspect(self._builder.read(messages, reply=False))
 

@@ -1,4 +1,4 @@
-"""Options: what a Session runs. Made by keyword, or from the environment and a YAML file (see options_file)."""
+"""Options: what a Session runs. Given as keywords, or read from the environment and a YAML file (see options_file)."""
 
 from __future__ import annotations
 
@@ -53,11 +53,11 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     bundled demonstration model. For the backend transformers: `hf:author/repo`, or the path of a folder of safetensors.
     With `remote`: the name that is sent to the server."""
     remote: str | None = None
-    """`host:port` or the URL of a server that already runs. Nothing is started then, and nothing is ended."""
+    """`host:port` or the URL of a server that is already running. The session then starts and stops no server."""
     backend: str = "auto"
     """`auto`, `llama-server`, `llamafile`, `embedded` or `transformers`."""
     prompt_encoding: str | PromptEncoding | None = None
-    """How prompts are written: an encoding or its name in the registry. None: what the registry names for the model,
+    """How prompts are written: an encoding, or its name in the registry. None: the registry's encoding for the model,
     else the model's own template. "chat": always the model's own template, through the chat endpoint."""
     context_length: int | None = None
     """Tokens that one conversation may use. None: the trained length, at most 8192. 0: the trained length. Memory grows
@@ -68,7 +68,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     """What the engine computes on: "best" (a GPU if the engine can use one, else the CPU), "cpu", "cpu:THREADS", "gpu",
     "gpu:INDEX", or a Device from `available_devices()`."""
     threads: int | None = None
-    """CPU threads of the engine. None: chosen by the cores that are free."""
+    """CPU threads of the engine. None: as many as there are free cores."""
     gpu_layers: int | None = None
     """Layers of the model that are kept on the GPU. None: as many as fit."""
     flash_attention: bool | None = None
@@ -86,53 +86,53 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     draft_model: str | Path | None = None
     """A small model of the same vocabulary for speculative decoding: a path or a reference."""
     mmproj: str | Path | None = None
-    """The projector with which the model sees images: a path or a reference."""
+    """The projector that lets the model see images: a path or a reference."""
     chat_template: str | Path | None = None
     """A chat template in place of the model's: the path of a Jinja file, or its text."""
     sampling: Sampling | None = None
-    """Sampler settings of every reply. None: what the registry advises for the model."""
+    """Sampler settings of every reply, on top of those that the registry recommends for the model."""
     server_path: str | Path | None = None
     """The `llama-server` or llamafile to run. None: it is searched for."""
     python_path: str | Path | None = None
-    """The Python of an environment that has transformers. None: the one that runs this program."""
+    """The Python interpreter of an environment with transformers. None: the one that runs this program."""
     cache_dir: str | Path | None = None
     """The folder for engines, logs and saved KV. None: LLMSESSION_CACHE_DIR, else the user's cache folder."""
     check_memory: bool = True
-    """Whether a model that does not seem to fit into the free memory is refused before it is started."""
+    """Whether to refuse to start a model that does not seem to fit into the free memory."""
     kv_cache_bytes: int = 4 * 2**30
-    """Bytes of disk under `cache_dir` for the KV of conversations, so that a Chat continues at once after a restart. 0:
-    none."""
+    """Bytes of disk space under `cache_dir` for the KV of conversations, with which a Chat continues at once after a
+    restart. 0: none."""
     start_timeout: float = 120.0
-    """Seconds without progress after which a start has failed."""
+    """Seconds without progress after which a start fails."""
     first_token_timeout: float = 600.0
     """Seconds from sending a request to its first token."""
     idle_timeout: float = 60.0
-    """Seconds between two tokens. If the engine's slots make no progress for as long, it is restarted and its replies
+    """Seconds between two tokens. If the engine's slots make no progress for that long, it is restarted and its replies
     continue."""
     restart_limit: int = 5
-    """How often the engine is restarted within five minutes, at most."""
+    """How many times the engine is restarted within five minutes, at most."""
     extra_args: tuple[str, ...] = ()
-    """Further flags of llama-server, as on its command line."""
+    """Additional flags for llama-server, as on its command line."""
     on_progress: ProgressCallback | None = None
     """Called with a Progress while the engine or the model is downloaded, and while the model loads."""
     registry: str | Path | None = None
-    """A file like knownllms.yaml, whose entries come before the shipped ones."""
+    """A file like knownllms.yaml, whose entries take precedence over the built-in ones."""
     hf_token: str | None = None
     """A Hugging Face token for gated and private repositories. None: that of `hf auth login` or HF_TOKEN."""
     offline: bool | None = None
-    """True: nothing is downloaded. None: as HF_HUB_OFFLINE says."""
+    """True: nothing is downloaded. None: HF_HUB_OFFLINE decides."""
     api_key: str | None = None
-    """The key of the remote server."""
+    """The API key for the remote server."""
     headers: Mapping[str, str] = {}
-    """Further HTTP headers for the remote server."""
+    """Additional HTTP headers for the remote server."""
     verify: bool | str | Path = True
     """How the remote server's certificate is checked: True, False (not at all), or a file of trusted certificates."""
 
     @classmethod
     def load(cls, path: str | Path | None = None, **explicit: Any) -> Self:
-        """Options from keywords, else the environment, else a YAML file, else the defaults.
+        """Load options. Keywords override the environment, which overrides a YAML file, which overrides the defaults.
 
-        Each field may be an environment variable, such as LLMSESSION_PARALLEL=8. The file is `path`, or the one that
+        Each field has an environment variable, such as LLMSESSION_PARALLEL=8. The file is `path`, or the one that
         LLMSESSION_CONFIG names; it is a mapping of fields to values.
 
         Raises: ConfigError, with file and line.
@@ -143,14 +143,14 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
             raise ConfigError(describe_unknown(unknown[0]))
         if path is None and (named := os.environ.get("LLMSESSION_CONFIG")):
             path = named
-        # A function cannot be written down.
+        # A function cannot be given in a file or a variable.
         types = {field.name: field.type for field in msgspec.structs.fields(cls) if field.name != "on_progress"}
         fields = Fields(types=types, secrets=SECRETS, check=_check_alone, describe_unknown=describe_unknown)
         read = dict(read_file(Path(path), fields)) if path is not None else {}
         return cls(**(read | read_environment(os.environ, fields) | explicit))
 
     def __repr__(self) -> str:
-        """What differs from the defaults, without secrets."""
+        """Return the fields that differ from the defaults, with secrets hidden."""
         shown = []
         for field in msgspec.structs.fields(self):
             value = getattr(self, field.name)
@@ -183,7 +183,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def make_options(given: Options | str | Path | None, fields: dict[str, Any]) -> Options:
-    """From what a Session was called with: Options, or a model and further fields. Raises ConfigError."""
+    """Return the Options for a Session's arguments: Options or a model, and further fields. Raises ConfigError."""
     if unknown := sorted(set(fields) - set(Options.__struct_fields__)):
         raise ConfigError(describe_unknown(unknown[0]))
     if isinstance(given, Options):
@@ -218,18 +218,21 @@ def _check_headers(value: object) -> None:
 
 
 def _check_alone(name: str, value: Any) -> None:
-    """With a remote beside it: whether both go together is seen when all fields are known. Raises ConfigError."""
+    """Raise ConfigError if the value of this field is invalid by itself.
+
+    Fields for a remote server are checked as if one was named: how fields fit together is checked when all are known.
+    """
     Options(**{"remote": "localhost" if name in ("api_key", "headers", "verify") else None, name: value})
 
 
 def describe_unknown(name: str) -> str:
-    """What to say of an option that there is not."""
+    """Return the error message for an unknown option."""
     fields = Options.__struct_fields__
     near = difflib.get_close_matches(name, fields, n=1)
     return f"{name!r} is not an option: " + (f"did you mean {near[0]!r}?" if near else f"there are {', '.join(fields)}")
 
 
-# What llama.cpp can keep keys and values in; all but the first three are quantized.
+# The types in which llama.cpp can store keys and values; all but the first three are quantized.
 CACHE_TYPES = ("f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "iq4_nl", "q5_0", "q5_1")
 
 
@@ -237,7 +240,7 @@ _WHOLE_TYPES = CACHE_TYPES[:3]
 
 
 def check_engine_options(options: Options) -> None:
-    """Raise ConfigError if a value is none, or two of them contradict each other."""
+    """Raise ConfigError if a value is invalid, or two of them contradict each other."""
     choice = parse_device(options.device)
     if choice.threads is not None and options.threads is not None and choice.threads != options.threads:
         raise ConfigError(f"device={options.device!r} and threads={options.threads} contradict each other: give one")
@@ -261,5 +264,5 @@ def check_engine_options(options: Options) -> None:
 
 
 def is_template_text(given: str | Path) -> bool:
-    """Whether it is a Jinja template itself, and not the path of one."""
+    """Whether `given` is the text of a Jinja template, and not the path of one."""
     return isinstance(given, str) and ("{%" in given or "{{" in given)

@@ -1,6 +1,4 @@
-"""Options that are written down: in a YAML file, or in the environment. Each is checked by itself, so that an error can
-say where it stands.
-"""
+"""Options from a YAML file or the environment. Each is checked by itself, so that an error can name its place."""
 
 from __future__ import annotations
 
@@ -20,22 +18,23 @@ from llmsession.types.sampling import Sampling
 
 PREFIX = "LLMSESSION_"
 
-# Our variables that are not fields: the file itself, the table of releases, and what the scripts of a checkout read.
+# Variables with this prefix that are not options: the options file, the table of releases, and those for the scripts of
+# the repository.
 _OTHER_VARIABLES = ("CONFIG", "PYTHON", "RELEASES", "TEST_LLAMA_SERVER")
 
 
 class WrittenLora(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """An adapter of a list of them: `{path: some.gguf, scale: 0.5}`."""
+    """An item in a list of adapters: `{path: some.gguf, scale: 0.5}`."""
 
     path: str
     scale: float = 1.0
 
 
 class Fields(msgspec.Struct, frozen=True, kw_only=True):
-    """The options that may be written down, as their owner gives them.
+    """The options that may be given in a file or a variable.
 
-    `types` by name. `secrets` are never shown. `check` takes a name and its value, and raises ConfigError;
-    `describe_unknown` says what is wrong with a name that is not among them.
+    `types`: the type of each, by name. `secrets`: names of options that are never shown. `check` takes a name and its
+    value, and raises ConfigError if it is invalid. `describe_unknown` returns the error message for an unknown name.
     """
 
     types: Mapping[str, Any]
@@ -44,7 +43,7 @@ class Fields(msgspec.Struct, frozen=True, kw_only=True):
     describe_unknown: Callable[[str], str]
 
 
-# What a file or a variable may hold for a field, where that is not the field's own type.
+# The type of a field in a file or a variable, if it differs from the field's own type.
 _WRITTEN_TYPES: dict[str, Any] = {
     "device": str,
     "lora": str | list[str | WrittenLora],
@@ -63,14 +62,14 @@ _WRITTEN_TYPES: dict[str, Any] = {
 
 
 def read_environment(environment: Mapping[str, str], fields: Fields) -> dict[str, Any]:
-    """The fields that have a variable, such as LLMSESSION_PARALLEL. Raises ConfigError, which names it."""
+    """Return the fields whose variable is set, such as LLMSESSION_PARALLEL. Raises ConfigError with its name."""
     found = {}
     names = {f"{PREFIX}{name.upper()}": name for name in fields.types}
     for variable, text in environment.items():
         if not variable.startswith(PREFIX) or not text or variable.removeprefix(PREFIX) in _OTHER_VARIABLES:
             continue
         if variable not in names:
-            # Others may have variables of this name; a slip of the pen is told.
+            # Other programs may use the prefix as well, so only a likely typo is an error.
             if near := difflib.get_close_matches(variable, names, n=1, cutoff=0.9):
                 raise ConfigError(f"{variable} is not an option: did you mean {near[0]}?")
             continue
@@ -83,7 +82,7 @@ def read_environment(environment: Mapping[str, str], fields: Fields) -> dict[str
 
 
 def _read_variable(name: str, text: str) -> object:
-    """A text as it is, anything else in YAML's spelling."""
+    """Return the variable's text for fields that are text; split it for `extra_args`; else parse it as YAML."""
     if name == "extra_args":
         try:
             return shlex.split(text)
@@ -109,7 +108,7 @@ def _read_variable(name: str, text: str) -> object:
 
 
 def read_file(path: Path, fields: Fields) -> Iterator[tuple[str, Any]]:
-    """The fields of a YAML file. Raises ConfigError with file and line."""
+    """Yield the fields of a YAML file. Raises ConfigError with the file and, if known, the line."""
     with open_yaml(path) as file:
         if file.root is None:
             return
@@ -127,7 +126,7 @@ def read_file(path: Path, fields: Fields) -> Iterator[tuple[str, Any]]:
 
 
 def _read_written(name: str, value: object, fields: Fields) -> Any:
-    """A value of a file or a variable as the field's own. Raises ConfigError."""
+    """Convert a value from a file or a variable to the field's own type, and check it. Raises ConfigError."""
     hint = _WRITTEN_TYPES.get(name) or fields.types[name]
     try:
         converted = msgspec.convert(value, hint)

@@ -1,1 +1,1 @@
-"""What engines have evaluated of conversations, kept on disk."""
+"""The KV cache of conversations, saved to disk and restored."""

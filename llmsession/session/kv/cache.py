@@ -1,8 +1,8 @@
-"""KvCache: what the engine has read of a conversation, kept on disk, and given back to it before it is asked again.
+"""KvCache: saves what the engine has evaluated of a conversation to disk, and restores it before the next prompt.
 
-It is the engine that compares tokens: whatever it is given back, it goes on from the part that the next prompt begins
-with. So names and digests here decide what is worth its while, and never what is said. Nothing is pinned to a slot
-(LLAMA_SERVER trap 1): a restored slot is the one most like the prompt, which is therefore chosen.
+The engine itself compares tokens: whatever is restored, it continues from the part that the next prompt begins with. So
+the names and digests here only decide whether a restore is worth its time, and never affect a reply. Nothing is pinned
+to a slot (LLAMA_SERVER trap 1): the engine chooses the slot most similar to the prompt, which is the restored one.
 """
 
 from __future__ import annotations
@@ -35,23 +35,24 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("llmsession.kv")
 
-# Less than this is read again as fast as a file.
+# Fewer tokens than this are evaluated as fast as a file is read.
 LEAST_TOKENS = 96
-# What a restore costs beside the reading, in seconds, and the bytes a second that are believed until one was measured.
+# The fixed cost of a restore or save in seconds, and the rate in bytes per second to assume until one is measured.
 OVERHEAD = 0.003
 FIRST_RATE = 400e6
-# Restoring has to be so many times as fast as evaluating.
+# Restoring must be this many times as fast as evaluating.
 MARGIN = 2.0
-# Saving stops the engine for a moment: it may do so for this part of the time that replies take, saved up to a limit.
+# Saving pauses the engine. It may do so for this fraction of the time that replies take; unused time adds up to a limit
+# in seconds.
 SHARE, MOST_CREDIT = 0.1, 1.0
-# An engine is idle when it was for so long: then it may be stopped for longer.
+# An engine without work for this many seconds is idle, and may be paused for longer.
 IDLE_AFTER = 0.3
-# A close waits so many seconds for a save, at most: a third of what all of it may take.
+# Seconds that a close waits for saves, at most: a third of what it may take in all.
 CLOSE_WAIT = 0.5
-# After so many restores that brought nothing there are no more: this engine cannot go on from them.
+# After this many useless restores in a row, no more are tried: this engine cannot continue from them.
 MOST_FAILURES = 3
 SLOT_TIMEOUT = 120.0
-# A slot is held back for a save so long at most: then it goes to the next, and perhaps nothing is saved.
+# Seconds that a slot is held back for a save, at most. Then the next request gets it, and perhaps nothing is saved.
 RELEASE_AFTER = 0.05
 _THREAD_LIFE = 2.0
 
@@ -62,7 +63,10 @@ class _Action(msgspec.Struct):
 
 
 class CachedTurn:
-    """A reply of a conversation, or what `only_reads` it. `expected`: tokens that it should find, once restored."""
+    """A reply of a conversation; with `only_reads`, a request that only evaluates the prompt.
+
+    `expected`: the tokens that the engine should find in its cache after a restore.
+    """
 
     def __init__(self, conversation: str, messages: Sequence[Message], *, only_reads: bool = False) -> None:
         self.conversation = conversation
@@ -72,11 +76,11 @@ class CachedTurn:
         self.expected = 0
 
     def after(self, reply: Message) -> tuple[tuple[str, ...], tuple[int, ...]]:
-        """The digests with the reply."""
+        """Return the prefixes and lengths with the reply appended."""
         return _digest([*self._messages, reply])
 
     def share(self, saved: Saved) -> float:
-        """How much of what was saved this prompt begins with, 0 to 1, by letters."""
+        """Return how much of the saved conversation this prompt begins with, from 0 to 1, measured in characters."""
         count = 0
         for ours, theirs in zip(self.prefixes, saved.prefixes, strict=False):
             if ours != theirs:
@@ -98,7 +102,10 @@ class _Job:
 
 
 class KvCache:
-    """Of one session. `is_idle`: whether no reply is in progress."""
+    """Saves and restores the KV of one session's conversations.
+
+    `budget`: bytes on disk. `is_idle` returns whether no reply is in progress.
+    """
 
     def __init__(self, budget: int, *, is_idle: Callable[[], bool]) -> None:
         self.slot_lock = SlotLock()
@@ -126,7 +133,10 @@ class KvCache:
     async def send(
         self, endpoint: Endpoint, turn: CachedTurn | None, send: Callable[[], Awaitable[ByteStream]]
     ) -> ByteStream:
-        """Send it, once nobody moves a slot; the conversation restored before, where that is worth its while."""
+        """Send a request once no slot is being saved or restored.
+
+        Before that, the conversation is restored if that is faster than evaluating it.
+        """
         saved = await self._find_worthy(endpoint, turn) if turn is not None else None
         granted = Latch()
         hold = self.slot_lock.acquire(granted.set, alone=saved is not None)
@@ -149,7 +159,7 @@ class KvCache:
     def _look(self, endpoint: Endpoint, turn: CachedTurn) -> Saved | None:
         try:
             files = self._open(endpoint)
-        except OSError:  # the model's file is gone, say
+        except OSError:  # for example, the model's file is gone
             return None
         saved = files.find(turn.conversation) if files is not None else None
         if files is None or saved is None:
@@ -167,11 +177,11 @@ class KvCache:
     def _is_worth(self, tokens: float, size: float, prompt_rate: float) -> bool:
         if tokens < LEAST_TOKENS or prompt_rate <= 0:
             return False
-        # It is read twice: for its checksum, and by the engine.
+        # The file is read twice: for its checksum, and by the engine.
         return tokens / prompt_rate > MARGIN * (OVERHEAD + 2 * size / self._read_rate)
 
     async def _restore(self, endpoint: Endpoint, turn: CachedTurn, saved: Saved) -> None:
-        """Into an idle slot. That of a conversation that is saved as well, if there is one."""
+        """Restore a conversation into an idle slot, preferably one whose own conversation does not wait to be saved."""
         from llmsession.wire.metrics import parse_slots
 
         try:
@@ -200,10 +210,13 @@ class KvCache:
         self, endpoint: Endpoint | None, turn: CachedTurn | None, slot: int | None, completion: Completion | None,
         release: Callable[[], None],
     ) -> None:  # fmt: skip
-        """It is over. `release` is called when its slot may go to the next: after it was saved, where that is done."""
+        """Note the end of a reply, and save its slot if that is worth it.
+
+        `release` is called when the slot may be given to the next request: after the save, or at once.
+        """
         if endpoint is None or endpoint is not self._engine or slot is None or completion is None:
             with self._lock:
-                self._owners.clear()  # it had one of them, and did not come to say which
+                self._owners.clear()  # it used one of the slots, but did not report which
             release()
             return
         job = None
@@ -280,7 +293,7 @@ class KvCache:
                 self._start()
                 self._busy += 1
                 self._jobs.put(job)
-        except BackendError:  # there is no thread: it is not saved
+        except BackendError:  # no thread can be started, so it is not saved
             self._leave(job)
 
     def _start(self) -> None:
@@ -289,10 +302,10 @@ class KvCache:
             self._is_working = True
 
     def _give_up(self, error: BaseException) -> None:
-        """The saver has failed, which is logged: what waited for it is not saved, and holds nothing back."""
+        """Called when the saver has failed, which is logged: drop the waiting saves and release their slots."""
         del error
         left = list[_Job | None]()
-        with self._lock:  # a job that is put from here on starts the saver again
+        with self._lock:  # a job that is added from now on starts the saver again
             with contextlib.suppress(queue.Empty):
                 while True:
                     left.append(self._jobs.get_nowait())
@@ -304,7 +317,7 @@ class KvCache:
         self._done.set()
 
     async def _work(self) -> None:
-        """Until there is nothing more to save. It may block: nothing else runs in this loop."""
+        """Run until there is nothing more to save. It may block: nothing else runs in this event loop."""
         idle_since = time.monotonic()
         while True:
             job = None
@@ -324,7 +337,7 @@ class KvCache:
                     return
 
     def _next_dirty(self) -> _Job | None:
-        """One that had to wait until nobody does."""
+        """Return a save that was postponed until no reply is in progress, if any and if that is now."""
         with self._lock:
             if not self._is_idle() or not self._dirty:
                 return None
@@ -343,7 +356,7 @@ class KvCache:
             if files is None or not files.has_room(size):
                 return
             if not job.granted.wait(RELEASE_AFTER):
-                self._release(job)  # whoever waits for a slot does not wait for this
+                self._release(job)  # the next request does not wait for this save
                 if not job.granted.wait(SLOT_TIMEOUT):
                     return
             if self.slot_lock.launches != job.launches and not await self._holds(endpoint, job):
@@ -359,8 +372,8 @@ class KvCache:
                 files.keep(job.conversation, path, msgspec.structs.replace(saved, tokens=action.n_saved))
                 path = None
         except (LLMSessionError, OSError):
-            return  # without it, it is evaluated again
-        except Exception:  # noqa: BLE001 - an answer that nobody has foreseen: later saves go on
+            return  # not saved: the conversation will be evaluated again
+        except Exception:  # noqa: BLE001 - an unforeseen answer must not prevent later saves
             _log.exception("what the engine has evaluated of a conversation could not be saved")
         finally:
             self._leave(job)
@@ -380,7 +393,7 @@ class KvCache:
         release()
 
     async def _holds(self, endpoint: Endpoint, job: _Job) -> bool:
-        """Whether its slot is still as the reply left it, though others have been given one since."""
+        """Whether the slot is still as the reply left it, although other requests were sent since."""
         from llmsession.wire.metrics import parse_slots
 
         with self._lock:
@@ -399,7 +412,7 @@ class KvCache:
             raise UndecodableError(f"the answer to {action} cannot be read: {error}", payload=answer[:1000]) from error
 
     def _turn_to(self, endpoint: Endpoint) -> None:
-        """Another engine has empty slots."""
+        """Reset what is known of the slots if this is another engine: its slots are empty."""
         with self._lock:
             if endpoint is not self._engine:
                 self._engine, self._files, self._failures = endpoint, None, 0
@@ -418,7 +431,7 @@ class KvCache:
         return self._files
 
     async def aclose(self) -> None:
-        """Save what still waits for that, as far as there is time."""
+        """Save what still waits for it, for at most `CLOSE_WAIT` seconds, and stop."""
         with self._lock:
             self._closing = True
             pending = self._is_working and (self._busy > 0 or (bool(self._dirty) and self._is_idle()))
@@ -430,7 +443,7 @@ class KvCache:
 
 
 def _digest(messages: Sequence[Message]) -> tuple[tuple[str, ...], tuple[int, ...]]:
-    """Of the conversation after each turn, and how many letters there are up to it."""
+    """Return digests of the conversation after each turn, and about how many characters it has up to there."""
     running, prefixes, lengths, length = hashlib.sha256(), [], [], 0
     for message in messages:
         encoded = msgspec.json.encode(message)
@@ -446,4 +459,4 @@ def _blend(old: float, new: float) -> float:
 
 
 def _nothing() -> None:
-    """Nobody waits for it."""
+    """Do nothing: the slot has been released already."""

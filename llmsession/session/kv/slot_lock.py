@@ -1,6 +1,6 @@
-"""Who may hand the engine something that takes a slot. Many requests at a time; whoever moves a slot's content, alone.
+"""SlotLock: many requests may be sent to the engine at once, but a slot is saved or restored alone.
 
-First come, first served, so that neither kind waits for ever. No I/O, any thread.
+First come, first served, so that neither kind waits forever. Does no I/O, and may be used from any thread.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 
 class Hold:
-    """A place in front of the gate, then behind it. `on_granted` is called once, in whichever thread lets it pass."""
+    """A place in the queue, then a hold of the lock. `on_granted` is called once, in the thread that grants it."""
 
     def __init__(self, on_granted: Callable[[], None], *, alone: bool) -> None:
         self.on_granted = on_granted
@@ -20,7 +20,10 @@ class Hold:
 
 
 class SlotLock:
-    """`launches` counts those that did not pass alone: each of them may have taken any slot that was idle."""
+    """A first-come, first-served lock, held by many at once or by one `alone`.
+
+    `launches` counts the granted holds that were not `alone`: each such request may have taken any idle slot.
+    """
 
     def __init__(self) -> None:
         self.launches = 0
@@ -29,7 +32,7 @@ class SlotLock:
         self._waiting: deque[Hold] = deque()
 
     def acquire(self, on_granted: Callable[[], None], *, alone: bool = False) -> Hold:
-        """Queue up. Every passage must be given back with `release`, granted or not."""
+        """Join the queue. Every hold must be given back with `release`, granted or not."""
         passage = Hold(on_granted, alone=alone)
         with self._lock:
             self._waiting.append(passage)
@@ -38,7 +41,7 @@ class SlotLock:
         return passage
 
     def release(self, passage: Hold) -> None:
-        """It is through, or has given up."""
+        """Give the hold back; one that was never granted leaves the queue."""
         with self._lock:
             self._inside.discard(passage)
             if not passage.is_granted:

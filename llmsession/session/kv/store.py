@@ -1,7 +1,8 @@
-"""KvStore: what engines have read of conversations, on disk, within a budget; the least recently used goes first.
+"""KvStore: the saved KV of conversations on disk, within a budget in bytes. The least recently used is removed first.
 
-Each conversation has a file of the engine's and a note of ours that names it and its checksum. The note is renamed into
-place after the file, so that a kill at any moment leaves an older pair or the new one. What no note names is swept.
+Each conversation has a data file, written by the engine, and a note, which names that file and its checksum. The note
+is renamed into place after the file is written, so a kill at any moment leaves either the older pair or the new one.
+Files that no note names are removed.
 """
 
 from __future__ import annotations
@@ -24,24 +25,25 @@ from llmsession.system.named_files import MARK, digest_name, is_forgotten, remov
 if TYPE_CHECKING:
     from llmsession.backends.launch import Launch
 
-# So long after it was written, a file without a note is what a killed program left.
+# Seconds after which a file without a note is taken for the leftover of a killed program.
 LEFT_AFTER = 600.0
-# An engine that runs longer than this with what it has read, and nobody asks, is not to be expected.
+# Seconds for which the mark of a forgotten conversation is kept. No engine is expected to hold a conversation that long
+# without use.
 MARKED_FOR = 30 * 24 * 3600.0
-# What stays free on the disk, whatever the budget says.
+# Bytes that stay free on the disk, whatever the budget is.
 LEAST_FREE = 512 * 2**20
-# Other programs write there as well: now and then it is looked what there is.
+# Other programs write to the folder as well, so it is scanned once in this many saves.
 _LOOK_EVERY = 64
 _SAMPLES = 64
 _SAMPLE_BYTES = 4096
 _HEAD_BYTES = 2**20
-# Fields of a Launch that do not change what an engine's file holds.
+# Fields of a Launch that do not affect the content of an engine's file.
 _NO_MATTER = {"info", "check_memory", "alias", "threads", "cache_ram_mib", "start_timeout", "on_progress"}
 _NO_MATTER |= {"cache", "logs", "records", "kv_folder", "model_path"}
 
 
 class Saved(msgspec.Struct, frozen=True, kw_only=True):
-    """The note. `prefixes` are digests of the conversation after each turn, and `lengths` the letters up to there."""
+    """The note. `prefixes`: digests of the conversation after each turn; `lengths`: its characters up to there."""
 
     file: str
     tokens: int
@@ -59,7 +61,7 @@ class _File(NamedTuple):
 
 
 class KvStore:
-    """Of one engine and model: `stamp` says which, in hexadecimal digits."""
+    """The saved KV of one engine and model, which `stamp` identifies, in hexadecimal digits."""
 
     def __init__(self, folder: Path, stamp: str, budget: int) -> None:
         self.folder = folder
@@ -68,7 +70,7 @@ class KvStore:
         self._total = self._kept = 0
 
     def find(self, conversation: str) -> Saved | None:
-        """What is there of it. A note that cannot be read goes."""
+        """Return the note of a conversation, if any. If it cannot be read, the conversation's files are removed."""
         note = self._note(conversation)
         try:
             return msgspec.json.decode(note.read_bytes(), type=Saved)
@@ -79,7 +81,7 @@ class KvStore:
             return None
 
     def is_whole(self, conversation: str, saved: Saved) -> bool:
-        """Whether the file is what was written; what is damaged goes. It is then used: others go before it."""
+        """Whether the file is intact. If so, it counts as just used; if not, the conversation's files are removed."""
         path = self.folder / saved.file
         try:
             if path.stat().st_size == saved.size and _checksum(path) == saved.checksum:
@@ -91,18 +93,18 @@ class KvStore:
         return False
 
     def new_file(self, conversation: str) -> Path:
-        """Where the engine is to write; nobody reads it until `keep`."""
+        """Return a path for the engine to write to. The file is not used before `keep`."""
         return self.folder / f"{self._stem(conversation)}-{secrets.token_hex(6)}.kv"
 
     def has_room(self, size: int) -> bool:
-        """Whether so many bytes may be written."""
+        """Whether a file of `size` bytes may be written."""
         try:
             return size <= self._budget // 2 and shutil.disk_usage(self.folder).free > size + LEAST_FREE
         except OSError:
             return False
 
     def keep(self, conversation: str, path: Path, saved: Saved) -> None:
-        """From now on this is what there is of it, unless it was forgotten. Raises OSError."""
+        """Make this file the saved KV of the conversation, unless that was forgotten. Raises OSError."""
         before = self.find(conversation)
         size = path.stat().st_size
         saved = msgspec.structs.replace(saved, file=path.name, size=size, checksum=_checksum(path))
@@ -121,11 +123,11 @@ class KvStore:
             self.shrink()
 
     def forget(self, conversation: str) -> None:
-        """Nothing of it is left, whichever engine wrote it."""
+        """Remove all files of the conversation, whichever engine wrote them."""
         remove_copies(self.folder, conversation)
 
     def shrink(self) -> None:
-        """To the budget, all engines and models together; and without what killed programs left."""
+        """Shrink the folder to the budget, over all engines and models, and remove what killed programs left behind."""
         notes, files = self._look()
         self._total = 0
         for stem, those in files.items():
@@ -145,7 +147,10 @@ class KvStore:
                 self._total -= file.size
 
     def _look(self) -> tuple[dict[str, float], dict[str, list[_File]]]:
-        """When each note was last used, and the files by whose they are, oldest first. Placeholders that are old go."""
+        """Return when each note was last used, and the files of each conversation, oldest first.
+
+        Old marks of forgotten conversations are removed.
+        """
         notes: dict[str, float] = {}
         files: dict[str, list[_File]] = {}
         with contextlib.suppress(OSError):
@@ -175,7 +180,10 @@ class KvStore:
 
 
 def stamp_engine(launch: Launch, backend: str, version: str, engine: Path | None) -> str:
-    """What a file depends on: the model's bytes, the build, and every flag. Costs a few milliseconds of reading."""
+    """Return a digest of what a saved file depends on: samples of the model's bytes, the build, and the flags.
+
+    Takes a few milliseconds of reading.
+    """
     found = hashlib.sha256()
     fields: dict[str, Any] = {
         name: repr(getattr(launch, name)) for name in launch.__struct_fields__ if name not in _NO_MATTER

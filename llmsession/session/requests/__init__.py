@@ -1,1 +1,1 @@
-"""The request for each kind of call, and who goes next."""
+"""The request for each kind of call, and the queue in which calls wait for a slot."""

@@ -1,6 +1,6 @@
-"""Attempt: where a session's reply comes from. It waits for a slot, has the server ready, and asks it.
+"""Attempt: the source of a session's reply. It waits for a slot, makes sure that the server is ready, and prompts it.
 
-Where the server ends in the middle of the reply, it is started again and asked for the rest.
+If the server exits in the middle of the reply, it is restarted and asked for the rest.
 """
 
 from __future__ import annotations
@@ -52,11 +52,11 @@ class Attempt:
 
     @property
     def queue_position(self) -> int | None:
-        """How many are in front, while it waits for a slot."""
+        """How many requests are in front of this one while it waits for a slot; None otherwise."""
         return self._scheduler.position(self._ticket) if self._ticket is not None else None
 
     async def open(self, mark_sent: Callable[[], None]) -> ByteStream:
-        """Wait for a slot, have the server ready, send the request."""
+        """Wait for a slot and for the server to be ready, then send the request."""
         granted = Latch()
         self._ticket = self._scheduler.acquire(granted.set)
         if not self._ticket.is_granted:
@@ -71,7 +71,7 @@ class Attempt:
     async def _connect(
         self, make: Callable[[Endpoint], Awaitable[WireRequest]], mark_sent: Callable[[], None]
     ) -> ByteStream:
-        """Asked again for as long as the server ends before it answers, and may be started again."""
+        """Send the request, again each time that the server exits before it answers and may be restarted."""
         while True:
             self._endpoint = endpoint = await self._server.ensure_ready()
             mark_sent()
@@ -93,7 +93,7 @@ class Attempt:
         return await (send() if self._kv is None else self._kv.send(endpoint, self._turn, send))
 
     async def is_engine_failure(self, error: LLMSessionError) -> bool:
-        """Whether that error is the end of a server that may be started again for this reply."""
+        """Whether the error means that the server has exited, and may be restarted for this reply."""
         return (
             isinstance(error, TransportError | ProtocolError)
             and not isinstance(error, TimeoutError)
@@ -103,7 +103,10 @@ class Attempt:
         )
 
     async def resume(self, error: LLMSessionError, delivered: Delivered, mark_sent: Callable[[], None]) -> ByteStream:
-        """The rest of a reply whose server has died: started again, and asked to go on or to say it all once more."""
+        """Restart the server and return the rest of the reply that `error` cut off.
+
+        If the server cannot continue the reply, it generates it again, and the delivered part is skipped.
+        """
         cause = await self.diagnose(error)
         self.restarts += 1
 
@@ -120,13 +123,16 @@ class Attempt:
         return await self._connect(make, mark_sent)
 
     def check_progress(self, *, has_begun: bool, give_up: Callable[[], None]) -> bool:
-        """No token has come for long. Whether the server is now being looked at, which ends it where it hangs."""
+        """Called when no token has arrived for a while. Return whether the server is being checked.
+
+        A server that hangs is killed by that check.
+        """
         return self._endpoint is not None and self._server.check_progress(
             self._endpoint, has_begun=has_begun, give_up=give_up
         )
 
     def close(self, completion: Completion | None) -> None:
-        """The reply is over: the slot is free, or will be once it was saved. Called once."""
+        """Free the slot at the end of the reply: at once, or after its KV has been saved. Called once."""
         ticket, self._ticket = self._ticket, None
         if ticket is not None:
             release = partial(self._scheduler.release, ticket)
@@ -137,7 +143,7 @@ class Attempt:
         self._server.rotate_log()
 
     async def diagnose(self, error: LLMSessionError) -> LLMSessionError:
-        """What cut the connection, where it was the engine's death."""
+        """Return what cut the connection: the engine's exit, if it has exited, else `error` itself."""
         if isinstance(error, TransportError | ProtocolError) and not isinstance(error, TimeoutError):
             return await self._server.diagnose(error, self._endpoint)
         return error

@@ -1,5 +1,7 @@
-"""RequestBuilder: which request a call becomes. Images, a prompt encoding, the chat endpoint, the model's template: the
-choice is made here, for prompt, ingest, count_tokens and inspect_prompt alike.
+"""RequestBuilder: chooses the kind of request for a call.
+
+A prompt is written either by a prompt encoding or by the model's template; with images, always by the template. The
+choice is made here for prompt, ingest, count_tokens and inspect_prompt alike.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
 
 
 class RequestBuilder:
-    """Builds the requests of one session. `can_see`: whether images may be sent, as far as it is known here."""
+    """Builds the requests of one session. `can_see`: whether images may be sent, as far as the client knows."""
 
     def __init__(self, info: ServerInfo, *, can_see: bool) -> None:
         self._info = info
@@ -32,9 +34,9 @@ class RequestBuilder:
         self._can_see = can_see
 
     def read(self, messages: MessagesLike, *, reply: bool = True) -> list[Message]:
-        """The messages as they are sent: images read, `{now}` and `{model}` in the system prompt filled in.
+        """Return the messages as they are sent: images loaded, `{now}` and `{model}` in the system prompt filled in.
 
-        Raises InvalidMessagesError.
+        Raises InvalidMessagesError if the messages are malformed.
         """
         turns = with_data_urls(as_messages(messages, reply=reply))
         if turns[0].role is Role.SYSTEM:
@@ -44,9 +46,9 @@ class RequestBuilder:
         return turns
 
     def find_encoding(self, turns: Sequence[Message]) -> PromptEncoding | None:
-        """The encoding that writes these messages; None: the server applies the model's template.
+        """Return the encoding that writes these messages, or None if the server applies the model's template.
 
-        Raises UnsupportedFeatureError for images that the model cannot see.
+        Raises UnsupportedFeatureError if there are images and the model cannot see them.
         """
         if any(turn.images for turn in turns):
             if not self._can_see:
@@ -60,14 +62,14 @@ class RequestBuilder:
         return self._server.model.encoding
 
     def check(self, request: GenerationRequest) -> None:
-        """Raise UnsupportedFeatureError if a prompt of text alone cannot be sent with these settings."""
+        """Raise UnsupportedFeatureError if a text-only prompt cannot be sent with these settings."""
         if self._server.model.encoding is not None:
             self._info.require("completion")
         else:
             self._check_chat(request)
 
     def prompt(self, turns: list[Message], encoding: PromptEncoding | None, request: GenerationRequest) -> Request:
-        """The request for a reply to these messages. Raises UsageError and UnsupportedFeatureError."""
+        """Return the request for a reply to these messages. Raises UsageError and UnsupportedFeatureError."""
         if encoding is not None:
             from llmsession.session.requests.completion import EncodedRequest
 
@@ -79,7 +81,10 @@ class RequestBuilder:
         return ChatRequest(self._server, turns, request, self._info.features)
 
     def prefix(self, turns: list[Message], request: GenerationRequest, *, typing: bool) -> Request:
-        """The request that evaluates what the next prompt will begin with. Raises UnsupportedFeatureError."""
+        """Return the request that evaluates what the next prompt will begin with.
+
+        `typing`: the user is still writing the last message. Raises UnsupportedFeatureError.
+        """
         if turns[-1].role in (Role.USER, Role.TOOL) and not typing:
             return self.prompt(turns, self.find_encoding(turns), request)
         self._refuse_images(turns, "way to evaluate a part of a conversation with images")
@@ -96,13 +101,13 @@ class RequestBuilder:
         return PrefixRequest(self._server, turns, request, typing=typing)
 
     def raw(self, prompt: str | Sequence[int], request: GenerationRequest) -> Request:
-        """The request that continues raw text or token ids. Raises UsageError."""
+        """Return the request that continues raw text or token ids. Raises UsageError."""
         from llmsession.session.requests.completion import RawRequest
 
         return RawRequest(self._server, check_prompt(prompt), request)
 
     async def count(self, turns: list[Message]) -> int:
-        """How many tokens the prompt for these messages has, exactly."""
+        """Return the exact number of tokens in the prompt for these messages."""
         from llmsession.wire import openai_api
 
         endpoint = await self._info.ready()
@@ -125,7 +130,7 @@ class RequestBuilder:
         return len(await self.tokenize(prompt, add_special=True, special=True))
 
     async def tokenize(self, text: str, *, add_special: bool, special: bool) -> list[int]:
-        """The token ids of a text. `special`: spellings of special tokens in it mean those tokens."""
+        """Return the token ids of a text. `special`: spellings of special tokens in it mean those tokens."""
         from llmsession.wire import completion_api
 
         endpoint = await self._info.ready()
@@ -133,7 +138,10 @@ class RequestBuilder:
         return completion_api.decode_tokens(await endpoint.client.post("/tokenize", body))
 
     async def inspect(self, turns: list[Message]) -> list[PromptPiece]:
-        """The pieces of the prompt for these messages, or of what the next prompt will begin with."""
+        """Return the pieces of the prompt for these messages.
+
+        If the last message is the assistant's, they are the pieces of what the next prompt will begin with.
+        """
         from llmsession.prompts.pieces import read_pieces
 
         endpoint = await self._info.ready()
@@ -161,7 +169,7 @@ class RequestBuilder:
         return TemplateWriter(writer, endpoint.client, model=self._server.model.name, extra={})
 
     def _check_chat(self, request: GenerationRequest) -> None:
-        """Raise UnsupportedFeatureError if the chat endpoint of this server cannot be asked for that."""
+        """Raise UnsupportedFeatureError if the server's chat endpoint does not support these settings."""
         from llmsession.wire.openai_api import find_beyond_openai
         from llmsession.wire.transformers_api import find_unsupported
 
@@ -182,7 +190,7 @@ class RequestBuilder:
 
 
 def check_prompt(prompt: str | Sequence[int]) -> str | list[int]:
-    """Return text or token ids that can be continued. Raises UsageError."""
+    """Return the prompt, with token ids as a list. Raises UsageError if it is empty, or neither text nor token ids."""
     if isinstance(prompt, str):
         if not prompt:
             raise UsageError("there is nothing to continue: give some text, or token ids")
@@ -203,5 +211,5 @@ def check_text(text: object) -> str:
 
 
 def is_token_id(value: object) -> bool:
-    """Whether it can be a token's id."""
+    """Whether the value can be a token id."""
     return isinstance(value, int) and not isinstance(value, bool) and value >= 0

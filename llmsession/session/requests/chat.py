@@ -1,4 +1,4 @@
-"""Requests in which the model's own template writes the prompt: through the chat endpoint, or as tokens of ours."""
+"""Requests whose prompt is written by the model's own template: through the chat endpoint, or as token ids."""
 
 from __future__ import annotations
 
@@ -21,12 +21,16 @@ if TYPE_CHECKING:
     from llmsession.wire.request import GenerationRequest
     from llmsession.wire.resume import Delivered
 
-# What it takes to send a chat as tokens of ours.
+# The features that the server needs for a chat to be sent as token ids.
 _AS_TOKENS = frozenset({"tokens", "pieces", "template", "completion"})
 
 
 class ChatRequest:
-    """By the server's own template, through the chat endpoint; where a text spells a token, as tokens of ours."""
+    """A chat whose prompt is written by the server's template.
+
+    It goes through the chat endpoint; but if a text spells a special token, or with `reply_start`, the rendered prompt
+    is sent as text or token ids to /completion, if the server can do that.
+    """
 
     def __init__(
         self,
@@ -53,7 +57,10 @@ class ChatRequest:
         return _complete_chat(found, request, answers=bool(request.reply_start))
 
     async def resume(self, endpoint: Endpoint, delivered: Delivered) -> WireRequest | None:
-        """By the server's own way of going on, where its template is good for that; else by the rendered prompt."""
+        """Continue through the chat endpoint if its template allows that, else with the rendered prompt.
+
+        Raises what `Request.resume` raises.
+        """
         if not self._takes_tokens(endpoint) or not may_go_on(self._request):
             return None
         writer, start = await self._writer(endpoint), self._request.reply_start
@@ -76,9 +83,9 @@ class ChatRequest:
         return TemplateWriter(writer, endpoint.client, model=self._server.model.name, extra=self._request.extra)
 
     async def _check_begin(self, endpoint: Endpoint) -> None:
-        """Where only the server's own way of going on will do: of calls, and where there are images.
+        """Raise UnsupportedFeatureError if the server's template cannot continue a reply that has started.
 
-        Raises UnsupportedFeatureError if its template is not good for that.
+        With tools or images, the chat endpoint is the only way to give the model a `reply_start`.
         """
         from llmsession.wire.resume import Delivered
 
@@ -87,7 +94,10 @@ class ChatRequest:
             raise no_start(endpoint, "the model's template writes a begun reply as no model was trained on")
 
     async def _count(self, endpoint: Endpoint, delivered: Delivered) -> Usage:
-        """The chat endpoint counts its prompt only at the end, and a frame may be more tokens than one."""
+        """Return the usage of the delivered part, counted by the server if the reply has not reported its prompt yet.
+
+        The chat endpoint reports the prompt's tokens only at the end, and one frame may hold several tokens.
+        """
         from llmsession.wire import completion_api, openai_api
 
         before = delivered.usage
@@ -102,14 +112,14 @@ class ChatRequest:
         return Usage(prompt_tokens=prompt, completion_tokens=max(tokens, before.completion_tokens))
 
     def _takes_tokens(self, endpoint: Endpoint) -> bool:
-        """Not where there are images, which go as they are."""
+        """Whether the chat can be sent as token ids: not with images, nor with fields for the chat endpoint alone."""
         if any(turn.images for turn in self._turns):
             return False
         return endpoint.features >= _AS_TOKENS and ONLY_CHAT.isdisjoint(self._request.extra)
 
 
 class PrefixRequest:
-    """Nothing but what the next prompt will begin with."""
+    """A request that only evaluates what the next prompt will begin with."""
 
     def __init__(self, server: Server, turns: Sequence[Message], request: GenerationRequest, *, typing: bool) -> None:
         self._server = server
@@ -127,13 +137,13 @@ class PrefixRequest:
         return complete(written.prompt, self._request, neutralized=written.neutralized)
 
     async def resume(self, endpoint: Endpoint, delivered: Delivered) -> WireRequest | None:
-        """Not: it is said again."""
+        """Return None: the whole request is sent again."""
         del endpoint, delivered
         return None
 
 
 def check_start(request: GenerationRequest, endpoint: Endpoint) -> None:
-    """Raise UnsupportedFeatureError if a chat cannot be begun."""
+    """Raise UnsupportedFeatureError if the reply to a chat cannot be given a `reply_start`."""
     if not endpoint.features >= _AS_TOKENS:
         raise no_start(endpoint, "it has no way to go on from a begun reply")
     if "response_format" in request.extra:
@@ -141,7 +151,7 @@ def check_start(request: GenerationRequest, endpoint: Endpoint) -> None:
 
 
 def no_start(endpoint: Endpoint, why: str) -> UnsupportedFeatureError:
-    """What is raised then."""
+    """Return the error for a server that cannot be given a `reply_start`."""
     return UnsupportedFeatureError(
         f"{endpoint.backend} at {endpoint.client.base_url} cannot be given reply_start: {why}",
         feature="reply_start",
@@ -194,7 +204,11 @@ def _chat_of_transformers(server: Server, turns: Sequence[Message], request: Gen
 async def _chat_with_spaces(
     server: Server, endpoint: Endpoint, turns: Sequence[Message], request: GenerationRequest
 ) -> WireRequest:
-    """Where we cannot send tokens: a space of no width inside of each spelling, taken out of the reply."""
+    """Build a chat request for when token ids cannot be sent.
+
+    A zero-width space is put inside each spelling of a special token, so that it stays text. The reply's decoder
+    removes that character again.
+    """
     from llmsession.prompts.message_texts import choose_space, map_strings, map_texts, strings_of, texts_of
     from llmsession.prompts.vocabulary import look_special
     from llmsession.wire.resume import Delivered

@@ -23,15 +23,15 @@ if TYPE_CHECKING:
     from llmsession.wire.request import GenerationRequest
     from llmsession.wire.resume import Delivered
 
-# What only the chat endpoint can do: constrain and parse calls, and a form of the reply.
+# Fields that only the chat endpoint supports: to constrain and parse tool calls, and to give the reply a format.
 ONLY_CHAT = frozenset({"tools", "tool_choice", "parallel_tool_calls", "functions", "function_call", "response_format"})
-# With these a reply has a form from its first letter on: what goes on in the middle would begin the form again.
+# These constrain a reply from its first character on: a continued reply would start that format over.
 _SHAPING = ONLY_CHAT | {"grammar", "json_schema"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class WireRequest:
-    """What is sent, and what reads the answer. `neutralized`: see Completion."""
+    """An HTTP request, and the decoder that reads its answer. `neutralized`: see Completion."""
 
     path: str
     body: bytes
@@ -40,22 +40,22 @@ class WireRequest:
 
 
 class Request(Protocol):
-    """One call, checked when it was made."""
+    """One call. Its settings are checked when it is made."""
 
     async def build(self, endpoint: Endpoint) -> WireRequest:
-        """The request for a server that is ready: what it looks like depends on the server's tokenizer."""
+        """Return the request to send to a server that is ready. Its form depends on the server's tokenizer."""
         ...
 
     async def resume(self, endpoint: Endpoint, delivered: Delivered) -> WireRequest | None:
-        """One whose reply begins where the delivered part ends; None if that cannot be asked for.
+        """Return a request whose reply begins where the delivered part ends; None if there is no such request.
 
-        Raises TokenLimitReachedError if as many tokens were delivered as were asked for.
+        Raises TokenLimitReachedError if `max_tokens` tokens have been delivered already.
         """
         ...
 
 
 class RawRequest:
-    """As it is: here the spellings of special tokens mean those."""
+    """Continues raw text or token ids. Spellings of special tokens in the text mean those tokens."""
 
     def __init__(self, server: Server, prompt: str | list[int], request: GenerationRequest) -> None:
         self._server = server
@@ -77,7 +77,7 @@ class RawRequest:
         return _complete_written(written, request)
 
     async def resume(self, endpoint: Endpoint, delivered: Delivered) -> WireRequest | None:
-        """Not after token ids: what follows them has to be ids as well, and text has none of its own."""
+        """See Request. None for token ids: ids would have to follow them, and only the reply's text is known."""
         if isinstance(self._prompt, list) or not may_go_on(self._request):
             return None
         writer, start = await self._server.prompt_writer(endpoint), self._request.reply_start
@@ -91,7 +91,7 @@ class RawRequest:
 
 
 class EncodedRequest:
-    """By an encoding of ours, through /completion."""
+    """A prompt written by one of the library's own encodings, sent to /completion."""
 
     def __init__(self, server: Server, pieces: Sequence[Control | Text], request: GenerationRequest) -> None:
         self._server = server
@@ -120,16 +120,16 @@ class EncodedRequest:
 
 
 def may_go_on(request: GenerationRequest) -> bool:
-    """Whether the text so far is all that the rest depends on.
+    """Whether the rest of the reply depends on nothing but the text so far.
 
-    With log-probabilities it is not: of the tokens that came, the text of the last ones may have been held back.
+    It does not with log-probabilities: the text of the last tokens that arrived may have been held back.
     """
     binding = request.has_own_seed and request.sampling.temperature != 0
     return _SHAPING.isdisjoint(request.extra) and not binding and request.top_logprobs is None
 
 
 def shorten(request: GenerationRequest, before: Usage) -> GenerationRequest:
-    """With what is left of `max_tokens`. Raises TokenLimitReachedError."""
+    """Return the request with what is left of `max_tokens`. Raises TokenLimitReachedError if nothing is left."""
     if request.max_tokens is None:
         return request
     left = request.max_tokens - before.completion_tokens
@@ -141,14 +141,17 @@ def shorten(request: GenerationRequest, before: Usage) -> GenerationRequest:
 
 
 def count_on(made: WireRequest, before: Usage) -> WireRequest:
-    """What came before counted as well."""
+    """Return the request with a decoder that adds the tokens of the earlier part to its counts."""
     from llmsession.wire.resume import ContinuedDecoder
 
     return replace(made, decoder=ContinuedDecoder(made.decoder, before))
 
 
 def bound(request: GenerationRequest, endpoint: Endpoint) -> GenerationRequest:
-    """With an end, where the server has none of its own: old ones go on for ever (LLAMA_SERVER §8)."""
+    """Set `max_tokens` to the context length if nothing else ends the reply.
+
+    Old servers do not stop at the end of the context, and generate forever (LLAMA_SERVER §8).
+    """
     length, features = endpoint.facts.context_length, endpoint.features
     if request.max_tokens is not None or length is None or "context_end" in features or "completion" not in features:
         return request
@@ -163,7 +166,7 @@ def check_body(request: GenerationRequest) -> None:
 
 
 def complete(prompt: str | list[int], request: GenerationRequest, *, neutralized: int = 0) -> WireRequest:
-    """To /completion."""
+    """Return a request to /completion."""
     from llmsession.wire import completion_api
 
     return WireRequest(

@@ -1,6 +1,6 @@
-"""Who goes next. First come, first served; no more at once than there are slots. No I/O, any thread.
+"""Scheduler: a first-come, first-served queue for the server's slots. Does no I/O, and may be used from any thread.
 
-What waits, waits here and not in the engine: a queued request is what the engine neither cancels nor closes well.
+Requests wait here and not in the engine, which neither cancels queued requests well nor closes well while it has any.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 
 class Ticket:
-    """A place in the queue, then in a slot. `on_granted` is called once, in whichever thread frees the slot."""
+    """A place in the queue, then a slot. `on_granted` is called once, in the thread that frees the slot."""
 
     def __init__(self, on_granted: Callable[[], None]) -> None:
         self.on_granted = on_granted
@@ -19,7 +19,7 @@ class Ticket:
 
 
 class Scheduler:
-    """`limit` tickets are granted at a time."""
+    """Grants at most `limit` tickets at a time."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
@@ -33,7 +33,7 @@ class Scheduler:
         return self._granted == 0
 
     def acquire(self, on_granted: Callable[[], None]) -> Ticket:
-        """Queue up. Every ticket must be given back with `release`, granted or not."""
+        """Join the queue. Every ticket must be given back with `release`, granted or not."""
         ticket = Ticket(on_granted)
         with self._lock:
             if self._granted >= self._limit:
@@ -45,7 +45,7 @@ class Scheduler:
         return ticket
 
     def release(self, ticket: Ticket) -> None:
-        """Give the slot, or the place in the queue, to the next."""
+        """Pass the slot to the next ticket; one that was never granted leaves the queue."""
         with self._lock:
             if not ticket.is_granted:
                 self._waiting.remove(ticket)
@@ -58,6 +58,6 @@ class Scheduler:
         following.on_granted()
 
     def position(self, ticket: Ticket) -> int | None:
-        """How many are in front of it; None once it is granted or gone."""
+        """Return how many tickets are in front of this one; None once it is granted or released."""
         with self._lock:
             return self._waiting.index(ticket) if ticket in self._waiting else None

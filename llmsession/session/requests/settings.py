@@ -1,4 +1,4 @@
-"""Settings of one call: the keywords that every call for a reply takes, checked once, before anything is awaited."""
+"""Settings of one call: the keywords of every call for a reply, checked once, before anything is awaited."""
 
 from __future__ import annotations
 
@@ -25,35 +25,38 @@ class GenerateKeywords(TypedDict, total=False):
     seed: int | None
     """The seed of the sampler; None or 0: one is drawn and reported in `Completion.seed`."""
     temperature: float | None
-    """The temperature of sampling; 0 is greedy. It overrides `sampling`."""
+    """The sampling temperature; 0 is greedy. It overrides the one in `sampling`."""
     sampling: Sampling | None
-    """Sampler settings for this call, on top of those of the session."""
+    """Sampler settings for this call, which override those of the session."""
     stop: str | Collection[str | int]
     """A phrase that ends the reply, or a collection of phrases and token ids."""
     echo_stop: bool
-    """Whether the phrase that ended the reply is a part of its text."""
+    """Whether the stop phrase that ended the reply is included in its text."""
     reply_start: str
-    """Text that the reply begins with. It comes first in a stream, and counts as a part of the prompt: for
-    `max_tokens`, `usage`, stop phrases, seeds, and a grammar in `extra`."""
+    """Text that the reply begins with. It comes first in a stream. For `max_tokens`, `usage`, stop phrases, seeds, and
+    a grammar in `extra`, it counts as a part of the prompt."""
     top_logprobs: int | None
     """None: no log-probabilities; 0: each token's own; k: also those of the k most likely tokens."""
     lora: Sequence[Lora | str | Path] | None
-    """The session's adapters to use, with their scales; None: all as the session has them; empty: none."""
+    """The session's adapters to use, with their scales; None: all, as the session has them; empty: none."""
     timeout: float | None
-    """Seconds for the whole call, waiting for a slot included."""
+    """Seconds that the whole call may take, including the wait for a slot."""
     extra: Mapping[str, Any] | None
-    """Further fields of the request, sent as they are."""
+    """Additional fields of the request, sent unchanged."""
 
 
 class CallSettings(msgspec.Struct, frozen=True, kw_only=True):
-    """The checked keywords of one call: those that are sent, and the seconds for all of it."""
+    """The checked keywords of one call: those that are sent, and the timeout of the whole call in seconds."""
 
     request: GenerationRequest
     timeout: float | None = None
 
 
 def make_settings(keywords: GenerateKeywords, options: Options, advised: Sampling) -> CallSettings:
-    """Check the keywords. `advised` is the sampling that the registry advises for the model. Raises UsageError."""
+    """Check the keywords and return the settings. Raises UsageError if one is unknown or invalid.
+
+    `advised` is the sampling that the registry recommends for the model.
+    """
     unknown = sorted(set(keywords) - set(GenerateKeywords.__annotations__))
     if unknown:
         raise UsageError(

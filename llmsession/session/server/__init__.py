@@ -1,1 +1,1 @@
-"""The server of a session: planned, started, watched and restarted, or attached to."""
+"""The server of a session: one that it starts, watches and restarts, or a remote one that it attaches to."""

@@ -1,7 +1,8 @@
-"""HangDetector: whether an engine that gives no token still works. One that hangs is killed, which its replies outlive.
+"""HangDetector: checks whether an engine that produces no token still works, and kills one that hangs.
 
-An engine may hang and its /health stay "ok": then its slots stand still. It is asked for them rarely, since each answer
-keeps it from noticing clients that left (LLAMA_SERVER trap 3).
+Its replies then continue on the restarted engine. An engine may hang while its /health stays "ok"; but its slots make
+no progress. It is asked for them rarely, since each answer keeps it from noticing clients that have disconnected
+(LLAMA_SERVER trap 3).
 """
 
 from __future__ import annotations
@@ -22,12 +23,12 @@ if TYPE_CHECKING:
     from llmsession.backends.endpoint import Endpoint
     from llmsession.wire.metrics import Place
 
-# The longest that a working engine takes to answer beside its work.
+# Seconds: the longest that a working engine takes to answer while it generates.
 ANSWER_TIMEOUT = 10.0
 
 
 class HangDetector:
-    """Over one engine of ours. `interval` is idle_timeout, in seconds: two checks are at least as far apart."""
+    """Watches one engine. `interval`: the idle_timeout, in seconds, which is also the least time between two checks."""
 
     def __init__(self, endpoint: Endpoint, interval: float) -> None:
         self._endpoint = endpoint
@@ -37,10 +38,11 @@ class HangDetector:
         self._places: dict[int, Place] | None = None
 
     def check(self, *, has_begun: bool, give_up: Callable[[], None]) -> None:
-        """In a thread of its own, if the last check is long enough ago. `give_up` is called where nothing is to be had.
+        """Check the engine in a thread, if the last check is long enough ago.
 
-        Before its first token a reply may wait for a long prompt, of which one step can take minutes on a small
-        machine: then only an engine that does not answer is taken for hung.
+        `give_up` is called if no slot is generating, or the engine does not report them. Before its first token
+        (`has_begun` is False), a reply may wait for a long prompt, of which one step can take minutes on a small
+        machine: then only an engine that does not answer counts as hung.
         """
         with self._lock:
             now = time.monotonic()
@@ -48,7 +50,7 @@ class HangDetector:
                 return
             self._looked_at = now
         name = f"llmsession-look-{self._endpoint.child.pid if self._endpoint.child is not None else 0}"
-        with contextlib.suppress(BackendError):  # without a thread nothing is known: the next check tries again
+        with contextlib.suppress(BackendError):  # no thread can be started: the next check tries again
             start_thread(partial(self._work, has_begun, give_up), name)
 
     def _work(self, has_begun: bool, give_up: Callable[[], None]) -> None:  # noqa: FBT001 - a thread's arguments
@@ -68,7 +70,7 @@ class HangDetector:
             self._kill(f"gave no token for {self._interval:g} s and more, while its slots stood still,")
 
     async def _ask(self) -> dict[int, Place]:
-        """The slots that work; empty where this build does not tell."""
+        """Return the progress of the busy slots, by id; empty if this build does not report its slots."""
         from llmsession.wire.metrics import parse_slots
 
         client, timeout = self._endpoint.client, min(ANSWER_TIMEOUT, max(1.0, self._interval))

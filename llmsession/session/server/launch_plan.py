@@ -1,4 +1,4 @@
-"""LaunchPlanner: what has to be there before an engine can start: the model's file, the engine, and what it is told."""
+"""LaunchPlanner: prepares what an engine needs before it starts: the model's file, the engine, and its settings."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from llmsession.types.errors import UnsupportedFeatureError
 from llmsession.types.message_input import is_unicode
 from llmsession.types.progress import Progress, ProgressCallback
 
-# What is given to llama.cpp, and means nothing to transformers.
+# Options for llama.cpp that transformers does not support.
 _LLAMA_CPP_ONLY = (
     "gpu_layers", "flash_attention", "cache_type_k", "cache_type_v", "rope_freq_base", "lora", "draft_model", "mmproj",
     "chat_template",
@@ -41,7 +41,10 @@ _LLAMA_CPP_ONLY = (
 
 
 class LaunchPlanner:
-    """Of one session. `keep_download` is given a function that ends a download from any thread."""
+    """Plans the launch of one session.
+
+    `keep_download` is called with a function that ends a download from any thread.
+    """
 
     def __init__(self, options: Options, *, keep_download: Callable[[Callable[[], None]], None]) -> None:
         self.model = resolve_model(options)
@@ -52,7 +55,10 @@ class LaunchPlanner:
         self._planned: tuple[Backend, Launch] | None = None
 
     async def plan(self) -> tuple[Backend, Launch]:
-        """The same each time: an engine that is started again comes back as it was. Raises what a fetch can raise."""
+        """Return the engine and how to launch it: the same each time, so that a restarted engine is as it was before.
+
+        Raises what a download can raise, ConfigError, and UnsupportedFeatureError.
+        """
         if self._planned is None:
             path = self.model.path or await self._fetch()
             info = self.info = await run_in_thread(_read_info, path, self.model.is_weights)
@@ -69,7 +75,7 @@ class LaunchPlanner:
         return self._planned
 
     def settle_encoding(self) -> None:
-        """A base model without a template is prompted without markers: its text goes on from ours."""
+        """Prompt a model without a chat template as a base model, which continues plain text, and warn about it."""
         options = self._options
         said = options.prompt_encoding is not None or options.chat_template is not None
         if self.model.encoding is None and not said and self.info is not None and self.info.chat_template is None:
@@ -81,7 +87,7 @@ class LaunchPlanner:
             self.model = msgspec.structs.replace(self.model, encoding=resolve_encoding(options, BLANK))
 
     async def choose_backend(self) -> Backend:
-        """The engine, downloaded where none is installed and one is pinned."""
+        """Return the engine to run. It is downloaded if none is installed and a release is pinned."""
         options = self._options
         return await ensure_backend(
             options.backend,
@@ -94,7 +100,7 @@ class LaunchPlanner:
         )
 
     def make_launch(self, backend: Backend, path: Path, info: ModelInfo | WeightsInfo, files: EngineFiles) -> Launch:
-        """What that engine is asked to run. Raises ConfigError."""
+        """Return what the engine is asked to run. Raises ConfigError."""
         options = self._options
         context = fit_context(options, info, can_stretch=getattr(backend, "reads_metadata_otherwise", False))
         cache = self._cache_folder()
@@ -129,18 +135,20 @@ class LaunchPlanner:
         )
 
     def _keeps_kv(self, backend: Backend, files: EngineFiles) -> bool:
-        """Not of adapters, of which the engine does not say whose reading it was; nor of images, nor of a draft model,
-        whose part is in no file.
+        """Whether the KV of conversations is kept on disk.
+
+        Not with adapters, since a saved file does not show which of them evaluated it; not with images, and not with a
+        draft model, whose state is not in the file.
         """
         if files.lora or files.mmproj is not None or files.draft_model is not None:
             return False
         theirs = any(normalize_flag(argument) == KV_FOLDER for argument in self._options.extra_args)
         if not is_unicode(str(self._cache_folder())):
-            return False  # the engine is told the folder in UTF-8
+            return False  # the engine takes the folder's path in UTF-8
         return self._options.kv_cache_bytes > 0 and backend.name in ("llama-server", "embedded") and not theirs
 
     async def _fetch(self) -> Path:
-        """The model's file, or the folder of its weights."""
+        """Return the model's file, or the folder of its weights, downloaded if necessary."""
         model, options = self.model, self._options
         if model.repo is not None:
             from llmsession.models.hub.ensure import ensure_weights
@@ -160,7 +168,7 @@ class LaunchPlanner:
         return path
 
     async def _fetch_file(self, ref: str) -> Path:
-        """The file of a reference: from the cache, or from Hugging Face."""
+        """Return the file of a reference, from the cache or from Hugging Face."""
         from llmsession.models.hub.ensure import ensure_model
 
         options = self._options
@@ -201,7 +209,7 @@ def _read_info(path: Path, is_weights: bool) -> ModelInfo | WeightsInfo:  # noqa
 
 
 def _tell_loading(callback: ProgressCallback | None, size: int) -> Callable[[float], None] | None:
-    """The engine's share of what is loaded, in bytes of the file."""
+    """Return a function that turns the loaded share of the model (0 to 1) into a Progress in bytes of its file."""
     if callback is None:
         return None
     return lambda share: callback(Progress(stage="load", done=round(share * size), total=size))

@@ -1,4 +1,4 @@
-"""What a session is to run, by its options: the model, its encoding, and how much context."""
+"""Resolves the options of a session: which model it runs, with which encoding, and with how much context."""
 
 from __future__ import annotations
 
@@ -19,28 +19,28 @@ from llmsession.session.config.options import Options
 from llmsession.types.errors import ConfigError, UnsupportedFeatureError
 from llmsession.types.sampling import Sampling
 
-# What a conversation may use where nobody says otherwise: enough for a chat, and no gigabytes of KV cache.
+# Tokens that a conversation may use by default: enough for a chat, without gigabytes of KV cache.
 DEFAULT_CONTEXT = 8192
 
-# What llama.cpp takes where a file does not say.
+# What llama.cpp assumes if a model's file does not specify it.
 ROPE_FREQ_BASE = 10000.0
 
 _SHARD_OR_SUFFIX = re.compile(r"(-\d{5}-of-\d{5})?\.gguf$", re.IGNORECASE)
 
-# The encoding of a base model, which knows no roles.
+# The encoding of a base model, which has no roles.
 BLANK = "blank"
 
 TRANSFORMERS = "transformers"
-# The seed's word for that backend, which stood where the model stands.
+# An older name of that backend, which is given in place of the model.
 PYTHON = "python"
 
 
 class ResolvedModel(msgspec.Struct, frozen=True, kw_only=True):
-    """The file to run, and how it is prompted: by an encoding, or through the chat endpoint (None).
+    """The model to run, and how it is prompted: by an `encoding`, or through the chat endpoint (None).
 
-    Until it is there, a model of Hugging Face has a `ref` and no `path`. A remote server has neither, and a `name` once
-    it was asked. `sampling` is what the registry advises. `is_weights`: it is a folder of safetensors, of `repo`
-    where that is on Hugging Face.
+    Until it is downloaded, a model from Hugging Face has a `ref` and no `path`. The model of a remote server has
+    neither, and gets its `name` once the server was asked. `sampling` is what the registry recommends. `is_weights`: it
+    is a folder of safetensors, from the Hugging Face repository `repo` if that is set.
     """
 
     name: str
@@ -53,7 +53,11 @@ class ResolvedModel(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def resolve_model(options: Options) -> ResolvedModel:
-    """What to run. Raises UnknownModelError, InvalidRefError and ConfigError."""
+    """Return the model to run.
+
+    Raises UnknownModelError, InvalidRefError, ConfigError, and UnsupportedFeatureError for an encoding with
+    transformers.
+    """
     given = options.model
     if options.backend == TRANSFORMERS or given == PYTHON or _is_of_weights(options):
         return _resolve_weights(options)
@@ -70,7 +74,7 @@ def resolve_model(options: Options) -> ResolvedModel:
 
 
 def _is_of_weights(options: Options) -> bool:
-    """By what it is: a folder, a repository without a file, an entry of the registry that says so."""
+    """Whether the model is safetensors: a folder, a repository without a file, or a registry entry that says so."""
     given = options.model
     if given is None:
         return False
@@ -83,7 +87,7 @@ def _is_of_weights(options: Options) -> bool:
 
 
 def _resolve_weights(options: Options) -> ResolvedModel:
-    """For the backend transformers: a folder of safetensors, or the original of what the registry knows."""
+    """Resolve a model for the backend transformers: safetensors, or a GGUF model whose original is in the registry."""
     given = options.model
     if options.prompt_encoding not in (None, "chat"):
         raise UnsupportedFeatureError(
@@ -108,11 +112,11 @@ def _resolve_weights(options: Options) -> ResolvedModel:
 
 
 def _resolve_original(options: Options, given: str) -> ResolvedModel:
-    """Of an alias or the reference of a GGUF file: the safetensors that it was made from."""
+    """Resolve an alias, or the reference of a GGUF file, to the safetensors that it was made from."""
     from llmsession.models.hub.ensure import resolve_ref
 
     registry = load_known_llms(options.registry)
-    resolve_ref(given, registry)  # says which names there are
+    resolve_ref(given, registry)  # raises for an unknown name, with those that exist
     known = registry.find(given)
     if known is not None and known.packaging_type == "safetensors":
         repo = PackedRepoRef(f"{SCHEME}{known.repo_id}")
@@ -124,12 +128,15 @@ def _resolve_original(options: Options, given: str) -> ResolvedModel:
 
 
 def name_file(file: str) -> str:
-    """A model by its file's name: without folders, the number of a shard and the suffix."""
+    """Return the name of a model from that of its file: without folders, shard number and suffix."""
     return _SHARD_OR_SUFFIX.sub("", file.rpartition("/")[2])
 
 
 def resolve_remote_model(options: Options) -> ResolvedModel:
-    """The name that is sent; empty where the registry knows the model, or there is none: then the server is asked."""
+    """Return the model of a remote server, with the name that is sent.
+
+    The name is empty if the registry knows the model, or none is given: then the server is asked for it.
+    """
     given = str(options.model) if options.model is not None else ""
     if given == bundled.NAME:
         return ResolvedModel(name=given, encoding=_encoding_of_bundled(options))
@@ -140,13 +147,13 @@ def resolve_remote_model(options: Options) -> ResolvedModel:
 
 def _encoding_of_bundled(options: Options) -> PromptEncoding | None:
     if options.registry is not None:
-        load_known_llms(options.registry)  # what is wrong with it is said, though nothing of it is wanted
+        load_known_llms(options.registry)  # raises if the registry is invalid, although nothing of it is needed
     own = options.prompt_encoding is None and options.chat_template is None
     return bundled.ENCODING if own else resolve_encoding(options)
 
 
 def _describe(options: Options, known: KnownLLM | None) -> ResolvedModel:
-    """What is known of it."""
+    """Return the model's encoding and sampling, from the options and its registry entry, with an empty name."""
     if known is None:
         return ResolvedModel(name="", encoding=resolve_encoding(options))
     own = options.prompt_encoding is None and options.chat_template is None
@@ -155,7 +162,7 @@ def _describe(options: Options, known: KnownLLM | None) -> ResolvedModel:
 
 
 def resolve_encoding(options: Options, otherwise: str | None = None) -> PromptEncoding | None:
-    """The one that was asked for, or the one called `otherwise`; None for the chat endpoint. Raises ConfigError."""
+    """Return the requested encoding, else the one named `otherwise`; None for the chat endpoint. Raises ConfigError."""
     given = options.prompt_encoding if options.prompt_encoding is not None else otherwise
     if given is None or given == "chat" or isinstance(given, PromptEncoding):
         return given if isinstance(given, PromptEncoding) else None
@@ -166,7 +173,7 @@ def resolve_encoding(options: Options, otherwise: str | None = None) -> PromptEn
 
 
 class Context(msgspec.Struct, frozen=True, kw_only=True):
-    """Of one conversation, and what the engine has to be told for a longer one than the model was trained for."""
+    """The context of one conversation, and the engine's settings if it is longer than the model was trained for."""
 
     length: int
     rope_freq_base: float | None = None
@@ -174,7 +181,7 @@ class Context(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def fit_context(options: Options, info: ModelInfo | WeightsInfo, *, can_stretch: bool) -> Context:
-    """What was asked for. Raises ConfigError if the model was not trained for so much and cannot be stretched."""
+    """Return the requested context. Raises ConfigError if it is longer than trained and cannot be stretched."""
     asked, trained = options.context_length, info.trained_context_length
     if asked is None or (asked == 0 and trained is None):
         asked = min(trained or DEFAULT_CONTEXT, DEFAULT_CONTEXT)
@@ -200,18 +207,21 @@ def fit_context(options: Options, info: ModelInfo | WeightsInfo, *, can_stretch:
 
 
 def stretch_rope(base: float, rotated: int, factor: float) -> float:
-    """The base at which the slowest of the `rotated` dimensions turns as far over the longer context ("NTK-aware")."""
+    """Return the RoPE base for a context that is `factor` times as long ("NTK-aware" scaling).
+
+    With it, the slowest of the `rotated` dimensions turns as far over the longer context as before.
+    """
     return float(base * factor ** (rotated / (rotated - 2)))
 
 
 def _rotated_dimensions(info: ModelInfo) -> int | None:
-    """None if positions are not rotations, so that there is nothing to stretch."""
+    """Return the number of rotated dimensions; None if positions are not rotations and so cannot be stretched."""
     rotated = info.metadata.get(f"{info.architecture}.rope.dimension_count")
     return rotated if isinstance(rotated, int) and rotated > 2 else None
 
 
 def _is_alias(text: str) -> bool:
-    """Whether it can be one: no path of a file that is there, and nothing that looks like a path."""
+    """Whether the text can be an alias: it is not the path of an existing file, and does not look like a path."""
     if "/" in text or "\\" in text or text.lower().endswith(".gguf"):
         return False
     return not Path(text).exists()

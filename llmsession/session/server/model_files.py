@@ -1,6 +1,6 @@
-"""The files that an engine is given beside its model: adapters, a draft model, a projector, a chat template.
+"""The files that an engine loads besides its model: adapters, a draft model, a projector, a chat template.
 
-Each is looked at before anything is started, so that what is wrong with it is said by its name.
+Each is checked before anything is started, so that an error names the file.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Fetch = Callable[[str], Awaitable[Path]]
 
 
 class EngineFiles(msgspec.Struct, frozen=True, kw_only=True):
-    """Where they are."""
+    """The paths of these files; the adapters with their scales."""
 
     lora: tuple[Lora, ...] = ()
     draft_model: Path | None = None
@@ -31,9 +31,9 @@ class EngineFiles(msgspec.Struct, frozen=True, kw_only=True):
 
 
 async def find_engine_files(options: Options, info: ModelInfo, cache: Path, fetch: Fetch) -> EngineFiles:
-    """Those that the options name, for a model; references are fetched.
+    """Find and check the files that the options name for a model. References are downloaded.
 
-    Raises InvalidModelError, ConfigError and what a fetch raises.
+    Raises InvalidModelError, ConfigError and what a download can raise.
     """
     lora = []
     for each in options.lora:
@@ -87,7 +87,7 @@ def _why_no_projector(found: ModelInfo) -> str | None:
 
 
 def _find_template(given: str | Path, cache: Path) -> Path:
-    """The file; of a text, one of ours with it."""
+    """Return the template's file; for a template given as text, a file in the cache with that text."""
     if is_template_text(given):
         import hashlib
 
@@ -111,7 +111,7 @@ def _find_template(given: str | Path, cache: Path) -> Path:
 
 
 def _keep(path: Path, text: str) -> None:
-    """Whole or not at all, for this user alone."""
+    """Write the file atomically, readable by this user alone. Raises ConfigError."""
     try:
         path.parent.mkdir(mode=0o700, exist_ok=True)
         write_atomically(path, text.encode())

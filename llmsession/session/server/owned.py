@@ -1,4 +1,4 @@
-"""OwnedServer: the one engine of a session, started when it is needed and not there. Any task or thread may end it."""
+"""OwnedServer: the engine process of a session, started when it is needed. Any task or thread may end it."""
 
 from __future__ import annotations
 
@@ -30,14 +30,17 @@ if TYPE_CHECKING:
     from llmsession.session.server.model_choice import ResolvedModel
     from llmsession.types.errors import LLMSessionError
 
-# So long, at most, lies between an engine's connections being closed and its end being known.
+# Seconds, at most, from when an engine closes its connections to when its exit is known.
 EXIT_LAG = 0.5
 # Replies between two checks of the log's size: each writes some hundred bytes.
 ROTATE_EVERY = 64
 
 
 class OwnedServer:
-    """Started by the first who needs it; the others wait for that start. After `refuse_starts` there is no other."""
+    """An engine process. The first call that needs it starts it; others wait for that start.
+
+    After `refuse_starts`, it is not started any more.
+    """
 
     def __init__(self, options: Options) -> None:
         self._options = options
@@ -59,29 +62,29 @@ class OwnedServer:
 
     @property
     def model(self) -> ResolvedModel:
-        """What it runs, as far as that is known by now."""
+        """The model it runs, as far as it is known by now."""
         return self._preparation.model
 
     @property
     def info(self) -> ModelInfo | WeightsInfo | None:
-        """What the model's file says of itself, once it was read."""
+        """The header of the model's file; None until it is read."""
         return self._preparation.info
 
     @property
     def parallel(self) -> int:
-        """How many replies it generates at once: transformers one after the other, by a seed that is the process's."""
+        """How many replies it generates at once: one with transformers, where the seed is set for the whole process."""
         return 1 if self.model.is_weights else self._options.parallel
 
     @property
     def features(self) -> frozenset[Feature]:
-        """What it can do, or will be able to: also while it is being started."""
+        """The features it has; before it is ready, those that it is expected to have."""
         if self._endpoint is not None:
             return self._endpoint.features
         return TRANSFORMERS_FEATURES if self.model.is_weights else LLAMA_SERVER_FEATURES
 
     @property
     def endpoint(self) -> Endpoint | None:
-        """The last one that was ready; its child may have died since."""
+        """The endpoint that was ready last; its process may have exited since."""
         return self._endpoint
 
     @property
@@ -96,11 +99,11 @@ class OwnedServer:
 
     @property
     def is_starting(self) -> bool:
-        """Whether a start is under way."""
+        """Whether a start is in progress."""
         return self._starting is not None
 
     async def ensure_ready(self) -> Endpoint:
-        """The running engine, started where there is none.
+        """Return the running engine, started if necessary.
 
         Raises ClosedError, RestartLimitError, and what a start can raise.
         """
@@ -141,7 +144,7 @@ class OwnedServer:
         return endpoint
 
     async def _start_again(self, ended: Endpoint) -> Endpoint:
-        """As it was before: the same model, context, slots and flags. Sooner or later, by how often it ended."""
+        """Restart it with the same model, context, slots and flags, after a pause that grows with repeated exits."""
         restarts = self._restarts
         if ended is not self._ended:
             self._ended = ended
@@ -172,11 +175,11 @@ class OwnedServer:
         return RestartLimitError(words + where, restarts=self._restarts.count, log_tail=tail)
 
     def may_start_again(self, times: int) -> bool:
-        """Whether it may, for a reply during which it was `times` times."""
+        """Whether it may be restarted for a reply during which it was restarted `times` times already."""
         return not self._closed.is_set() and not self._restarts.is_exhausted and times < self._restarts.limit
 
     def check_progress(self, endpoint: Endpoint, *, has_begun: bool, give_up: Callable[[], None]) -> bool:
-        """See HangDetector. Of an engine that was replaced, a reply hears soon enough."""
+        """Check for a hang: see HangDetector. An engine that was replaced is not checked: its replies end anyway."""
         watch = self._watch
         if watch is None or endpoint is not self._endpoint:
             return endpoint.has_exited
@@ -191,7 +194,7 @@ class OwnedServer:
             end()
 
     def _keep_child(self, child: Child) -> None:
-        """Called before each spawn, so that a close from elsewhere finds the child that is being started."""
+        """Called before each spawn, so that a close from elsewhere finds the process that is being started."""
         with self._lock:
             self._child = child
             closed = self._closed.is_set()
@@ -199,7 +202,7 @@ class OwnedServer:
             child.request_stop()
 
     async def prompt_writer(self, endpoint: Endpoint) -> PromptWriter:
-        """What writes prompts for this engine, of which no text can be a special token."""
+        """Return the writer of prompts for this engine, in which no text becomes a special token."""
         from llmsession.prompts.writer import PromptWriter
 
         if self._writer is None or self._writer_of is not endpoint:
@@ -211,54 +214,54 @@ class OwnedServer:
         return self._writer
 
     async def known_vocabulary(self) -> Vocabulary | None:
-        """What the model's own files say of its tokens, for a server that cannot be asked."""
+        """Return the vocabulary of the model's own files, for a server that cannot be asked."""
         return await self._vocabulary.wait() if self._vocabulary is not None else None
 
     def refuse_starts(self) -> None:
-        """From now on there is no start. Thread-safe, does not wait."""
+        """Refuse further starts. Thread-safe; does not wait."""
         with self._lock:
             self._closed.set()
 
     def close_soon(self) -> None:
-        """End the engine, without waiting for its end."""
+        """End the engine without waiting for its exit."""
         self._end_start()
         if self._child is not None:
             self._child.request_stop()
 
     def _end_start(self) -> None:
-        """End what is being prepared, and begin nothing new."""
+        """End a download that a start waits for, and refuse further starts."""
         self.refuse_starts()
         if self._end_download is not None:
             self._end_download()
 
     def end_at_exit(self) -> None:
-        """End the engine while the interpreter exits: without a thread of ours, and within a moment."""
+        """End the engine while the interpreter exits: without starting a thread, and within a fraction of a second."""
         self._end_start()
         if self._child is not None:
             self._child.end_at_exit()
 
     async def aclose(self, *, within: float) -> None:
-        """End the engine and wait until it is gone, `within` seconds at most. Shielded; in any state, repeatedly."""
+        """End the engine and wait for its exit: shielded, at most `within` seconds, in any state, repeatedly."""
         self._end_start()
         if self._child is not None:
             await self._child.aclose(within=within)
 
     def rotate_log(self) -> None:
-        """Keep the log of a long run within bounds: some hundred bytes a reply, checked now and then."""
+        """Keep the log of a long run within bounds. Its size is checked once in `ROTATE_EVERY` replies."""
         self._replies_since_rotation += 1
         if self._replies_since_rotation >= ROTATE_EVERY and self._child is not None:
             self._replies_since_rotation = 0
             self._child.log.rotate()
 
     async def has_exited_soon(self, endpoint: Endpoint) -> bool:
-        """Whether it has, or does so within a moment: a dying engine hangs up before it can be waited for."""
+        """Whether it has exited, or does within `EXIT_LAG` seconds: a dying engine closes its connections first."""
         if endpoint.child is not None:
             with anyio.move_on_after(EXIT_LAG, shield=True):
                 await endpoint.child.exited.wait()
         return endpoint.has_exited
 
     async def diagnose(self, error: LLMSessionError, endpoint: Endpoint | None) -> LLMSessionError:
-        """A lost connection to that engine is its death where it has died."""
+        """Return the cause of a lost connection: the engine's exit, if it has exited, else `error` itself."""
         if endpoint is None or endpoint.child is None or not await self.has_exited_soon(endpoint):
             return error
         if self._closed.is_set():
@@ -281,7 +284,7 @@ _SERVERS: weakref.WeakSet[OwnedServer] = weakref.WeakSet()
 
 @atexit.register
 def _end_all() -> None:
-    # Nobody closed them. Later, during the interpreter's finalization, no thread can be started that would end them.
+    # These were never closed. Later, during the interpreter's finalization, no thread could be started to end them.
     for server in list(_SERVERS):
         if server.is_started and not server.is_closed:
             warnings.warn(

@@ -1,4 +1,4 @@
-"""RemoteServer: the server of a session that somebody else runs. It is asked who it is, and otherwise left alone."""
+"""RemoteServer: a session's server that somebody else runs. It is inspected once, and never started or ended."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from llmsession.prompts.writer import PromptWriter
     from llmsession.types.errors import LLMSessionError
 
-# What only a server that we start can be told.
+# Options that only apply to a server that the session starts itself.
 _OURS_ONLY = (
     "context_length", "threads", "server_path", "python_path", "extra_args", "on_progress", "hf_token", "offline",
     "backend", "device", "gpu_layers", "flash_attention", "kv_offload", "cache_type_k", "cache_type_v",
@@ -28,7 +28,7 @@ _OURS_ONLY = (
 
 
 class RemoteServer:
-    """What a Server is to its session, for one that was already there."""
+    """A Server that was running before the session, and keeps running after it."""
 
     def __init__(self, options: Options) -> None:
         if options.remote is None:
@@ -52,31 +52,34 @@ class RemoteServer:
 
     @property
     def endpoint(self) -> Endpoint | None:
-        """What it is, once it was asked."""
+        """The server's endpoint; None until it was inspected."""
         return self._endpoint
 
     @property
     def parallel(self) -> int:
-        """How many replies may be asked for at once."""
+        """How many replies are requested at once."""
         return self._options.parallel
 
     @property
     def features(self) -> frozenset[Feature]:
-        """What it can do; until it was asked, everything."""
+        """The features it has; until it was inspected, those of llama-server."""
         return self._endpoint.features if self._endpoint is not None else LLAMA_SERVER_FEATURES
 
     @property
     def is_closed(self) -> bool:
-        """Whether the session was closed; the server goes on."""
+        """Whether the session was closed. The server keeps running."""
         return self._closed
 
     @property
     def is_starting(self) -> bool:
-        """Never: it is not ours to start."""
+        """False: the session does not start it."""
         return False
 
     async def ensure_ready(self) -> Endpoint:
-        """What it is. Raises ClosedError and what the first look at it can raise."""
+        """Return the server's endpoint, inspected on the first call.
+
+        Raises ClosedError, UnsupportedFeatureError, and what `attach` can raise.
+        """
         if self._closed:
             raise ClosedError("the session is closed: open another")
         if self._endpoint is not None:
@@ -102,7 +105,7 @@ class RemoteServer:
         return endpoint
 
     async def prompt_writer(self, endpoint: Endpoint) -> PromptWriter:
-        """What writes prompts for it: its tokenizer is asked what is special."""
+        """Return the writer of prompts for this server, whose tokenizer is asked for special tokens."""
         from llmsession.prompts.vocabulary import RemoteVocabulary
         from llmsession.prompts.writer import PromptWriter
 
@@ -113,40 +116,40 @@ class RemoteServer:
         return self._writer
 
     async def known_vocabulary(self) -> None:
-        """Its files are elsewhere."""
+        """Return None: the model's files are not known here."""
 
     def refuse_starts(self) -> None:
-        """From now on it is not asked any more."""
+        """Refuse further requests."""
         self._closed = True
 
     def close_soon(self) -> None:
-        """The same: there is nothing to end."""
+        """Refuse further requests: there is no process to end."""
         self._closed = True
 
     async def aclose(self, *, within: float) -> None:
-        """The same, at once."""
+        """Refuse further requests: there is no process to end or wait for."""
         del within
         self._closed = True
 
     def rotate_log(self) -> None:
-        """Its log is its owner's."""
+        """Do nothing: the log belongs to the server's owner."""
 
     async def has_exited_soon(self, endpoint: Endpoint) -> bool:
-        """Nobody here can know."""
+        """Return False: it cannot be known from here."""
         del endpoint
         return False
 
     def may_start_again(self, times: int) -> bool:
-        """Never."""
+        """Return False: a remote server is never restarted."""
         del times
         return False
 
     def check_progress(self, endpoint: Endpoint, *, has_begun: bool, give_up: Callable[[], None]) -> bool:
-        """Never: whether it hangs is its owner's to see to."""
+        """Return False: a hang is for the server's owner to detect."""
         del endpoint, has_begun, give_up
         return False
 
     async def diagnose(self, error: LLMSessionError, endpoint: Endpoint | None) -> LLMSessionError:
-        """A lost connection is no more than that."""
+        """Return `error` itself, or ClosedError if the session was closed."""
         del endpoint
         return ClosedError("the session was closed") if self._closed else error

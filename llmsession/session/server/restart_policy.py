@@ -1,4 +1,4 @@
-"""RestartPolicy: how soon an engine that ended may be started again, and when that has happened too often. No I/O."""
+"""RestartPolicy: how soon an engine that exited may be restarted, and when it has exited too often. Does no I/O."""
 
 from __future__ import annotations
 
@@ -7,17 +7,18 @@ import time
 from collections import deque
 from collections.abc import Callable
 
-# More than `restart_limit` ends within it, and starting again is no help.
+# Seconds. After more than `restart_limit` exits within this time, restarting does not help.
 WINDOW = 300.0
 
-# One that worked for so long before it ended is started again at once; in a row of shorter lives each pause is longer.
+# Seconds. An engine that ran for this long before it exited is restarted at once; after several shorter runs in a row,
+# each pause is longer than the one before.
 SETTLED = 2.0
 FIRST_PAUSE = 0.2
 LONGEST_PAUSE = 10.0
 
 
 class RestartPolicy:
-    """Of one server. Seconds on a clock that never goes back."""
+    """The restarts of one server. `window`: seconds; `clock`: a monotonic clock in seconds."""
 
     def __init__(self, limit: int, *, window: float = WINDOW, clock: Callable[[], float] = time.monotonic) -> None:
         self.limit = limit
@@ -28,11 +29,11 @@ class RestartPolicy:
         self._in_a_row = 0
 
     def note_ready(self) -> None:
-        """It was started."""
+        """Record that the engine is ready."""
         self._ready_at = self._clock()
 
     def note_end(self) -> None:
-        """It has ended, or a start after an end has failed."""
+        """Record that the engine exited, or that a restart failed."""
         now = self._clock()
         self._in_a_row = 1 if now - self._ready_at >= SETTLED else self._in_a_row + 1
         self._ready_at = now
@@ -40,7 +41,7 @@ class RestartPolicy:
 
     @property
     def count(self) -> int:
-        """Ends within the window."""
+        """The number of exits within the window."""
         now = self._clock()
         while self._ends and now - self._ends[0] >= self.window:
             self._ends.popleft()
@@ -48,12 +49,12 @@ class RestartPolicy:
 
     @property
     def is_exhausted(self) -> bool:
-        """Whether it is not to be started again for now."""
+        """Whether the engine may not be restarted for now."""
         return self.count > self.limit
 
     @property
     def pause(self) -> float:
-        """What is to pass between its last end and the next start: nothing after the first, then ever more."""
+        """Seconds to wait before the next start: 0.0 after a first exit, then more after each short run."""
         if self._in_a_row < 2:
             return 0.0
         wanted = min(LONGEST_PAUSE, FIRST_PAUSE * 2.0 ** min(self._in_a_row - 2, 10))
@@ -61,7 +62,7 @@ class RestartPolicy:
 
     @property
     def next_in(self) -> float:
-        """When one is allowed again, where they are spent: in so many seconds. Never with a limit of 0."""
+        """Seconds until a restart is allowed again: 0.0 if it is allowed now, infinite with a limit of 0."""
         if self.limit == 0:
             return math.inf
         return max(0.0, self._ends[-1 - self.limit] + self.window - self._clock()) if self.is_exhausted else 0.0

@@ -1,4 +1,4 @@
-"""Server: what a session needs of its server, whether it owns the process (OwnedServer) or not (RemoteServer)."""
+"""Server: what a session needs from its server, whether it owns the process (OwnedServer) or not (RemoteServer)."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ class Server(Protocol):
 
     @property
     def model(self) -> ResolvedModel:
-        """What it runs, as far as that is known by now."""
+        """The model it runs, as far as it is known by now."""
         ...
 
     @property
     def info(self) -> ModelInfo | WeightsInfo | None:
-        """What the model's file says of itself; None until it was read, and for a remote server."""
+        """The header of the model's file; None until it is read, and for a remote server."""
         ...
 
     @property
@@ -35,12 +35,12 @@ class Server(Protocol):
 
     @property
     def features(self) -> frozenset[Feature]:
-        """What it can do; before it is ready, what it is expected to be able to do."""
+        """The features it has; before it is ready, those that it is expected to have."""
         ...
 
     @property
     def endpoint(self) -> Endpoint | None:
-        """The last one that was ready; its process may have died since."""
+        """The endpoint that was ready last; its process may have exited since."""
         ...
 
     @property
@@ -62,11 +62,11 @@ class Server(Protocol):
         ...
 
     async def known_vocabulary(self) -> Vocabulary | None:
-        """Return the vocabulary of the model's own files; None if they are elsewhere."""
+        """Return the vocabulary of the model's own files; None if they are not known here."""
         ...
 
     async def has_exited_soon(self, endpoint: Endpoint) -> bool:
-        """Whether its process has ended, or ends within a moment: a dying engine closes its connections first."""
+        """Whether its process has exited, or does within a moment: a dying engine closes its connections first."""
         ...
 
     def may_start_again(self, times: int) -> bool:
@@ -74,21 +74,21 @@ class Server(Protocol):
         ...
 
     def check_progress(self, endpoint: Endpoint, *, has_begun: bool, give_up: Callable[[], None]) -> bool:
-        """Check in the background whether the engine hangs; returns whether anybody checks. Never blocks."""
+        """Check in the background whether the engine hangs. Returns whether it is being checked. Never blocks."""
         ...
 
     async def diagnose(self, error: LLMSessionError, endpoint: Endpoint | None) -> LLMSessionError:
-        """Return the cause of a lost connection: the engine's end, if it has ended, else `error` itself."""
+        """Return the cause of a lost connection: the engine's exit, if it has exited, else `error` itself."""
         ...
 
     def rotate_log(self) -> None:
         """Keep the log of a long run within bounds."""
 
     def refuse_starts(self) -> None:
-        """From now on there is no start. Does not wait."""
+        """Refuse further starts. Does not wait."""
 
     def close_soon(self) -> None:
-        """End the process without waiting for its end."""
+        """End the process without waiting for its exit."""
 
     async def aclose(self, *, within: float) -> None:
-        """End the process and wait until it is gone: shielded, at most `within` seconds, in any state, repeatedly."""
+        """End the process and wait for its exit: shielded, at most `within` seconds, in any state, repeatedly."""
