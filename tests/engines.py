@@ -12,7 +12,7 @@ from typing import Any, cast
 from llmsession import ReplyStream, Session
 from llmsession.processes.child import Child
 from llmsession.session.requests.settings import GenerateKeywords
-from llmsession.session.session import calls_of
+from llmsession.session.session import replies_of
 from llmsession.types.message_input import MessagesLike, as_messages
 from tests import fake_llamafile
 
@@ -90,5 +90,5 @@ def own_files(session: Session) -> tuple[Path, Path]:
 
 def kept_stream(session: Session, name: str, messages: MessagesLike, **keywords: Any) -> ReplyStream:
     """A reply in a conversation whose KV is kept on disk by that name, as Chat asks for it."""
-    calls = calls_of(session)
-    return calls.stream(name, as_messages(messages), calls.check(cast("GenerateKeywords", keywords)))
+    replies = replies_of(session)
+    return replies.reply_to(name, as_messages(messages), replies.check(cast("GenerateKeywords", keywords)))

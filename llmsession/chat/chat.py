@@ -11,7 +11,7 @@ from llmsession.chat.stream import ChatStream
 from llmsession.memory.conversation import Conversation, log_of
 from llmsession.memory.log import check_system_prompt
 from llmsession.session.requests.settings import GenerateKeywords
-from llmsession.session.session import Session, calls_of
+from llmsession.session.session import Session, replies_of
 from llmsession.types.completion import Completion
 from llmsession.types.errors import InvalidMessagesError, LLMSessionError, UnsupportedFeatureError, UsageError
 from llmsession.types.inspection import ChatStats, InspectedPiece, Inspection
@@ -113,14 +113,14 @@ class Chat:
             merged["sampling"] = self.sampling.merge(given) if given is not None else self.sampling
         limit = merged.get("max_tokens")
         merged["max_tokens"] = max_tokens = self.max_tokens if limit is None else limit
-        calls = calls_of(self.session)
+        replies = replies_of(self.session)
         return ChatStream(
-            calls,
+            replies,
             self.conversation,
             self._budget(max_tokens),
             message=message,
             key=key,
-            settings=calls.check(merged),
+            settings=replies.check(merged),
             model=self.session.model,
             note=lambda messages, completion: self._watch.note(self.session, messages, completion),
         )
@@ -175,9 +175,10 @@ class Chat:
             messages.append(Message.user(text))
         if not messages:
             return 0
-        calls = calls_of(self.session)
-        name = await log_of(self.conversation).cache_key(calls.kv_folder) if calls.kv_folder is not None else None
-        return await calls.ingest(name, messages, typing=bool(text))
+        replies = replies_of(self.session)
+        folder = replies.kv_folder
+        name = await log_of(self.conversation).cache_key(folder) if folder is not None else None
+        return await replies.ingest(messages, name, typing=bool(text))
 
     async def render(self) -> str:
         """Return what would be sent next, with control tokens spelled out: to be read, not to be sent.

@@ -37,8 +37,8 @@ from llmsession.wire.readable import Readable
 
 if TYPE_CHECKING:
     from llmsession.chat.context_window import Budget
+    from llmsession.session.replies import Replies
     from llmsession.session.requests.settings import CallSettings
-    from llmsession.session.session import ConversationCalls
     from llmsession.types.messages import Message
     from llmsession.wire.reply import ReplyStream
 
@@ -57,7 +57,7 @@ class ChatStream(Readable):
 
     def __init__(
         self,
-        calls: ConversationCalls,
+        replies: Replies,
         conversation: Conversation,
         budget: Budget,
         *,
@@ -67,8 +67,8 @@ class ChatStream(Readable):
         model: str,
         note: Callable[[list[Message], Completion], None],
     ) -> None:
-        super().__init__(calls.active)
-        self._calls = calls
+        super().__init__(replies.active)
+        self._replies = replies
         self._model = model
         self._conversation = conversation
         self._log = log_of(conversation)
@@ -176,7 +176,7 @@ class ChatStream(Readable):
 
     async def _open(self) -> None:
         await self._budget.render_system()
-        if (folder := self._calls.kv_folder) is not None:
+        if (folder := self._replies.kv_folder) is not None:
             self._copy_name = await self._log.cache_key(folder)
         plan = await self._budget.plan(self._record.path)
         while True:
@@ -201,7 +201,7 @@ class ChatStream(Readable):
         settings = self._settings
         if self._deadline < math.inf:
             settings = msgspec.structs.replace(settings, timeout=max(self._deadline - time.monotonic(), 0.001))
-        ask = partial(self._calls.stream, self._copy_name, messages)
+        ask = partial(self._replies.reply_to, self._copy_name, messages)
         if (begun := self._begun) is None:
             return ask(settings)
         request = settings.request

@@ -2,11 +2,11 @@
 
     Session ── ServerInfo, Tokenizer          facts, health, metrics; tokens, counts, prompts in pieces
        ├── Server                             OwnedServer starts, watches and restarts an engine; RemoteServer attaches
-       ├── make_settings                      keywords → CallSettings, checked once
-       ├── RequestBuilder                     messages → Request: by an encoding, the chat endpoint, or raw text
-       └── ReplyStream ── Attempt             waits for a slot (Scheduler) and the server, sends, resumes
-                             └── KvCache      restores a conversation's KV before the request, saves it after
-    ConversationCalls                         the same for Chat: a conversation that may be kept on disk
+       └── Replies                            makes every reply, for the public calls here and for Chat
+             ├── make_settings                keywords → CallSettings, checked once
+             ├── RequestBuilder               messages → Request: by an encoding, the chat endpoint, or raw text
+             └── ReplyStream ── Attempt       waits for a slot (Scheduler) and the server, sends, resumes
+                                  └── KvCache restores a conversation's KV before the request, saves it after
 
 A session holds no task and no cancel scope between calls, so it may be opened in one task or event loop and closed in
 another.
@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import itertools
 import os
-import threading
 import time
 import warnings
 from collections.abc import Sequence
@@ -24,29 +23,22 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn, Self, Unpack
 
-import msgspec
-
 from llmsession.processes.child import CLOSE_BOUND
 from llmsession.session.config.options import Options, make_options
-from llmsession.session.requests.attempt import Attempt
+from llmsession.session.replies import Replies
 from llmsession.session.requests.builder import RequestBuilder
-from llmsession.session.requests.scheduler import Scheduler
-from llmsession.session.requests.settings import CallSettings, GenerateKeywords, make_settings
+from llmsession.session.requests.settings import GenerateKeywords
 from llmsession.session.server.owned import OwnedServer
 from llmsession.session.server_info import ServerInfo
 from llmsession.session.tokenizer import Tokenizer
 from llmsession.system.service_thread import later
 from llmsession.types.completion import Completion, StopReason
-from llmsession.types.errors import ClosedError, UsageError
-from llmsession.types.message_input import MessagesLike, check_order
-from llmsession.types.messages import Message, Role
-from llmsession.wire.readable import ActiveReplies
+from llmsession.types.errors import UsageError
+from llmsession.types.message_input import MessagesLike
 
 if TYPE_CHECKING:
     from llmsession.models.encoding import PromptEncoding
     from llmsession.models.gguf import ModelInfo
-    from llmsession.session.kv.cache import CachedTurn, KvCache
-    from llmsession.session.requests.completion import Request
     from llmsession.session.server.server import Server
     from llmsession.types.inspection import PromptPiece
     from llmsession.wire.metrics import Metrics, Slot
@@ -75,10 +67,7 @@ class Session:
         self._info = ServerInfo(server)
         self._builder = RequestBuilder(self._info, can_see=options.remote is not None or options.mmproj is not None)
         self._tokenizer = Tokenizer(self._info, self._builder)
-        self._scheduler = Scheduler(server.parallel)
-        self._active = ActiveReplies()
-        self._lock = threading.Lock()
-        self._kv: KvCache | None = None
+        self._replies = Replies(options, self._info, self._builder)
 
     # Opening and closing.
 
@@ -119,10 +108,8 @@ class Session:
         It may be called in any state, from any task, thread or event loop, any number of times.
         """
         self._server.refuse_starts()
-        self._active.end_all(lambda: ClosedError("the session was closed"))
         begun = time.monotonic()
-        if self._kv is not None:
-            await self._kv.aclose()  # at most CLOSE_WAIT: the engine then has the rest
+        await self._replies.aclose()  # what it takes to save KV, the exit of the engine has less
         await self._server.aclose(within=CLOSE_BOUND - (time.monotonic() - begun))
 
     def __del__(self) -> None:
@@ -137,7 +124,7 @@ class Session:
 
         It may be called from any task, thread or signal handler. It has no effect when nothing is in progress.
         """
-        self._active.end_all(lambda: StopReason.INTERRUPTED)
+        self._replies.active.end_all(lambda: StopReason.INTERRUPTED)
 
     # Replies.
 
@@ -155,7 +142,7 @@ class Session:
         Raises: UsageError, UnsupportedFeatureError, ClosedError, before anything is sent.
         """
         self._info.check_open()
-        return self._prompt(self._builder.read(messages), self._settings(keywords))
+        return self._replies.prompt(self._builder.read(messages), self._replies.make_settings(keywords))
 
     async def generate(
         self, text_or_token_ids: str | Sequence[int], **keywords: Unpack[GenerateKeywords]
@@ -175,9 +162,7 @@ class Session:
         Raises: UsageError, UnsupportedFeatureError, ClosedError, before anything is sent.
         """
         self._info.check_open()
-        self._info.require("completion")
-        settings = self._settings(keywords)
-        return self._stream(self._builder.raw(text_or_token_ids, settings.request), settings)
+        return self._replies.generate(text_or_token_ids, self._replies.make_settings(keywords))
 
     async def ingest(self, messages_or_text: MessagesLike, *, typing: bool = False) -> int:
         """Evaluate messages or text into the engine's cache, for a prompt that will begin with them.
@@ -189,75 +174,7 @@ class Session:
 
         Raises: what `prompt` raises.
         """
-        return await self._ingest(messages_or_text, None, typing=typing)
-
-    def _prompt(self, turns: list[Message], settings: CallSettings, conversation: str | None = None) -> ReplyStream:
-        encoding = self._builder.find_encoding(turns)
-        if encoding is not None:
-            settings = _with_request(settings, settings.request.with_own_stops(encoding.stop))
-        turn, settings = self._track(conversation, turns, settings)
-        return self._stream(self._builder.prompt(turns, encoding, settings.request), settings, turn)
-
-    async def _ingest(self, messages_or_text: MessagesLike, conversation: str | None, *, typing: bool) -> int:
-        self._info.check_open()
-        self._info.require("completion")
-        settings, turn = self._settings({"max_tokens": 1, "temperature": 0.0}), None
-        if isinstance(messages_or_text, str):
-            if typing:
-                raise UsageError("typing=True is for a list that ends with a user's text, not for raw text")
-            call = self._builder.raw(messages_or_text, settings.request)
-        else:
-            turns = self._builder.read(messages_or_text, reply=False)
-            if typing and turns[-1].role is not Role.USER:
-                raise UsageError("typing=True is for a list that ends with a user's text")
-            turn, settings = self._track(conversation, turns, settings, only_reads=True)
-            call = self._builder.prefix(turns, settings.request, typing=typing)
-        async with self._stream(call, settings, turn) as stream:
-            return (await stream.result()).timings.prompt.count
-
-    def _track(
-        self, conversation: str | None, turns: list[Message], settings: CallSettings, *, only_reads: bool = False
-    ) -> tuple[CachedTurn | None, CallSettings]:
-        """Return a turn for the KV cache, and settings that make the server report its slot.
-
-        None and the unchanged settings if the conversation's KV is not kept on disk.
-        """
-        kept = conversation is not None and self._options.remote is None and self._options.kv_cache_bytes > 0
-        if not kept or "slots" not in self._info.features or any(turn.images for turn in turns):
-            return None, settings
-        if not _REPORTING.isdisjoint(settings.request.extra):
-            return None, settings
-        from llmsession.session.kv.cache import CachedTurn, KvCache
-
-        with self._lock:
-            if self._kv is None:
-                self._kv = KvCache(self._options.kv_cache_bytes, is_idle=lambda: self._scheduler.is_idle)
-        turn = CachedTurn(conversation or "", turns, only_reads=only_reads)
-        return turn, _with_request(settings, msgspec.structs.replace(settings.request, reports_slot=True))
-
-    def _settings(self, keywords: GenerateKeywords) -> CallSettings:
-        settings = make_settings(keywords, self._options, self._server.model.sampling)
-        request = settings.request
-        if request.stop_ids:
-            self._info.require("token_ids")
-        if self._kv is not None and _REPORTING.isdisjoint(request.extra):
-            return _with_request(settings, msgspec.structs.replace(request, reports_slot=True))
-        return settings
-
-    def _stream(self, call: Request, settings: CallSettings, turn: CachedTurn | None = None) -> ReplyStream:
-        from llmsession.wire.reply import ReplyStream
-        from llmsession.wire.timeouts import TimeoutSettings
-
-        options = self._options
-        return ReplyStream(
-            Attempt(self._server, self._scheduler, call, kv=self._kv, turn=turn),
-            settings.request,
-            id=f"reply-{os.getpid()}-{next(_numbers)}",
-            timeouts=TimeoutSettings(
-                first_token=options.first_token_timeout, idle=options.idle_timeout, total=settings.timeout
-            ),
-            active=self._active,
-        )
+        return await self._replies.ingest(messages_or_text, typing=typing)
 
     # Tokens.
 
@@ -406,47 +323,9 @@ class Session:
         return child.log.path if child is not None else None
 
 
-class ConversationCalls:
-    """The calls that Chat needs from a session beyond its public ones: see `calls_of`."""
-
-    def __init__(self, session: Session) -> None:
-        self._session = session
-        self.active = session._active  # noqa: SLF001 - this class is a part of the session
-
-    def check(self, keywords: GenerateKeywords) -> CallSettings:
-        """Check the keywords of a call, and return its settings.
-
-        Raises UsageError, UnsupportedFeatureError, ClosedError.
-        """
-        self._session._info.check_open()  # noqa: SLF001
-        settings = self._session._settings(keywords)  # noqa: SLF001
-        self._session._builder.check(settings.request)  # noqa: SLF001
-        return settings
-
-    def stream(self, name: str | None, messages: list[Message], settings: CallSettings) -> ReplyStream:
-        """Return a stream of the reply to messages. `name`: the name under which the conversation's KV is kept, if any.
-
-        The KV is saved to disk after replies, and restored into an engine that lacks it.
-        """
-        self._session._info.check_open()  # noqa: SLF001
-        check_order(messages)  # everything else was checked when they were added to the conversation
-        return self._session._prompt(messages, settings, name)  # noqa: SLF001
-
-    async def ingest(self, name: str | None, messages: list[Message], *, typing: bool = False) -> int:
-        """Evaluate what the next prompt will begin with. Returns the number of tokens evaluated."""
-        return await self._session._ingest(messages, name, typing=typing)  # noqa: SLF001
-
-    @property
-    def kv_folder(self) -> Path | None:
-        """The folder in which the KV of conversations is kept; None if it is not kept."""
-        endpoint = self._session._server.endpoint  # noqa: SLF001
-        launch = endpoint.launch if endpoint is not None else None
-        return launch.kv_folder if launch is not None else None
-
-
-def calls_of(session: Session) -> ConversationCalls:
-    """Return the calls of a session that are meant for Chat, and not for users of the session."""
-    return ConversationCalls(session)
+def replies_of(session: Session) -> Replies:
+    """Return the part of a session that Chat shares with it."""
+    return session._replies  # noqa: SLF001 - it is not for users of the session
 
 
 def _make_server(options: Options) -> Server:
@@ -455,7 +334,3 @@ def _make_server(options: Options) -> Server:
     from llmsession.session.server.remote import RemoteServer
 
     return RemoteServer(options)
-
-
-def _with_request(settings: CallSettings, request: Any) -> CallSettings:
-    return msgspec.structs.replace(settings, request=request)

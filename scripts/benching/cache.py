@@ -59,7 +59,7 @@ class Chats:
     async def turn(self, session: Session, user: int, tally: Tally) -> None:
         """One question and its answer."""
         from llmsession import Message, Role
-        from llmsession.session.session import calls_of
+        from llmsession.session.session import replies_of
 
         self._minutes += 1
         question = f"User {user} says: " + " ".join(self._rng.choice(WORDS) for _ in range(8))
@@ -69,9 +69,9 @@ class Chats:
         if self._naive:
             reply = await session.prompt(turns, max_tokens=30, temperature=0)
         else:
-            calls = calls_of(session)
-            settings = calls.check({"max_tokens": 30, "temperature": 0})
-            async with calls.stream(f"user {user}", turns, settings) as stream:
+            replies = replies_of(session)
+            settings = replies.check({"max_tokens": 30, "temperature": 0})
+            async with replies.reply_to(f"user {user}", turns, settings) as stream:
                 reply = await stream.result()
         self._said[user] += [("user", question), ("assistant", reply.text)]
         tally.add(reply.usage, self._held[user])

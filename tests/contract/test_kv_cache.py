@@ -15,7 +15,7 @@ import pytest
 
 from llmsession import Completion, ConfigError, Message, Session
 from llmsession.session.kv.store import LEFT_AFTER
-from llmsession.session.session import calls_of
+from llmsession.session.session import replies_of
 from llmsession.system.named_files import forget_copies
 from llmsession.types.message_input import as_messages
 from tests.engines import Engine, kept_stream
@@ -298,7 +298,7 @@ async def test_ingest_gives_it_back_as_well(engine: Engine) -> None:
         first = await ask(session, "a", said)
     async with Session(**engine.options(context_length=2048)) as session:
         done = [*said, Message.assistant(first.text)]
-        assert await calls_of(session).ingest("a", as_messages(done, reply=False)) <= 30
+        assert await replies_of(session).ingest(as_messages(done, reply=False), "a") <= 30
         reply = await ask(session, "a", [*done, Message.user("go on")])
         assert evaluated(reply) <= 40
 

@@ -21,15 +21,15 @@ KILLS = 5
 PROGRAM = """
 import asyncio, sys
 from llmsession import Message, Session
-from llmsession.session.session import calls_of
+from llmsession.session.session import replies_of
 
 async def main():
     async with Session(backend="embedded", threads=1, context_length=2048, cache_dir=sys.argv[1]) as session:
         for turn in range(1000):
             said = [Message.user(f"{turn} " + "the ferry leaves at noon " * 12)]
-            calls = calls_of(session)
-            settings = calls.check({"max_tokens": 2, "temperature": 0})
-            async with calls.stream(f"user {turn % 3}", said, settings) as stream:
+            replies = replies_of(session)
+            settings = replies.check({"max_tokens": 2, "temperature": 0})
+            async with replies.reply_to(f"user {turn % 3}", said, settings) as stream:
                 await stream.result()
             print(turn, flush=True)
 

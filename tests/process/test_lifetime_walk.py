@@ -143,7 +143,7 @@ async def walk_on(walk: Walk, groups: list[list[str]]) -> None:
     with anyio.fail_after(10):
         await session.aclose()
         await session.aclose()
-    assert not session._active.count
+    assert not session._replies.active.count
     assert not session._server.is_starting
     if child is not None:
         assert child.state in (State.STOPPED, State.FAILED)

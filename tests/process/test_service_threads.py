@@ -230,7 +230,7 @@ async def test_what_a_save_takes_of_a_close_its_engine_has_less(monkeypatch: pyt
     monkeypatch.setattr(KvCache, "aclose", slow)
     monkeypatch.setattr(Child, "aclose", note)
     session = await Session.open(**EMBEDDED.options())
-    session._kv = KvCache(2**20, is_idle=lambda: True)
+    session._replies._kv = KvCache(2**20, is_idle=lambda: True)
     await session.aclose()
     assert len(given) == 1
     assert 0 < given[0] <= CLOSE_BOUND - 0.3

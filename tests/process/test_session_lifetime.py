@@ -242,7 +242,7 @@ async def test_closing_is_bounded_whatever_the_engine_does(tmp_path: Path) -> No
 
     async with anyio.create_task_group() as group:
         group.start_soon(waiting)
-        await until(lambda: session._active.count)
+        await until(lambda: session._replies.active.count)
         with anyio.fail_after(5):
             await session.aclose()
     assert State.STOPPED is child.state
