@@ -1,1 +1,1 @@
-"""Turn Options into a ready Endpoint: find an engine, start it, know what it can do."""
+"""Turns a launch into a ready Endpoint: finds an engine, starts it, and finds out which features it has."""

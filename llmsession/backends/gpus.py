@@ -1,4 +1,4 @@
-"""GPUs as an engine's build lists them, and the one that was asked for."""
+"""The GPUs that an engine's build lists, and the choice of the requested one."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ _LISTED = re.compile(
 
 @runtime_checkable
 class ListsGpus(Protocol):
-    """A backend whose build can be asked."""
+    """A backend whose build can list its GPUs."""
 
     async def list_gpus(self) -> list[Gpu]:
-        """Those that it sees, in its order."""
+        """Return the GPUs that it sees, in its order."""
         ...
 
 
 def parse_listed_gpus(said: str) -> list[Gpu]:
-    """What llama-server prints to --list-devices. One without memory, as BLAS is, computes for the CPU."""
+    """Parse the output of llama-server's --list-devices. Devices without memory, such as BLAS, are not GPUs."""
     found_gpus = [found for found in _LISTED.finditer(said) if int(found["total"])]
     return [
         Gpu(
@@ -39,7 +39,7 @@ def parse_listed_gpus(said: str) -> list[Gpu]:
 
 
 def pick_gpu(choice: DeviceRequest, gpus: list[Gpu], engine: str) -> Gpu | None:
-    """The one that was asked for; None if it may be any of them. Raises ConfigError if it is not there."""
+    """Return the requested GPU; None if it may be any of them. Raises ConfigError if it does not exist."""
     if not gpus:
         raise ConfigError(
             f'a GPU was asked for, but {engine} sees none here: use device="cpu", or name a llama-server that was '

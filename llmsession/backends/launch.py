@@ -16,13 +16,13 @@ if TYPE_CHECKING:
 
 
 class Launch(msgspec.Struct, frozen=True, kw_only=True):
-    """What an engine is asked to run. `context_length` is for one conversation; folders are ours to write in. `info` is
-    what the model's header says, where it was read.
+    """What an engine is asked to run. None means that the engine chooses.
 
-    None: as the engine thinks best; `gpu` is the one of `device`, once the build was asked. `lora` are files, numbered
-    as they stand; with them `cache_ram_mib` is 0, since the engine would find prompts there again that another adapter
-    has read (seen in build 11434). `metadata` is what the model's own header is to be read as saying, such as
-    `llama.context_length=int:4096`. Into `kv_folder` the engine may write what it has read.
+    `context_length`: tokens for one conversation. `info`: the model's header, if it was read. `gpu`: the GPU that
+    `device` names, once the build was asked for it. `lora`: the adapters' files, numbered by their order; with them
+    `cache_ram_mib` is 0, since the engine would reuse prompts there that another adapter has evaluated (seen in build
+    11434). `metadata`: overrides for the model's own header, such as `llama.context_length=int:4096`. `kv_folder`: the
+    folder into which the engine may write its KV. `cache`, `logs` and `records` are folders that the library writes to.
     """
 
     model_path: Path

@@ -1,4 +1,4 @@
-"""An installed llama-server binary. What it really does: the facts and traps are tested against it."""
+"""The backend for an installed llama-server binary. The facts and traps in LLAMA_SERVER are tested against it."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from llmsession.processes.logfile import LogFile
 from llmsession.types.device import Gpu
 from llmsession.types.errors import AuthError, ProtocolError, StartFailedError
 
-# A port that was free a moment ago may be taken by the time the server binds it: then another.
+# A port that was free a moment ago may be taken by the time the server binds it: then another one is tried.
 PORT_TRIES = 4
 
 
 class LlamaServer:
-    """Backend `llama-server`."""
+    """The backend `llama-server`."""
 
     name = "llama-server"
     reads_metadata_otherwise = True
@@ -37,9 +37,9 @@ class LlamaServer:
         self.binary = binary
 
     async def prepare(self, launch: Launch, child_started: Callable[[Child], None]) -> Endpoint:
-        """Start it and wait until it is ready. When this raises, no process is left."""
+        """Start the server and wait until it is ready. If this raises, no process is left."""
         check_extra_args(launch)
-        # A build that finds a GPU puts the model there; how much of it fits is not known here.
+        # A build that finds a GPU loads the model there; how much of it fits is not known here.
         on_gpu = launch.device.kind != "cpu" and launch.gpu_layers != 0 and may_have_gpu()
         check_memory(launch, offloaded=1.0 if on_gpu else 0.0)
         capabilities = await probe_capabilities(self.binary, launch.cache)
@@ -52,14 +52,14 @@ class LlamaServer:
             try:
                 return await self._start(launch, capabilities, child_started, port=find_free_port())
             except (StartFailedError, ProtocolError) as error:
-                # Somebody else was quicker, and perhaps it was theirs that answered: with another key.
+                # Another process took the port first, and perhaps it was its server that answered, with another key.
                 taken = isinstance(error.__cause__, AuthError) or "couldn't bind" in getattr(error, "log_tail", "")
                 if attempt == PORT_TRIES or not taken:
                     raise
         raise AssertionError  # pragma: no cover - the loop returns or raises
 
     async def list_gpus(self) -> list[Gpu]:
-        """Those that this build sees. Raises StartFailedError if it cannot be asked."""
+        """Return the GPUs that this build sees. Raises StartFailedError if it cannot be asked."""
         return parse_listed_gpus(await ask_devices(self.binary))
 
     async def _start(
@@ -84,5 +84,5 @@ class LlamaServer:
         endpoint = await start_engine(
             self.name, command, launch, make_probe, api_key=api_key, child_started=child_started
         )
-        # Old ones do not say it in /props.
+        # Old builds do not report their version in /props.
         return msgspec.structs.replace(endpoint, version=endpoint.version or capabilities.version)

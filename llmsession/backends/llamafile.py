@@ -1,7 +1,7 @@
-"""llamafile: llama.cpp's server in one file for every system. Its flags differ before version 0.10 and since.
+"""llamafile: llama.cpp's server in one file for every system. Its flags changed with version 0.10.
 
-Up to 0.9 it is a server of early 2024 with flags of its own (LLAMA_SERVER §8); 0.10 takes those of llama-server. The
-file is not a program of this system but one that a shell has to start: the kernel refuses it where no loader is set up.
+Up to 0.9 it is a server of early 2024 with its own flags (LLAMA_SERVER §8); 0.10 takes those of llama-server. The file
+is not a native program but one that a shell has to start: the kernel refuses it if no loader is set up.
 https://github.com/mozilla-ai/llamafile
 """
 
@@ -29,24 +29,24 @@ from llmsession.backends.start import start_engine
 from llmsession.processes.child import Child, Command
 from llmsession.types.errors import ConfigError, StartFailedError, UnsupportedFeatureError
 
-# By its absolute path: ours may be empty.
+# An absolute path, since PATH may be empty.
 _SHELL = "/bin/sh"
-# The path and the arguments are the shell's own arguments: whatever they hold, the shell reads none of it.
+# The path and the arguments are arguments of the shell, which does not interpret their content.
 _EXEC = 'exec "$0" "$@"'
-# Up to 0.9 a key comes in its arguments, which everyone can read, or from a file: here from the shell's input. Twice,
-# since of a single key the log shows the end.
+# Up to 0.9 a key is given in the arguments, which every user can read, or in a file: here, the shell's input. It is
+# given twice, since the log shows the end of a single key.
 _EXEC_WITH_KEY = 'read -r key\nexec "$0" "$@" --api-key-file /dev/stdin <<END\n$key\n$key\nEND'
 
 _VERSION = re.compile(r"llamafile v(\d+)\.(\d+)(\S*)")
-# The first builds of 0.10 say what the llama.cpp in them says.
+# The first builds of 0.10 print the version of the llama.cpp in them.
 _UPSTREAM_VERSION = re.compile(r"version: *(.+)")
-# The first that takes llama-server's flags.
+# The first version that takes llama-server's flags.
 _REBUILT = (0, 10)
-# It would do something else than serve, or be heard by others.
+# With these it would do something other than serve, or would be reachable by others.
 _OURS = frozenset({"--server", "--chat", "--cli", "--v2", "--nobrowser", "--open-browser", "--api-key-file", "--help"})
-# What servers of before 2025 do not have.
+# Features that servers from before 2025 lack.
 _MISSING: frozenset[Feature] = frozenset({"chat_count", "stop_phrase"})
-# What versions before that cannot be told, or not in these words.
+# Options that versions before 0.10 do not support, or not with these flags.
 _NOT_OF_OLD = (
     "flash_attention", "cache_type_k", "cache_type_v", "rope_freq_base", "lora", "draft_model", "mmproj",
     "chat_template", "metadata",
@@ -54,7 +54,7 @@ _NOT_OF_OLD = (
 
 
 class Version(msgspec.Struct, frozen=True):
-    """Of a llamafile. `text` is the whole."""
+    """The version of a llamafile. `text`: the full version."""
 
     major: int
     minor: int
@@ -67,7 +67,7 @@ class Version(msgspec.Struct, frozen=True):
 
 
 class Llamafile:
-    """Backend `llamafile`."""
+    """The backend `llamafile`."""
 
     name = "llamafile"
 
@@ -75,7 +75,7 @@ class Llamafile:
         self.binary = binary
 
     async def prepare(self, launch: Launch, child_started: Callable[[Child], None]) -> Endpoint:
-        """Start it and wait until it is ready. When this raises, no process is left."""
+        """Start the server and wait until it is ready. If this raises, no process is left."""
         check_extra_args(launch)
         if unwanted := next((flag for flag in launch.extra_args if flag.partition("=")[0] in _OURS), None):
             raise ConfigError(f"extra_args may not hold {unwanted}: the session sets what llamafile does")
@@ -132,7 +132,7 @@ def _check_old(launch: Launch, version: Version) -> None:
 
 
 def build_old_flags(launch: Launch, *, port: int) -> list[str]:
-    """The command line of 0.8 and 0.9, which have neither --ubatch-size nor --slots, and batch only when asked."""
+    """Return the flags for 0.8 and 0.9, which have neither --ubatch-size nor --slots, and batch only when asked."""
     flags = ["--server", "--nobrowser", "-m", str(launch.model_path), "--alias", launch.alias]
     flags += ["--host", "127.0.0.1", "--port", str(port)]
     flags += ["-np", str(launch.parallel), "-cb", "-c", str(launch.context_length * launch.parallel)]
@@ -141,12 +141,12 @@ def build_old_flags(launch: Launch, *, port: int) -> list[str]:
         flags += ["--gpu", "disable"]
     elif launch.gpu_layers is not None:
         flags += ["-ngl", str(launch.gpu_layers)]
-    # Without the last it writes a log file into whatever folder the program was started in.
+    # Without --log-disable, it writes a log file into the current folder.
     return [*flags, "--metrics", "--log-disable", *launch.extra_args]
 
 
 async def ask_version(binary: Path) -> Version:
-    """By running it. Raises StartFailedError if it is not a llamafile."""
+    """Return the version of a llamafile, by running it. Raises StartFailedError if it is not a llamafile."""
 
     def refuse(why: str) -> StartFailedError:
         message = f"{binary} is not a llamafile: {why}; name another with server_path="
@@ -166,7 +166,10 @@ async def ask_version(binary: Path) -> Version:
 
 
 def shell_argv(binary: Path, *, key: str | None = None) -> list[str]:
-    """What its flags come after. With a key: that, a line on stdin, is handed on as the file of keys."""
-    if os.name == "nt":  # there it is a program, and called .exe; it has no /dev/stdin
+    """Return the start of the command line, to which the flags are added.
+
+    With a key, the shell reads it as a line from stdin and passes it on as the file of keys.
+    """
+    if os.name == "nt":  # there it is a native program, named .exe; and there is no /dev/stdin
         return [str(binary), *(["--api-key", key] if key is not None else [])]
     return [_SHELL, "-c", _EXEC if key is None else _EXEC_WITH_KEY, str(binary)]

@@ -1,4 +1,4 @@
-"""What this machine has to offer an engine: cores and memory, less what it shares."""
+"""What this machine can offer an engine: cores and memory that are free and allowed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from llmsession.processes.cgroups import allowed_cores, read_free_memory
 from llmsession.types.device import Device
 from llmsession.types.units import MIB
 
-# The part of free memory that the engine may use to keep prompts of idle conversations, and the most it is good for.
+# The fraction of free memory that the engine may use to keep prompts of idle conversations, and its upper limit in MiB.
 CACHE_SHARE = 0.1
 LARGEST_CACHEMIB = 8192
 # What an engine takes of its address space beside what it computes with: code, stacks, arenas (measured: 400 MB).
@@ -22,7 +22,10 @@ ADDRESS_SPACE = 500_000_000
 
 
 def default_threads() -> int:
-    """Physical cores less what is busy now, this program counted as one; no more than we are allowed, at least 1."""
+    """Return the number of physical cores that are not busy now, counting this program as one busy core.
+
+    At least 1, and no more than this process may use.
+    """
     usable = _usable_cores()
     machine = psutil.cpu_count(logical=False) or usable
     busy = max(1, round(psutil.getloadavg()[0]))
@@ -30,7 +33,7 @@ def default_threads() -> int:
 
 
 def _usable_cores() -> int:
-    """Physical ones among those that this process may run on."""
+    """Return the number of physical cores among those that this process may run on."""
     if not hasattr(os, "sched_getaffinity"):
         return psutil.cpu_count(logical=False) or os.cpu_count() or 1
     cores: set[str] = set()
@@ -44,13 +47,13 @@ def _usable_cores() -> int:
 
 
 def describe_machine() -> str:
-    """For people: `2 cores, 23.4 GiB of memory, 21.0 GiB of it free`."""
+    """Return a description such as `2 cores, 23.4 GiB of memory, 21.0 GiB of it free`."""
     total, free = psutil.virtual_memory().total / 2**30, free_memory() / 2**30
     return f"{os.cpu_count()} cores, {total:.1f} GiB of memory, {free:.1f} GiB of it free"
 
 
 def free_memory() -> int:
-    """Bytes that a process of ours may still take: of the machine, the container and the user's limit, the least."""
+    """Return the bytes that a child process may still use, within what the machine, container and user limit allow."""
     free = [psutil.virtual_memory().available]
     if (left := read_free_memory()) is not None:
         free.append(left)
@@ -64,7 +67,7 @@ def free_memory() -> int:
 
 
 def may_have_gpu() -> bool:
-    """Whether something here may be one with memory of its own. Apple's use that of the machine."""
+    """Whether there may be a GPU with its own memory. Apple's GPUs use that of the machine."""
     if sys.platform != "linux":
         return sys.platform != "darwin"
     devices = Path("/dev")
@@ -72,12 +75,12 @@ def may_have_gpu() -> bool:
 
 
 def cache_ram_mib() -> int:
-    """A budget for the engine's cache of prompts, in MiB."""
+    """Return the budget for the engine's cache of prompts, in MiB."""
     return int(min(LARGEST_CACHEMIB, free_memory() * CACHE_SHARE / MIB))
 
 
 def describe_cpu() -> Device:
-    """The CPU as a Device, with the memory of the machine."""
+    """Return the CPU as a Device, with the memory of the machine."""
     memory = psutil.virtual_memory()
     return Device(id="cpu", name=_name_cpu(), kind="cpu", memory_bytes=memory.total, free_bytes=memory.available)
 

@@ -1,8 +1,8 @@
-"""Readiness of an engine: by its child mode, by the address in its log, or by /health.
+"""Probes for the readiness of an engine: by its child mode, by the address in its log, or by /health.
 
-In child mode llama-server prints a line for each state on stdout and reads an order to exit on stdin; our embedded
-child speaks the same. https://github.com/ggml-org/llama.cpp/blob/master/tools/server/README-dev.md
-A port that we chose may be taken by the time it is bound, so a log that names the address is believed before /health.
+In child mode, llama-server prints a line for each state on stdout and reads an order to exit on stdin; embedded_child
+uses the same protocol. https://github.com/ggml-org/llama.cpp/blob/master/tools/server/README-dev.md
+A port chosen beforehand may be taken by the time it is bound, so an address in the log is preferred to asking /health.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ STATE = b"cmd_child_to_router:state:"
 EXIT = b"cmd_router_to_child:exit\n"
 
 
-# Printed after loading; the only place that names a port which the kernel chose.
+# Printed after loading; the only place that shows a port chosen by the kernel.
 _LISTENING = re.compile(rb"listening on (http://\S+)")
 
 
@@ -43,7 +43,7 @@ _decode_state = msgspec.json.Decoder(_State).decode
 
 
 class ChildModeProbe:
-    """Reads the states from the child's files. Progress is the share that is loaded, or any word in the log."""
+    """Reads the states from the child's output. A change of the loaded share, or any log output, counts as progress."""
 
     def __init__(self, log: LogFile, on_progress: Callable[[float], None] | None = None) -> None:
         self.base_url: str | None = None
@@ -54,8 +54,8 @@ class ChildModeProbe:
         self._said_ready = False
 
     async def __call__(self) -> ProbeResult:
-        """One look; a few microseconds of file reading."""
-        # The client takes as long to import as a small model to load: do both at once.
+        """Check once, which takes a few microseconds of reading files."""
+        # The HTTP client takes as long to import as a small model to load: do both at once.
         import llmsession.wire.http  # noqa: F401
 
         data = self._log.read_out(self._offset)
@@ -75,7 +75,7 @@ class ChildModeProbe:
         try:
             state = _decode_state(line)
         except msgspec.DecodeError:
-            return  # not for us, or a state of a build to come
+            return  # not a state, or one of a future build
         if state.state == "ready":
             self._said_ready = True
             if state.payload is not None and state.payload.url is not None:
@@ -87,21 +87,21 @@ class ChildModeProbe:
 
 
 def find_address(log: bytes) -> str | None:
-    """Where the engine listens, by its log."""
+    """Return the URL at which the engine listens, from its log; None if it is not there."""
     found = _LISTENING.search(log)
     return found.group(1).decode() if found else None
 
 
-# llama-server's words, llamafile's and uvicorn's.
+# The line of llama-server, of llamafile, and of uvicorn.
 _ANNOUNCED = re.compile(rb"(?:listening (?:on|at)|Uvicorn running on) (http://127\.0\.0\.1:[1-9]\d*)")
 
 
-# One look at a server that has just begun to listen.
+# Seconds for one request to a server that has just started to listen.
 LOOK_TIMEOUT = 1.0
 
 
 class AnnouncedPort:
-    """Ready when the log names an address and /health there answers 200, whatever it says. Progress is any word."""
+    """Ready when the log names an address whose /health answers 200. Any log output counts as progress."""
 
     def __init__(self, log: LogFile) -> None:
         self.base_url: str | None = None
@@ -109,7 +109,7 @@ class AnnouncedPort:
         self._address: str | None = None
 
     async def __call__(self) -> ProbeResult:
-        """One look; no address yet, refused, 503 and no answer within a second all mean: not yet."""
+        """Check once. No address, a refused connection, 503, and no answer within a second all mean: not ready yet."""
         progress = self.log.size()
         if self._address is None:
             said = self.log.read_out(0) + self.log.read_log()
@@ -128,7 +128,7 @@ class AnnouncedPort:
 
 
 class HealthProbe:
-    """For builds without child mode: ready when /health says so. Progress is any word in the log."""
+    """For builds without child mode: ready when /health answers 200. Any log output counts as progress."""
 
     def __init__(self, log: LogFile, base_url: str) -> None:
         self.base_url: str | None = base_url
@@ -136,7 +136,7 @@ class HealthProbe:
         self._log = log
 
     async def __call__(self) -> ProbeResult:
-        """One question; refused, 503 and no answer within a second all mean: not yet."""
+        """Check once. A refused connection, 503, and no answer within a second all mean: not ready yet."""
         from llmsession.wire.http import HttpClient
 
         status = 0
@@ -146,7 +146,7 @@ class HealthProbe:
 
 
 def find_free_port() -> int:
-    """One on loopback that is free now; by the time a server binds it, it may be taken."""
+    """Return a port on loopback that is free now. It may be taken by the time a server binds it."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

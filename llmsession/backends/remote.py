@@ -1,8 +1,8 @@
-"""A server that somebody else runs: where it is, what it is, and what it can therefore do. Nothing is started here.
+"""Attaches to a server that somebody else runs: finds out what kind it is and what it can do. Starts nothing.
 
-What it is, is read off its answers: llama-server and llamafile have /props, `transformers serve` describes its pages;
-everything else that speaks OpenAI's API lists its models under /v1/models, where vLLM signs its name; Ollama has a
-version of its own.
+The kind is read from its answers: llama-server and llamafile have /props; `transformers serve` describes its pages;
+every other server with OpenAI's API lists its models under /v1/models, where vLLM names itself; Ollama reports its
+version on a page of its own.
 https://platform.openai.com/docs/api-reference/models/list
 """
 
@@ -40,18 +40,18 @@ from llmsession.types.errors import (
 )
 from llmsession.wire.http import HttpClient
 
-# So long one question may take that a server answers beside its work.
+# Seconds that one question may take, which the server answers while it generates.
 PROBE_TIMEOUT = 10.0
 LOADING_PAUSE = 0.25
 
-# What `transformers serve MODEL` says of any other name.
+# The answer of `transformers serve MODEL` to any other name.
 _PINNED = re.compile(r"Server is pinned to '(.*)'; requested")
 
 _HOST_PORT = re.compile(r"(?:[^/?#@:\s]+|\[[0-9a-fA-F:.%]+\])(?::[^/?#\s]*)?(?:/[^?#\s]*)?")
 
 
 class Address(msgspec.Struct, frozen=True, kw_only=True):
-    """Where it is, and how it is prompted. `verify`: False for any certificate, or a file of trusted ones."""
+    """How to reach a server. `verify`: False accepts any certificate; a path is a file of trusted ones."""
 
     base_url: str
     api_key: str | None = None
@@ -59,13 +59,16 @@ class Address(msgspec.Struct, frozen=True, kw_only=True):
     verify: bool | str | Path = True
 
     def make_client(self) -> HttpClient:
-        """Raises ConfigError if the certificates cannot be read."""
+        """Return an HTTP client for this address. Raises ConfigError if the certificates cannot be read."""
         tls = make_tls(self.verify) if self.base_url.startswith("https:") else None
         return HttpClient(self.base_url, api_key=self.api_key, headers=self.headers, tls=tls)
 
 
 def parse_remote(text: str) -> str:
-    """The base URL of `host`, `host:port` or a URL; `/v1` at its end is what we add ourselves. Raises ConfigError."""
+    """Return the base URL of `host`, `host:port` or a URL. Raises ConfigError if it is not an address.
+
+    `/v1` at its end is removed, since each request adds it.
+    """
     given = text.strip()
     if "://" not in given and _HOST_PORT.fullmatch(given):
         given = f"http://{given}"
@@ -93,7 +96,7 @@ def parse_remote(text: str) -> str:
 
 
 def make_tls(verify: bool | str | Path) -> ssl.SSLContext:  # noqa: FBT001 - the option's own form
-    """Raises ConfigError if the named certificates cannot be read."""
+    """Return the TLS settings for `verify`. Raises ConfigError if its file of certificates cannot be read."""
     if isinstance(verify, bool):
         context = ssl.create_default_context()
         if not verify:
@@ -107,10 +110,10 @@ def make_tls(verify: bool | str | Path) -> ssl.SSLContext:  # noqa: FBT001 - the
 
 
 async def attach(address: Address, *, model: str | None, parallel: int, timeout: float) -> tuple[str, Endpoint]:
-    """The model's name and the server, once it is ready; a model that is still loading is waited for.
+    """Return the model's name and the server's endpoint. If the model is still loading, wait for it.
 
-    Raises ConnectionLostError if nobody is there, AuthError where it wants another key, ProtocolError where it is no
-    server for language models, StartTimeoutError where it is not ready in time.
+    Raises ConnectionLostError if no server answers, AuthError if it requires another key, ProtocolError if it is not a
+    server for language models, StartTimeoutError if it is not ready within `timeout` seconds, and ConfigError.
     """
     client = address.make_client()
     deadline = time.monotonic() + timeout
@@ -169,7 +172,7 @@ async def _describe_llama_cpp(client: HttpClient, key: str, props: bytes, facts:
 
 
 async def _is_transformers(client: HttpClient) -> bool:
-    """By the pages that it describes: no other server for language models has these two."""
+    """Whether the pages that it describes are those of transformers: no other server has all of them."""
     try:
         pages = msgspec.json.decode(await _ask(client, "/openapi.json") or b"", type=_Pages).paths
     except (AuthError, msgspec.DecodeError):
@@ -178,9 +181,10 @@ async def _is_transformers(client: HttpClient) -> bool:
 
 
 async def _name_of_transformers(client: HttpClient, model: str | None) -> str:
-    """The model that it was started with, which no list of it names, and any other name is refused for; else ours.
+    """Return the name of the model that the server was started with, else `model`.
 
-    Raises ConfigError if that is another, or where it has to be told which and was not.
+    The server does not list the former, but refuses any other name. Raises ConfigError if `model` is another one, or
+    if the server serves any model and none is given.
     """
     pinned: str | None = None
     try:
@@ -216,7 +220,7 @@ class _Version(msgspec.Struct):
 
 
 def _read_props(props: bytes) -> tuple[Facts, Props] | None:
-    """None if this is not llama.cpp's."""
+    """Return the content of /props; None if it is not that of a llama.cpp server."""
     try:
         return parse_facts(props), msgspec.json.decode(props, type=Props)
     except (UndecodableError, msgspec.DecodeError):
@@ -233,7 +237,7 @@ async def _first_model(client: HttpClient) -> str | None:
 
 
 async def _read_models(client: HttpClient) -> list[_ListedModel] | None:
-    """None if it has no such page. Raises ProtocolError if that is not a list of models."""
+    """Return the listed models; None if there is no such page. Raises ProtocolError if it is not a list of models."""
     listed = await _ask(client, "/v1/models")
     if listed is None:
         return None
@@ -246,7 +250,7 @@ async def _read_models(client: HttpClient) -> list[_ListedModel] | None:
 
 
 async def _answers_chats(client: HttpClient) -> bool:
-    """Whether it has a chat endpoint at least: one that is there finds fault with an empty request."""
+    """Whether it has at least a chat endpoint, which rejects an empty request with status 400 or 422."""
     try:
         await client.post("/v1/chat/completions", b"{}", timeout=PROBE_TIMEOUT)
     except (AuthError, OverloadedError):
@@ -261,7 +265,7 @@ def _refuse(client: HttpClient, why: str) -> NoReturn:
 
 
 async def _recognise(client: HttpClient, models: list[_ListedModel]) -> tuple[str, str]:
-    """What it calls itself, and its version."""
+    """Return the kind of server, and its version."""
     if any(entry.owned_by == "vllm" for entry in models):
         return "vllm", await _ask_version(client, "/version") or "unknown"
     if version := await _ask_version(client, "/api/version"):
@@ -278,7 +282,10 @@ async def _ask_version(client: HttpClient, path: str) -> str | None:
 
 
 async def _ask(client: HttpClient, path: str) -> bytes | None:
-    """None if it has no such page. Raises what a user has to mend: no connection, the key, nothing but silence."""
+    """Return the page; None if there is no such page.
+
+    Raises ConnectionLostError, AuthError, OverloadedError, and StartTimeoutError if there is no answer.
+    """
     try:
         return await client.get(path, timeout=PROBE_TIMEOUT)
     except (AuthError, OverloadedError):

@@ -1,4 +1,4 @@
-"""Start an engine: spawn it, wait until it is ready, ask what it is, explain what went wrong."""
+"""Starts an engine: spawns it, waits until it is ready, asks for its facts, and explains what went wrong."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ from llmsession.types.errors import (
     StartTimeoutError,
 )
 
-# What each engine says of a chat template that it cannot read; only one of them says why.
+# The log output of each engine about a chat template that it cannot read; only one of them gives the reason.
 _TEMPLATE_FAULT = re.compile(
     r"supplied chat template is not supported|chat_templates_init: error: (?:parser: )?(?P<why>[^\n]+)"
 )
 
 
 class EngineProbe(Protocol):
-    """Looks whether an engine is ready; then knows where it listens."""
+    """Checks whether an engine is ready. `base_url`: where it listens, once it is ready."""
 
     base_url: str | None
 
     async def __call__(self) -> ProbeResult:
-        """One look."""
+        """Check once."""
         ...
 
 
@@ -48,7 +48,11 @@ async def start_engine(
     features: frozenset[Feature] = LLAMA_SERVER_FEATURES,
     facts: Facts | None = None,
 ) -> Endpoint:
-    """Spawn, wait, ask it who it is, unless its `facts` are known. When this raises, the process is gone."""
+    """Spawn an engine, wait until it is ready, and ask for its facts, unless `facts` are given.
+
+    If this raises, no process is left. Raises ConfigError, InvalidModelError, ProtocolError and what describes a
+    failed start: StartFailedError, StartTimeoutError, NotEnoughMemoryError.
+    """
     check_disk(launch.logs)
     log = LogFile(launch.logs, command.name)
     child = Child(command, log, records=launch.records)

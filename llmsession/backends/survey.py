@@ -36,7 +36,7 @@ VULKAN_GLIBC = (2, 35)
 
 
 async def available_devices(*, backend: str = "auto", server_path: str | Path | None = None) -> list[Device]:
-    """The CPU, and the GPUs that the engine which would be chosen can use, with what is free of their memory now.
+    """Return the CPU, and the GPUs that the chosen engine can use, with their free memory now.
 
     Raises: BackendNotFoundError if the named backend is not installed, StartFailedError if it cannot be asked,
     ConfigError.
@@ -59,8 +59,10 @@ async def available_devices(*, backend: str = "auto", server_path: str | Path | 
 
 
 class Candidate(msgspec.Struct, frozen=True, kw_only=True):
-    """An engine that could be run, for people. `path` and `version` are None if it is not installed: then `hint` is
-    what brings it. `source`: who brought it. `gpus`: those that it sees, if it was asked.
+    """An engine that could be run, described for people.
+
+    `path` and `version` are None if it is not installed: then `hint` says how to install it. `source`: where it comes
+    from. `gpus`: those that it sees, if it was asked.
     """
 
     backend: str
@@ -72,7 +74,10 @@ class Candidate(msgspec.Struct, frozen=True, kw_only=True):
 
 
 async def list_candidates(server_path: str | Path | None = None, *, cache: Path) -> list[Candidate]:
-    """All, in the order of choice; transformers is for safetensors only. Raises ConfigError for a wrong path."""
+    """Return all engines in the order of choice, and transformers last, which is for safetensors only.
+
+    Raises ConfigError if `server_path` is not a program.
+    """
     if server_path is not None:
         named = find_llama_server(Path(server_path), cache)
         servers = [named] if named is not None else []
@@ -110,7 +115,7 @@ async def _name_gpus(engine: Engine) -> tuple[str, ...]:
 
 
 async def _describe_llamafile() -> Candidate:
-    """The one on PATH."""
+    """Describe the llamafile on PATH."""
     from llmsession.backends.llamafile import Llamafile, ask_version
 
     found = find_llamafile()
@@ -124,7 +129,7 @@ async def _describe_llamafile() -> Candidate:
 
 
 async def _describe_transformers() -> Candidate:
-    """In this environment."""
+    """Describe the transformers of this environment."""
     from llmsession.backends.transformers_serve import TransformersServe, ask_version, find_python
 
     python = find_python(None)
@@ -138,9 +143,9 @@ async def _describe_transformers() -> Candidate:
 async def advise_gpu(
     *, cache: Path, backend: str = "auto", server_path: Path | None = None, device: str = "best"
 ) -> str | None:
-    """What to do to use the GPU of this machine, if it seems to have one that the engine which would run cannot use.
+    """Return advice on how to use the GPU of this machine, if there seems to be one that the chosen engine cannot use.
 
-    None as well where that engine cannot be asked. Raises BackendNotFoundError, ConfigError.
+    None otherwise, and if that engine cannot list GPUs. Raises BackendNotFoundError, ConfigError.
     """
     if parse_device(device).kind == "cpu" or not may_have_gpu():
         return None

@@ -1,7 +1,7 @@
-"""The child that runs `transformers serve`, in an environment that has it. A program of its own, without our modules.
+"""The child process that runs `transformers serve`, in an environment that has it. It imports nothing of llmsession.
 
-Of itself that server has no key and asks for none: here every request but the question for its health needs the one
-that comes as the first line on stdin. Then stdin is the parent's hand: closed, or with another line, it ends us.
+That server itself requires no key. Here, every request except to /health needs the key that arrives as the first line
+on stdin. After that, the process exits when stdin is closed or brings another line.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ FREE = "/health"
 
 
 def watch_stdin() -> None:
-    """End at once: there is nothing here to put away."""
+    """Exit as soon as stdin is closed or brings a line. There is nothing to clean up."""
     sys.stdin.buffer.readline()
     os._exit(0)
 
 
 def require_key(app: Any, key: bytes) -> Any:
-    """The application behind a key. https://asgi.readthedocs.io/en/latest/specs/www.html"""
+    """Return the application, protected by a key. https://asgi.readthedocs.io/en/latest/specs/www.html"""
     expected = b"Bearer " + key
 
     async def guarded(scope: dict[str, Any], receive: Any, send: Any) -> None:
@@ -41,13 +41,13 @@ def require_key(app: Any, key: bytes) -> Any:
 
 
 def main() -> None:
-    """Until the parent has had enough."""
+    """Serve until the parent ends it."""
     key = sys.stdin.buffer.readline().strip()
     if not key:
         sys.exit("no key came: the parent is gone")
     threading.Thread(target=watch_stdin, daemon=True).start()
-    sys.path.pop(0)  # the folder of this file, whose modules are not meant by any import below
-    # By name: they are there in the environment that runs this, not where it is checked.
+    sys.path.pop(0)  # the folder of this file, from which nothing below may be imported
+    # Imported by name: they exist in the environment that runs this, not in the one in which types are checked.
     uvicorn: Any = importlib.import_module("uvicorn")
     plain = uvicorn.Config
 

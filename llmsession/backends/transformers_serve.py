@@ -1,7 +1,7 @@
-"""Backend `transformers`: `transformers serve` on a folder of safetensors, in an environment that has it.
+"""The backend `transformers`: `transformers serve` on a folder of safetensors, in an environment that has it.
 
-It loads the model before it listens (since it is named on the command line), answers one request after the other, and
-is behind a key that transformers_child puts before it. https://huggingface.co/docs/transformers/main/en/serving
+It loads the model before it listens (since the command line names it), answers one request after the other, and is
+protected by a key, which transformers_child checks. https://huggingface.co/docs/transformers/main/en/serving
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from llmsession.types.errors import BackendNotFoundError, ConfigError, Unsupport
 
 PACKAGES = '"transformers[serving]>=5" torch'
 
-# Those that it cannot serve without; found without being imported, which would take seconds.
+# The packages that it needs; looked up without importing them, which would take seconds.
 _NEEDED = ("transformers", "torch", "accelerate", "fastapi", "uvicorn", "openai", "pydantic")
 _ASK = (
     "import importlib.metadata as m, importlib.util as u\n"
@@ -36,14 +36,14 @@ _ASK = (
     "print('missing', *missing, '/', '' if 'transformers' in missing else m.version('transformers'))"
 )
 _ANSWER = re.compile(r"^missing(.*) / *(\S*)$", re.MULTILINE)
-# The first whose `serve` takes the model on its command line and settings in generation_config.
+# The first major version whose `serve` takes the model on its command line and settings in generation_config.
 _OLDEST = 5
 
 _LOADED = re.compile(rb"Loading weights: +(\d+)%")
 
 
 class TransformersServe:
-    """Backend `transformers`. `python` is that of the environment."""
+    """The backend `transformers`. `python`: the interpreter of the environment that has it."""
 
     name = "transformers"
 
@@ -51,7 +51,7 @@ class TransformersServe:
         self.python = python
 
     async def prepare(self, launch: Launch, child_started: Callable[[Child], None]) -> Endpoint:
-        """Start it and wait until it is ready. When this raises, no process is left."""
+        """Start the server and wait until it is ready. If this raises, no process is left."""
         if launch.extra_args:
             raise UnsupportedFeatureError(
                 f"extra_args are llama-server's flags, and transformers cannot take {' '.join(launch.extra_args)}",
@@ -86,13 +86,13 @@ class TransformersServe:
             child_started=child_started,
             version=f"transformers {version}",
             features=TRANSFORMERS_FEATURES,
-            # It has no page for them.
+            # The server has no page that reports them.
             facts=Facts(context_length=launch.context_length, parallel=1, build=version),
         )
 
 
 class LoadingProbe(AnnouncedPort):
-    """With the share of the weights that are loaded, from its bar in the log."""
+    """Like AnnouncedPort, and reports the loaded share of the weights, read from the progress bar in the log."""
 
     def __init__(self, log: LogFile, on_progress: Callable[[float], None] | None) -> None:
         super().__init__(log)
@@ -100,7 +100,7 @@ class LoadingProbe(AnnouncedPort):
         self._told = -1
 
     async def __call__(self) -> ProbeResult:
-        """One look."""
+        """Check once."""
         if self._on_progress is not None:
             percents = _LOADED.findall(self.log.read_log())
             if percents and int(percents[-1]) != self._told:
@@ -110,7 +110,7 @@ class LoadingProbe(AnnouncedPort):
 
 
 def _environment(launch: Launch) -> dict[str, str]:
-    """The model lies on this disk: nothing has to be looked up elsewhere, and nothing reported."""
+    """Return the variables for the server. The model is on this disk, so nothing is looked up online or reported."""
     return {
         "HF_HUB_OFFLINE": "1",
         "HF_HUB_DISABLE_TELEMETRY": "1",
@@ -124,7 +124,7 @@ def _environment(launch: Launch) -> dict[str, str]:
 
 
 def find_python(python_path: str | Path | None) -> Path:
-    """The one that was named, else ours. Raises ConfigError if the named is none."""
+    """Return the named Python interpreter, else the running one. Raises ConfigError if it is not a program."""
     if python_path is None:
         return Path(sys.executable)
     found = shutil.which(Path(python_path).expanduser())
@@ -137,7 +137,10 @@ def find_python(python_path: str | Path | None) -> Path:
 
 
 async def ask_version(python: Path) -> str:
-    """The version of transformers there. Raises BackendNotFoundError if something is missing."""
+    """Return the version of transformers in the environment of this interpreter.
+
+    Raises BackendNotFoundError if a package is missing or too old, ConfigError if it is not a Python interpreter.
+    """
     hint = f"{shlex.quote(str(python))} -m pip install {PACKAGES}"
     try:
         said = await run_for_words([str(python), "-c", _ASK])
@@ -160,7 +163,10 @@ async def ask_version(python: Path) -> str:
 
 
 def nameable(folder: Path, cache: Path) -> Path:
-    """The folder under a name without `@`, after which transformers reads a revision: else a link to it."""
+    """Return the folder, or a link to it if its path contains `@`, after which transformers expects a revision.
+
+    Raises ConfigError if the link's path contains `@` as well.
+    """
     if "@" not in str(folder):
         return folder
     link = cache / f"weights-{hashlib.sha256(os.fsencode(folder)).hexdigest()[:16]}"

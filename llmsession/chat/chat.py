@@ -196,7 +196,7 @@ class Chat:
         tokens = await self._count(await self._next_messages())
         try:
             context_length = self.session.context_length
-        except LLMSessionError:  # a remote server that does not tell
+        except LLMSessionError:  # a remote server that does not report it
             context_length = None
         percent = 100 * tokens / context_length if context_length else None
         return ChatStats(

@@ -218,7 +218,7 @@ class ChatStream(Readable):
     # Reading.
 
     async def _next(self) -> Event | None:
-        """The next event, or None after the last."""
+        """Return the next event, or None after the last."""
         if self._error is not None:
             raise self._error
         if self._completion is not None:

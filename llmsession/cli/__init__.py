@@ -7,7 +7,7 @@ import sys
 
 
 def main() -> None:
-    """Run it. Exit codes: 0 done, 1 the work failed, 2 wrong use, 130 interrupted."""
+    """Run the command line. Exit codes: 0 success, 1 failure, 2 wrong usage, 130 interrupted."""
     try:
         import llmsession.cli.models_app  # adds its commands
         import llmsession.cli.server_app  # noqa: F401 - the same
@@ -15,7 +15,7 @@ def main() -> None:
 
         app(prog_name="llmsession")
     except BrokenPipeError:
-        # Whoever read our output has left; say nothing more, also not when Python flushes at its end.
+        # The reader of stdout has gone. Print nothing more, not even when Python flushes stdout at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except KeyboardInterrupt:

@@ -1,4 +1,4 @@
-"""The commands and what they share: options, errors as one sentence on stderr, exit codes."""
+"""The commands, and what they share: options, errors as one sentence on stderr, exit codes."""
 
 from __future__ import annotations
 
@@ -54,14 +54,14 @@ Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="Say where the en
 
 @contextlib.contextmanager
 def reported_errors() -> Iterator[None]:
-    """Our errors as one sentence on stderr and an exit code; Ctrl-C as 130."""
+    """Turn an LLMSessionError into one sentence on stderr and an exit code, and Ctrl-C into exit code 130."""
     try:
         yield
     except LLMSessionError as error:
         print(f"llmsession: {error}", file=sys.stderr)  # noqa: T201
         raise typer.Exit(2 if isinstance(error, UsageError) else 1) from error
     except KeyboardInterrupt:
-        print(file=sys.stderr)  # noqa: T201 - leaves the ^C on a line of its own
+        print(file=sys.stderr)  # noqa: T201 - ends the line on which the terminal shows ^C
         raise typer.Exit(130) from None
 
 
@@ -82,7 +82,7 @@ def run(
     as_json: Json = False,
     verbose: Verbose = False,
 ) -> None:
-    """One reply to PROMPT on stdout, and nothing else there."""
+    """Print one reply to PROMPT on stdout, and nothing else there."""
     from llmsession.cli.run import run_prompt
 
     with reported_errors():
@@ -125,7 +125,7 @@ def chat(
     reasoning: Annotated[Reasoning, typer.Option(help="What a model thinks before it answers.")] = Reasoning.DIM,
     verbose: Verbose = False,
 ) -> None:
-    """Talk with a model: a line is a question, also through a pipe. Ctrl-C stops an answer, Ctrl-D leaves."""
+    """Chat with a model: each line is a question, also from a pipe. Ctrl-C stops a reply, Ctrl-D leaves."""
     from llmsession.cli.chat import Remembered, run_chat
 
     with reported_errors():
@@ -149,7 +149,7 @@ def metrics(
     watch: Annotated[bool, typer.Option("--watch", help="Show them again each second, until Ctrl-C.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Tokens and rates of this user's servers that run now, or of a remote one."""
+    """Show tokens and rates of this user's running servers, or of a remote one."""
     from llmsession.cli.metrics import show_metrics
 
     with reported_errors():
@@ -158,7 +158,7 @@ def metrics(
 
 @app.command()
 def devices(*, backend: Backend = None, as_json: Json = False) -> None:
-    """The CPU and GPUs that the engine here can use, with the memory that is free on each."""
+    """List the CPU and the GPUs that the engine can use, with the free memory of each."""
     from llmsession.cli.devices import show_devices
 
     with reported_errors():
@@ -173,7 +173,7 @@ def doctor(
     backend: Backend = None,
     as_json: Json = False,
 ) -> None:
-    """What would run here, why, and whether it does: engines, versions, memory, threads, folders, a first reply."""
+    """Report what would run here, why, and whether it works: engines, versions, memory, folders, a first reply."""
     from llmsession.cli.doctor import examine
 
     with reported_errors():
@@ -184,7 +184,7 @@ def doctor(
 
 @app.command()
 def version() -> None:
-    """The versions of llmsession and Python."""
+    """Print the versions of llmsession and Python."""
     print(  # noqa: T201
         f"llmsession {importlib.metadata.version('llmsession')}, "
         f"Python {platform.python_version()} on {platform.system()} {platform.machine()}"
@@ -192,5 +192,5 @@ def version() -> None:
 
 
 def _given(**values: Any) -> dict[str, Any]:
-    """Those that were."""
+    """Return the values that were given, which is those that are not None."""
     return {name: value for name, value in values.items() if value is not None}

@@ -19,7 +19,7 @@ from llmsession.types.errors import UsageError
 
 
 class Remembered(msgspec.Struct, frozen=True, kw_only=True):
-    """Where a conversation is kept between starts, and whose it is; None: this user of the machine."""
+    """Where a conversation is kept between runs, and whose it is. `user`: None for the current user of the machine."""
 
     memory: Path | None = None
     user: str | None = None
@@ -38,10 +38,13 @@ def run_chat(
     keywords: dict[str, Any],
     verbose: bool,
 ) -> None:
-    """Until the input ends. Raises LLMSessionError, and KeyboardInterrupt where Ctrl-C met no answer and no prompt."""
+    """Chat until the input ends.
+
+    Raises LLMSessionError, and KeyboardInterrupt after Ctrl-C while there is neither a reply nor an input prompt.
+    """
     if remembered.memory is None and (remembered.user is not None or remembered.channel is not None):
         raise UsageError("--user and --channel name a conversation in the file of --memory: give that as well")
-    if not color:  # also for the bar while the model is loaded
+    if not color:  # set here, so that it also applies to the progress bar while the model loads
         os.environ["NO_COLOR"] = "1"
     opening = {"verbose": verbose, "locked": locked}
     shown = {"reasoning": reasoning, "keywords": keywords}
@@ -77,8 +80,8 @@ async def _chat(
 
 
 async def _advise(options: Options, backend: str) -> str | None:
-    """What would use the GPU of this machine, if the engine that runs does not."""
-    if backend not in ("llama-server", "embedded"):  # a remote server's device is not ours; the others cannot be asked
+    """Return advice on how to use the GPU of this machine, if the running engine does not."""
+    if backend not in ("llama-server", "embedded"):  # a remote server has its own devices; the others cannot be asked
         return None
     from llmsession.backends.survey import advise_gpu
 

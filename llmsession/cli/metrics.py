@@ -1,4 +1,4 @@
-"""`llmsession metrics`: what the running servers have done."""
+"""`llmsession metrics`: the tokens and rates of running servers."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ WIDE = 1000
 
 
 class Row(msgspec.Struct, frozen=True, kw_only=True):
-    """One server, and its counts since it started: None if it does not count.
+    """One server, and its metrics since it started: None if it has none.
 
-    `pid` and `seconds` (its age) are None for a remote one.
+    `seconds`: its age. It and `pid` are None for a remote server.
     """
 
     model: str
@@ -36,13 +36,13 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def show_metrics(*, remote: str | None, watch: bool, as_json: bool) -> None:
-    """Once, or until Ctrl-C. Raises LLMSessionError."""
+    """Print the metrics once, or with `watch` every second until Ctrl-C. Raises LLMSessionError."""
     anyio.run(_show, remote, watch, as_json)
 
 
 async def _show(remote: str | None, watch: bool, as_json: bool) -> None:
     console = Console(highlight=False)
-    if not console.is_terminal:  # in a file or a pipe no line is broken
+    if not console.is_terminal:  # lines are not wrapped in a file or a pipe
         console.width = WIDE
     if as_json or not (watch and console.is_terminal):
         while True:
@@ -68,7 +68,7 @@ async def _read(remote: str | None) -> list[Row]:
 
 
 def _own() -> list[dict[str, Any]]:
-    """What stands on record of the servers of this user that run now, the oldest first."""
+    """Return the records of this user's running servers, the oldest first."""
     records = [record for record in read_records(records_folder(cache_folder())).values() if record.is_alive]
     return [
         {**record.note, "pid": record.pid, "seconds": time.time() - record.started}
@@ -78,7 +78,7 @@ def _own() -> list[dict[str, Any]]:
 
 
 async def _ask(record: dict[str, Any]) -> Row | None:
-    """None if it has ended meanwhile."""
+    """Return the server's row; None if it has exited meanwhile."""
     try:
         async with Session(remote=record["url"], api_key=record["key"]) as session:
             metrics = await session.get_metrics()
@@ -102,7 +102,7 @@ def _table(rows: list[Row]) -> Table | str:
 
 
 def _cells(metrics: Metrics | None) -> list[str]:
-    """What is not known is a question mark."""
+    """Return the cells of a row; unknown values are question marks."""
     if metrics is None:
         return ["?"] * 7
     cached, usage, generated = metrics.cached_prompt_tokens, metrics.kv_cache_usage, metrics.generated

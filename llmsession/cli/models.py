@@ -1,4 +1,4 @@
-"""`llmsession models`: what is known, what is here, and whether it is as it should be."""
+"""`llmsession models` and `pull`: which models are known, which are downloaded, and whether they are as expected."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from llmsession.session.config.options import Options
 from llmsession.session.server.model_choice import fit_context, resolve_model
 from llmsession.types.units import describe_size
 
-# Where stdout is not a terminal, nothing is cut to fit.
+# Columns, if stdout is not a terminal: then nothing is cut to fit.
 WIDE = 200
 
 
 class Listed(msgspec.Struct, kw_only=True):
-    """A known model. `cached`: bytes of the files that are here, by name."""
+    """A known model. `cached`: the sizes of its downloaded files in bytes, by name."""
 
     alias: str
     aliases: tuple[str, ...]
@@ -42,7 +42,7 @@ class Listed(msgspec.Struct, kw_only=True):
 
 
 def list_models(*, registry: Path | None, cached: bool, as_json: bool) -> None:
-    """A table, or JSON. Raises ConfigError."""
+    """Print the known models as a table, or as JSON. Raises ConfigError."""
     options = _options(registry=registry)
     listed = [_describe(known) for known in load_known_llms(options.registry).llms]
     if cached:
@@ -77,7 +77,10 @@ def _describe(known: KnownLLM) -> Listed:
 
 
 def show_model(model: str | None, *, registry: Path | None, as_json: bool) -> None:
-    """All that is known of one: by its entry, and by its file where that is here. Raises UsageError."""
+    """Print all that is known about a model, from its registry entry, and from its file if that is downloaded.
+
+    Raises UsageError.
+    """
     options = _options(registry=registry, model=model)
     chosen = resolve_model(options)
     entry = load_known_llms(options.registry).find(model) if model is not None and chosen.ref is not None else None
@@ -91,7 +94,7 @@ def show_model(model: str | None, *, registry: Path | None, as_json: bool) -> No
     if info is not None:
         facts |= _facts_of_file(info, options)
     if as_json:
-        # A reference is a str, but one that the encoder does not know.
+        # A reference is a subclass of str, which the encoder does not support.
         shown = {name: str(v) if isinstance(v, str) else v for name, v in facts.items() if v is not None}
         print(msgspec.json.encode(shown).decode())  # noqa: T201
         return
@@ -118,7 +121,7 @@ def _facts_of_file(info: ModelInfo, options: Options) -> dict[str, Any]:
 
 
 def lint(path: Path, *, as_json: bool) -> None:
-    """Whether a registry can be used. Raises ConfigError with its line."""
+    """Check whether a registry can be used, and print what it holds. Raises ConfigError with the line of a fault."""
     shipped = load_known_llms()
     registry = read_registry(path, encodings=shipped.encodings)
     found = {"path": str(path), "models": len(registry.llms), "encodings": len(registry.encodings)}
@@ -129,7 +132,10 @@ def lint(path: Path, *, as_json: bool) -> None:
 
 
 def lock_models(models: list[str], *, file: Path, registry: Path | None) -> None:
-    """Fetch what is not here, and write down which commit and which bytes it is. Raises LLMSessionError."""
+    """Download the models if necessary, and record their commits and digests in the lock file.
+
+    Raises LLMSessionError.
+    """
     options = _options(registry=registry)
     known = load_known_llms(options.registry)
     lock = read_lock(file)
@@ -154,7 +160,7 @@ def _options(**given: Any) -> Options:
 
 
 def pull(ref: str, *, registry: Path | None, offline: bool, as_json: bool) -> None:
-    """Print where it is. Raises LLMSessionError; after Ctrl-C what had arrived is kept."""
+    """Download a model, and print its path. After Ctrl-C, what had arrived is kept. Raises LLMSessionError."""
     options = Options.load(**{"registry": registry} if registry is not None else {})
     with shown_progress("asking Hugging Face") as show:
 

@@ -1,4 +1,4 @@
-"""The commands about models: `pull`, and those of `models`."""
+"""The commands for models: `pull`, and those of `models`."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def pull(
     offline: Annotated[bool, typer.Option("--offline", help="Only look into the cache.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Fetch a model, or its newest version, and print where it is. What was cut short goes on from there."""
+    """Download a model, or its newest version, and print its path. An interrupted download is resumed."""
     from llmsession.cli import models as command
 
     with reported_errors():
@@ -45,7 +45,7 @@ def list_(
     cached: Annotated[bool, typer.Option("--cached", help="Only those of which a file is here.")] = False,
     as_json: Json = False,
 ) -> None:
-    """The models that go by a short name."""
+    """List the models that have a short name."""
     from llmsession.cli.models import list_models
 
     with reported_errors():
@@ -61,7 +61,7 @@ def show(
     registry: Registry = None,
     as_json: Json = False,
 ) -> None:
-    """What is known of a model; of one that is here, also what its file says, and the memory that it needs."""
+    """Show what is known about a model; for a downloaded one, also its file's header, and the memory that it needs."""
     from llmsession.cli.models import show_model
 
     with reported_errors():
@@ -72,7 +72,7 @@ def show(
 def lint(
     file: Annotated[Path, typer.Argument(help="A registry of your own, like knownllms.yaml.")], *, as_json: Json = False
 ) -> None:
-    """Whether a registry can be used; if not, in which line it is wrong."""
+    """Check whether a registry can be used; if not, show which line is wrong."""
     from llmsession.cli import models as command
 
     with reported_errors():
@@ -89,7 +89,7 @@ def verify(
     encoding: Annotated[str | None, typer.Option(help="The encoding to compare. [default: the registry's]")] = None,
     as_json: Json = False,
 ) -> None:
-    """Compare the prompt encoding with the model's own template, token by token; exit code 1 where they differ."""
+    """Compare the prompt encoding with the model's own template, token by token. Exit code 1 if they differ."""
     from llmsession.cli.verify import verify_model
 
     with reported_errors():
@@ -105,7 +105,7 @@ def lock(
     file: Annotated[Path, typer.Option(help="The lock to write.")] = Path(NAME),
     registry: Registry = None,
 ) -> None:
-    """Write down which commit and which bytes a model is now; `--locked` then refuses anything else."""
+    """Record the commit and the digests of a model as it is now; `--locked` then refuses anything else."""
     from llmsession.cli.models import lock_models
 
     with reported_errors():

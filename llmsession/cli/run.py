@@ -25,7 +25,7 @@ def run_prompt(
     as_json: bool,
     verbose: bool,
 ) -> None:
-    """Stream the reply to stdout. Raises LLMSessionError; KeyboardInterrupt after Ctrl-C, with everything put away."""
+    """Stream the reply to stdout. Raises LLMSessionError, and KeyboardInterrupt after Ctrl-C, once all is closed."""
     text = _read_stdin() if prompt == "-" else prompt
     messages = [*([Message.system(system)] if system else []), Message.user(text)]
     opening = {"verbose": verbose, "locked": locked}
@@ -33,7 +33,7 @@ def run_prompt(
 
 
 def _read_stdin() -> str:
-    """All of it, in UTF-8, without the line break at its end."""
+    """Return all of stdin, decoded as UTF-8, without the line break at its end. Raises UsageError if it is empty."""
     if sys.stdin is None:
         raise UsageError("there is no standard input to read the prompt from: it is closed")
     text = sys.stdin.buffer.read().decode(errors="replace").removesuffix("\n").removesuffix("\r")

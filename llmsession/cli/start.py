@@ -1,4 +1,4 @@
-"""What `run` and `chat` share: the options, what is said on stderr, the progress of loading."""
+"""What the commands share: options, messages on stderr, starting a session, and the progress bar."""
 
 from __future__ import annotations
 
@@ -21,13 +21,16 @@ from llmsession.types.progress import Progress, ProgressCallback
 
 
 def say(sentence: str) -> None:
-    """On stderr; a terminal gets its lines broken between words."""
+    """Print a sentence on stderr. On a terminal, lines are wrapped between words."""
     console = Console(stderr=True, highlight=False)
     console.print(f"llmsession: {sentence}", markup=False, soft_wrap=not console.is_terminal)
 
 
 def load_options(given: dict[str, Any], config: Path | None) -> Options:
-    """From the command line, the environment and a file; says it where the demonstration model is what runs."""
+    """Load options from the command line, the environment and a file.
+
+    Prints a notice if the demonstration model is what runs.
+    """
     options = Options.load(config, **given)
     if options.remote is None and options.model in (None, bundled.NAME):
         say(bundled.NOTICE)
@@ -36,7 +39,7 @@ def load_options(given: dict[str, Any], config: Path | None) -> Options:
 
 @contextlib.asynccontextmanager
 async def started(options: Options, *, verbose: bool, locked: bool = False) -> AsyncIterator[Session]:
-    """The session, once its server is ready; until then a terminal shows how far it is."""
+    """Open a session, and close it at the end of the block. Until it is ready, a terminal shows the progress."""
     with contextlib.ExitStack() as starting:
         if options.remote is None:
             show = starting.enter_context(shown_progress())
@@ -52,7 +55,10 @@ async def started(options: Options, *, verbose: bool, locked: bool = False) -> A
 
 
 async def _pinned(options: Options) -> Options:
-    """The model at its locked commit, once its bytes are those that were locked. Raises ConfigError, FetchError."""
+    """Return the options with the model at its locked commit, after checking its digests.
+
+    Raises ConfigError, FetchError.
+    """
     from llmsession.models.hub.ensure import ensure_model
     from llmsession.models.lockfile import NAME, check_locked, read_lock
     from llmsession.session.server.model_choice import resolve_model
@@ -74,7 +80,7 @@ _WORDS = {"engine": "fetching llama.cpp", "download": "fetching the model", "loa
 
 @contextlib.contextmanager
 def shown_progress(words: str = "starting") -> Iterator[ProgressCallback]:
-    """A bar that is gone when the block is left; nothing where stderr is not a terminal."""
+    """Show a progress bar inside the block; nothing if stderr is not a terminal."""
     console = Console(stderr=True, highlight=False)
     if not console.is_terminal:
         yield lambda _: None

@@ -1,4 +1,4 @@
-"""`llmsession models verify`: a prompt encoding against the template that the model itself carries."""
+"""`llmsession models verify`: compares a prompt encoding with the model's own template."""
 
 from __future__ import annotations
 
@@ -29,12 +29,15 @@ CONVERSATIONS: dict[str, list[Message]] = {
         Message.user("Thanks"),
     ],
 }
-# Letters shown on both sides of the first difference.
+# Characters shown on each side of the first difference.
 AROUND = 40
 
 
 class Compared(msgspec.Struct, frozen=True, kw_only=True):
-    """One conversation. `at`: the first token that differs; None if all are equal, or the template has no form."""
+    """The comparison of one conversation. `at`: the first token that differs; None if all are equal.
+
+    `theirs`: None if the model's template refuses the conversation, which counts as equal.
+    """
 
     conversation: str
     equal: bool
@@ -46,7 +49,7 @@ class Compared(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def verify_model(model: str | None, *, registry: Path | None, encoding: str | None, as_json: bool) -> bool:
-    """Print the comparison; whether all are equal. Raises LLMSessionError."""
+    """Print the comparison, and return whether all conversations are equal. Raises LLMSessionError."""
     given: dict[str, Any] = {"model": model, "registry": registry, "prompt_encoding": encoding}
     given = {name: value for name, value in given.items() if value is not None}
     options = Options.load(**given, parallel=1, context_length=512)
@@ -84,7 +87,7 @@ async def _compare(session: Session, encoding: PromptEncoding, name: str) -> Com
         return Compared(conversation=name, equal=True, ours=ours, theirs=None, our_ids=our_ids, their_ids=[])
     their_ids = await session.tokenize(theirs, special=True)
     bos = session.special_tokens["bos"]
-    # Whether the template writes the first token or leaves it to the engine makes no difference to the model.
+    # It makes no difference to the model whether the template writes the first token or leaves it to the engine.
     our_ids, their_ids = (ids[1:] if ids[:1] == [bos] else ids for ids in (our_ids, their_ids))
     at = next((n for n, pair in enumerate(zip(our_ids, their_ids, strict=False)) if len({*pair}) > 1), None)
     if at is None and len(our_ids) != len(their_ids):

@@ -154,7 +154,7 @@ class ServerInfo:
 
     @property
     def context_length(self) -> int:
-        """Tokens that one conversation may use. Raises UnsupportedFeatureError if a remote does not report it."""
+        """The tokens that one conversation may use. Raises UnsupportedFeatureError if a remote does not report it."""
         length = self.endpoint.facts.context_length
         if length is None:
             self.refuse("reported context length")

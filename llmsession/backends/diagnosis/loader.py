@@ -1,4 +1,4 @@
-"""Why a program could not even begin: what the kernel and the loader of shared libraries say of it. No I/O."""
+"""Explains why a program could not be started, from the errors of the kernel and the library loader. Does no I/O."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ _MISSING = (
 )
 _TOO_OLD = re.compile(r"version `(GLIBC|GLIBCXX|CXXABI|GOMP|OPENSSL)_([\d.]+)' not found")
 _MIXED = re.compile(r"undefined symbol: (\S+)|Symbol not found: (\S+)|Error relocating \S+ (\S+): symbol not found")
-# Whatever execs it for us: setpriv, or our own guard.
+# The errors of the programs that exec the engine: setpriv, or the library's own guard.
 _EXEC = re.compile(r"setpriv: failed to execute (\S+): (.+)|OSError: \[Errno \d+\] (Exec format error): '(.+)'")
 
-# Who brings a library, by how its name begins.
+# How to get a library, by the beginning of its name.
 _BRINGERS = (
     (("libcuda.", "nvcuda"), "install NVIDIA's driver, or take a build without CUDA"),
     (("libcudart", "libcublas", "libnccl"), "install that version of the CUDA runtime, or take a build without CUDA"),
@@ -47,7 +47,7 @@ _MACHINES = {
 _SAME = {"amd64": "x86_64", "arm64": "aarch64", "ppc64le": "ppc64", "i686": "i386"}
 # macOS's "Bad CPU type in executable", which errno does not name.
 _EBADARCH = 86
-# What a program that the kernel does not know begins with; the last fits all.
+# The first bytes of programs that the kernel cannot run; the last entry matches any.
 _KINDS = (
     (b"\x7fELF", "it is damaged, or not for this system"),
     (b"\xcf\xfa\xed\xfe", "it is a program for macOS"),
@@ -59,7 +59,7 @@ _INTERPRETER = re.compile(rb"/[\w./-]*/ld[-\w.]*\.so[\w.]*")
 
 
 def explain_loader(words: str, backend: str) -> tuple[str, str] | None:
-    """What the loader complains of, and the next step."""
+    """Return what the loader reports as wrong, and the next step; None if it reports nothing."""
     other = OTHERS.get(backend, "take another build")
     if (found := _TOO_OLD.search(words)) is not None:
         return f"it was built for a newer system (it wants {found[1]} {found[2]})", other
@@ -81,7 +81,7 @@ def _explain_missing(library: str, why: str, other: str) -> tuple[str, str]:
 
 
 def explain_refusal(error: OSError, head: bytes, machine: str) -> str:
-    """Why the kernel does not run a program that begins with `head`, on a processor that is called `machine`."""
+    """Explain why the kernel does not run a program. `head`: its first bytes; `machine`: the name of the processor."""
     ours = _SAME.get(machine.lower(), machine.lower())
     theirs = _machine_of(head)
     if error.errno == errno.EACCES:

@@ -1,7 +1,6 @@
-"""What llama.cpp's log says when an engine cannot go on, and what each saying means. No I/O.
+"""Patterns of fatal errors in llama.cpp's log, and what each of them means. Does no I/O.
 
-The words are those of builds of 2024 to 2026. What concerns GPUs is taken from llama.cpp's issues: it was not provoked
-here.
+The texts are from builds of 2024 to 2026. Those about GPUs are from llama.cpp's issues, and were not reproduced.
 """
 
 from __future__ import annotations
@@ -19,8 +18,10 @@ _REPORT = "take another build, and report it to llama.cpp with the log"
 
 
 class Saying(msgspec.Struct, frozen=True):
-    """A pattern, and what it means: `{0}`, `{1}` are its groups, `{any}` those that matched, `{parser}` what the parser
-    of templates said, `{newer}` the advice to take a newer build.
+    """A pattern in the log, and what it means.
+
+    In `what`, `{0}` and `{1}` are the pattern's groups, `{any}` those that matched, `{parser}` the error of the
+    template parser. `{newer}` is the advice to use a newer build.
     """
 
     pattern: str
@@ -29,10 +30,10 @@ class Saying(msgspec.Struct, frozen=True):
     advice: str = ""
 
 
-# The first that is found decides: the most telling come first.
+# The first pattern that is found decides, so the most specific ones come first.
 SAYINGS = (
     Saying(r"couldn't bind HTTP server socket", "engine", "another program took its port", "try again"),
-    # What stands beside the model.
+    # Files besides the model.
     Saying(
         r"failed to load lora adapter '(.*)'",
         "option",
@@ -72,7 +73,7 @@ SAYINGS = (
         r"|(?:failed|unable) to allocate (?:CUDA|ROCm|Vulkan|Metal|MTL|SYCL|MUSA)\w* buffer",
         "device memory",
     ),
-    # A GPU, or its driver, that the build is not for.
+    # A GPU or driver that the build does not support.
     Saying(
         r"no kernel image is available for execution on the device",
         "engine",
@@ -104,7 +105,7 @@ SAYINGS = (
         r"|mmap failed: Cannot allocate memory|std::bad_alloc|^MemoryError",
         "memory",
     ),
-    # The model's file, against what the build knows.
+    # The model's file, or a build that is too old for it.
     Saying(r"unknown model architecture: '(.*)'", "engine", "it does not know {model}'s architecture {0}", "{newer}"),
     Saying(r"unknown pre-tokenizer type: '(.*)'", "engine", "it does not know {model}'s tokenizer {0}", "{newer}"),
     Saying(r"unknown tokenizer: '?(.+?)'?$", "engine", "it does not know {model}'s tokenizer {0}", "{newer}"),
@@ -153,7 +154,7 @@ SAYINGS = (
         _ANOTHER,
     ),
     Saying(r"error loading model: (.+)", "model", "the engine cannot load it ({0})", _OTHER_OR_NEWER),
-    # What was asked for.
+    # Options.
     Saying(
         r"n_seq_max must be <= (\d+)",
         "option",
@@ -179,7 +180,7 @@ SAYINGS = (
         "its wheel is damaged",
         'install it again: pip install --force-reinstall "llmsession[embedded]"',
     ),
-    # Faults of its own.
+    # Bugs of the engine.
     Saying(r"GGML_ASSERT\((.*)\) failed", "engine", "it gave up by itself (GGML_ASSERT: {0})", _REPORT),
     Saying(
         r"terminate called after throwing an instance of '(.*)'(?:\s+what\(\): *(.*))?",
@@ -192,7 +193,7 @@ _COMPILED = tuple((re.compile(saying.pattern, re.MULTILINE), saying) for saying 
 
 
 def find_saying(words: str) -> tuple[Saying, re.Match[str]] | None:
-    """The first of them in a log."""
+    """Return the first saying whose pattern is in the log, and its match; None if there is none."""
     for pattern, saying in _COMPILED:
         if (found := pattern.search(words)) is not None:
             return saying, found

@@ -1,4 +1,4 @@
-"""Whether a model fits into the memory that is free, looked at before anything is started."""
+"""Checks, before anything is started, whether a model fits into the free memory and the log onto the disk."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from llmsession.types.errors import StartFailedError
 if TYPE_CHECKING:
     from llmsession.backends.launch import Launch
 
-# A start writes some kilobytes, and a running engine goes on to.
+# Bytes. A start writes some kilobytes to the log, and a running engine keeps writing to it.
 LEAST_DISK = 64 * 1024
-# Flags of llama-server's that change what is needed: with one of them in extra_args our estimate is none.
+# Flags of llama-server that change how much memory is needed: with one of them in extra_args there is no estimate.
 _CHANGE_NEED = {
     "-ctk", "--cache-type-k", "-ctv", "--cache-type-v", "-ngl", "--gpu-layers", "--n-gpu-layers", "-dev", "--device",
     "-ot", "--override-tensor", "-cmoe", "--cpu-moe", "-ncmoe", "--n-cpu-moe", "--override-kv",
@@ -23,9 +23,9 @@ _CHANGE_NEED = {
 
 
 def check_memory(launch: Launch, *, offloaded: float = 0.0) -> None:
-    """Raise NotEnoughMemoryError if it does not fit. `offloaded`: the share that a GPU's own memory takes, 0 to 1.
+    """Raise NotEnoughMemoryError if the model does not fit into the free memory.
 
-    Costs some reading of /proc, a fraction of a millisecond.
+    `offloaded`: the share that goes into a GPU's own memory, 0 to 1. Takes a fraction of a millisecond.
     """
     unknown = (
         launch.cache_type_k or launch.cache_type_v or any(_flag(text) in _CHANGE_NEED for text in launch.extra_args)
@@ -41,7 +41,7 @@ def check_memory(launch: Launch, *, offloaded: float = 0.0) -> None:
 
 
 def check_disk(folder: Path) -> None:
-    """Raise StartFailedError if an engine could not write its log: its states come through such a file."""
+    """Raise StartFailedError if the disk is too full for an engine's log files, through which it reports its states."""
     if not hasattr(os, "statvfs"):
         return
     with contextlib.suppress(OSError):

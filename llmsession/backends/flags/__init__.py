@@ -1,1 +1,1 @@
-"""Command-line flags: from a Launch, for the build that gets them."""
+"""Translates a Launch into command-line flags for a given build of an engine."""

@@ -1,4 +1,4 @@
-"""What a llama-server build can do, by its --help and --version: asked once, kept by path, size and time of change."""
+"""What a llama-server build can do, by its --help and --version. Cached by path, size and modification time."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from llmsession.backends.environment import allowed_environment
 from llmsession.system.atomic_file import write_atomically
 from llmsession.types.errors import StartFailedError
 
-# --help prints at once; a binary that hangs is none of llama.cpp's.
+# Seconds. --help prints at once; a binary that hangs is not one of llama.cpp's.
 HELP_TIMEOUT = 20.0
-# So much of a program tells what it was built for.
+# Bytes at the start of a program that show what it was built for.
 HEAD = 4096
 
 _VERSION = re.compile(r"version: *(.+)")
-# A line that begins with flags; what they mean comes after two spaces, or on the next lines.
+# A line that begins with flags; their description follows after two spaces, or on the next lines.
 _HEAD = re.compile(r" {0,4}(-{1,2}[A-Za-z].*)")
 _FLAG = re.compile(r"(?:^|(?<=[\s,]))--?[A-Za-z][\w.-]*")
 _REMOVED = "argument has been removed"
 
 
 class Option(msgspec.Struct, frozen=True, kw_only=True):
-    """One option of a build: its spellings, what it takes (empty: nothing), and the words on it."""
+    """One option of a build: its spellings, the values it takes (empty: none), and its description."""
 
     flags: tuple[str, ...]
     takes: str = ""
@@ -38,7 +38,7 @@ class Option(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Capabilities(msgspec.Struct, frozen=True, kw_only=True, dict=True):
-    """The options of a build. `removed` are those that it only knows to refuse."""
+    """The options of a build. `removed`: those that it recognizes only to refuse them."""
 
     options: tuple[Option, ...]
     removed: tuple[Option, ...] = ()
@@ -46,19 +46,20 @@ class Capabilities(msgspec.Struct, frozen=True, kw_only=True, dict=True):
 
     @cached_property
     def by_flag(self) -> dict[str, Option]:
-        """Each option under each of its spellings."""
+        """The options by each of their spellings."""
         return {flag: option for option in self.options for flag in option.flags}
 
     @property
     def has_child_mode(self) -> bool:
-        """Whether it reports its states to a parent and watches its stdin: builds that can be a router can."""
+        """Whether it can report its states to a parent and watch its stdin, as builds with a router mode can."""
         return "--models-max" in self.by_flag
 
 
 async def probe_capabilities(binary: Path, cache: Path, *, start: Sequence[str] = ()) -> Capabilities:
-    """From the cache, else by running it. Raises StartFailedError if it is not a llama-server.
+    """Return the capabilities of a binary, from the cache or else by running it.
 
-    `start` is how it is run, where that takes more than its path.
+    `start`: the command that runs it, if that is more than its path. Raises StartFailedError if it is not a
+    llama-server.
     """
     try:
         stat = binary.stat()
@@ -77,7 +78,7 @@ async def probe_capabilities(binary: Path, cache: Path, *, start: Sequence[str] 
 
 
 async def ask_version(binary: Path) -> str:
-    """The first line of what it says to --version; "unknown" where it does not."""
+    """Return the version that --version prints; "unknown" if there is none."""
     with contextlib.suppress(OSError, TimeoutError):
         if found := _VERSION.search(await run_for_words([str(binary), "--version"])):
             return found[1].strip()
@@ -85,7 +86,10 @@ async def ask_version(binary: Path) -> str:
 
 
 async def ask_devices(binary: Path) -> str:
-    """What it prints to --list-devices. Raises StartFailedError; a build without that flag sees none."""
+    """Return what --list-devices prints. Raises StartFailedError if the binary cannot be run.
+
+    A build without that flag lists no devices.
+    """
     try:
         answer = await _run([str(binary), "--list-devices"])
     except (TimeoutError, OSError) as error:
@@ -94,7 +98,7 @@ async def ask_devices(binary: Path) -> str:
             returncode=None,
             log_tail="",
         ) from error
-    if answer.returncode in (126, 127):  # of a shell: uvloop gives it what the kernel does not take for a program
+    if answer.returncode in (126, 127):  # of a shell: uvloop runs a file through it that the kernel refuses to execute
         raise StartFailedError(
             f"{binary} cannot say which devices it sees: it is not a program",
             returncode=answer.returncode,
@@ -104,14 +108,14 @@ async def ask_devices(binary: Path) -> str:
 
 
 def parse_help(text: str) -> tuple[tuple[Option, ...], tuple[Option, ...]]:
-    """The options, and those that were removed. Of today's form, of 2024's, and of llamafile's."""
+    """Return the options, and those that were removed, from help texts of today, of 2024, and of llamafile."""
     options: list[Option] = []
     removed: list[Option] = []
     for block in _blocks(text):
         head, *lines = block
         spelt, _, said = re.sub(r",\s+", ", ", head).partition("  ")
         flags = tuple(_FLAG.findall(spelt))
-        # `-t N, --threads N` says it twice.
+        # `-t N, --threads N` names the value twice.
         takes = spelt[spelt.rindex(flags[-1]) + len(flags[-1]) :].strip(" ,")
         words = " ".join([said.strip(), *lines]).strip()
         (removed if _REMOVED in words else options).append(Option(flags=flags, takes=takes, text=words))
@@ -119,7 +123,7 @@ def parse_help(text: str) -> tuple[tuple[Option, ...], tuple[Option, ...]]:
 
 
 def _blocks(text: str) -> list[list[str]]:
-    """Each option's lines: that with its flags, and those that go on."""
+    """Return the lines of each option: the one with its flags, and those that continue its description."""
     blocks: list[list[str]] = []
     inside = False
     for line in text.splitlines():
@@ -135,7 +139,7 @@ def _blocks(text: str) -> list[list[str]]:
 
 
 async def require_version(binary: Path) -> str:
-    """The same, of one that has to run. Raises StartFailedError with its last words."""
+    """Return the version of a binary that has to run. Raises StartFailedError with the end of its output."""
     try:
         answer = await _run([str(binary), "--version"])
     except TimeoutError as error:
@@ -158,13 +162,13 @@ async def require_version(binary: Path) -> str:
 
 
 async def run_for_words(argv: Sequence[str]) -> str:
-    """All that it prints. Raises OSError, and TimeoutError if it hangs."""
+    """Return all that a command prints. Raises OSError, and TimeoutError if it hangs."""
     answer = await _run(argv)
     return (answer.stdout + b"\n" + answer.stderr).decode(errors="replace")
 
 
 async def _run(argv: Sequence[str]) -> subprocess.CompletedProcess[bytes]:
-    """Raises OSError, and TimeoutError if it hangs."""
+    """Run a command. Raises OSError, and TimeoutError if it hangs."""
     with anyio.fail_after(HELP_TIMEOUT):
         return await anyio.run_process(argv, check=False, env=allowed_environment())
 
@@ -181,7 +185,7 @@ def _explain_refusal(error: OSError, binary: Path) -> str:
 
 
 def _explain_silence(answer: subprocess.CompletedProcess[bytes], binary: Path) -> StartFailedError | None:
-    """Where it could not even print its help: its libraries, or its processor."""
+    """Return the error if it could not even print its help because of its libraries or the processor; else None."""
     from llmsession.backends.diagnosis.exit_codes import describe_signal
     from llmsession.backends.diagnosis.loader import explain_loader
 

@@ -13,12 +13,15 @@ from llmsession.backends.flags.launch_table import Setting
 from llmsession.types.errors import ConfigError, UnsupportedFeatureError
 
 _NAME = "embedded"
-# The length of llama.cpp's list of shares.
+# The length of llama.cpp's list of each device's share.
 _MOST_DEVICES = 128
 
 
 def _members(enumeration: str, prefix: str, values: str) -> Callable[[str], tuple[Any, str]]:
-    """`values`: the words of the command line, with `=MEMBER` where that is not the word in capitals."""
+    """Return a reader for members of an enumeration.
+
+    `values`: the words of the command line, with `=MEMBER` if the member is not the word in capitals.
+    """
     table = {
         word: f"{prefix}_{member or word.upper()}" for word, _, member in (v.partition("=") for v in values.split())
     }
@@ -50,7 +53,7 @@ def _plain(kind: Callable[[str], Any], what: str) -> Callable[[str], tuple[Any, 
 
 
 def _read_folder(text: str) -> str:
-    """As the engine wants it, which puts a file's name right behind."""
+    """Return the folder with a slash at its end: the engine appends a file's name to it."""
     if not Path(text).is_dir():
         raise ValueError
     return text.rstrip("/") + "/"
@@ -79,7 +82,7 @@ _SWITCH = _plain(_read_switch, "on or off")
 _FRACTIONS = _plain(_read_fractions, "numbers with commas between them")
 _KWARGS = _plain(_read_kwargs, "an object of JSON")
 
-# Flags that take a value: their names, the fields they set, and how the value is read.
+# Flags with a value: their names, the fields that they set, and the reader of the value.
 _VALUES: list[tuple[str, str, Callable[[str], tuple[Any, str | None]]]] = [
     ("-n --predict --n-predict", "n_predict", _WHOLE),
     ("-b --batch-size", "n_batch", _WHOLE),
@@ -163,7 +166,7 @@ _VALUES: list[tuple[str, str, Callable[[str], tuple[Any, str | None]]]] = [
     ("-ctvd --cache-type-v-draft --spec-draft-type-v", "speculative.draft.cache_type_v", _CACHE_TYPE),
 ]  # fmt: skip
 
-# Flags without a value: their names, the field, what they set it to.
+# Flags without a value: their names, the field, and the value that it is set to.
 _SWITCHES: list[tuple[str, str, bool]] = [
     ("--swa-full", "swa_full", True),
     ("-kvo --kv-offload", "no_kv_offload", False),
@@ -205,7 +208,7 @@ _SETTERS = {flag: (field, value) for flags, field, value in _SWITCHES for flag i
 
 
 def translate_flags(arguments: Sequence[str]) -> Iterator[Setting]:
-    """The settings that they stand for, in their order. Raises UnsupportedFeatureError and ConfigError."""
+    """Yield the settings that the flags stand for, in order. Raises UnsupportedFeatureError and ConfigError."""
     rest = iter(arguments)
     for argument in rest:
         flag = normalize_flag(argument)

@@ -1,4 +1,4 @@
-"""The user's own flags for the engine, kept from fighting those that the session sets."""
+"""The user's own flags for the engine, checked for conflicts with those that the session sets."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from llmsession.types.device import DeviceRequest
 from llmsession.types.errors import ConfigError
 from llmsession.types.message_input import is_unicode
 
-# Flags that are never the user's, and what is to be used in their place, or why not.
+# Flags that users may not give, by what to use instead, or the reason.
 _OURS = {
     "use model=": (
         "-m --model -mu --model-url -dr --docker-repo -hf -hfr --hf-repo -hff --hf-file -hft --hf-token -cl "
@@ -40,12 +40,12 @@ _OURS = {
         "-h --help --usage --version --completion-bash --list-devices --license"
     ),
 }
-# With less than errors, warnings and its address the engine says nothing that could be read.
+# The session reads errors, warnings and the address from the engine's log, which a lower verbosity would omit.
 _VERBOSITY = ("-lv", "--verbosity", "--log-verbosity")
 _LEAST_VERBOSITY = 3
-# Presets that name a model to download begin with these.
+# The prefixes of flags that select a preset with a model to download.
 _PRESETS = ("--fim-", "--embd-gemma", "--gpt-oss-", "--vision-")
-# Flags that are the user's as long as the option beside them is not given.
+# Flags that users may give only if the option of the same meaning is not given.
 _WHERE_GIVEN = {
     "flash_attention": "-fa --flash-attn",
     "cache_type_k": "-ctk --cache-type-k",
@@ -55,11 +55,11 @@ _WHERE_GIVEN = {
     "device": "-ngl --gpu-layers --n-gpu-layers -sm --split-mode -mg --main-gpu -ts --tensor-split",
     "rope_freq_base": "--rope-freq-base --rope-scale --rope-freq-scale --rope-scaling",
     "metadata": "--override-kv",
-    # Without adapters the cache is the user's; with them it stays empty (see backend.Launch).
+    # Without adapters, users may set the size of the cache; with them it stays empty (see Launch).
     "lora": "-cram --cache-ram",
     "kv_folder": "--slot-save-path",
 }
-# Where any GPU will do, how the model is split over them is the user's to say.
+# If any GPU may be used, users may set how the model is split over them.
 _ANY_GPU = ("device", DeviceRequest(kind="gpu"))
 _WHY = {flag: why for why, flags in _OURS.items() for flag in flags.split()}
 _NAMES = {"metadata": "a context_length above the trained one", "kv_folder": "kv_cache_bytes above 0"}
@@ -67,7 +67,7 @@ _DEFAULTS = dict(zip(reversed(Launch.__struct_fields__), reversed(Launch.__struc
 
 
 def check_extra_args(launch: Launch) -> None:
-    """Raise ConfigError if a flag of the user's would fight one of ours, in whatever spelling the engine takes."""
+    """Raise ConfigError if a user's flag conflicts with one of the session, in any spelling that the engine accepts."""
     taken = {
         flag: name
         for name, flags in _WHERE_GIVEN.items()
@@ -96,5 +96,5 @@ def check_extra_args(launch: Launch) -> None:
 
 
 def normalize_flag(text: str) -> str:
-    """As the engine reads it: in long flags an underscore is a hyphen."""
+    """Return the flag as the engine reads it: in long flags, an underscore is a hyphen."""
     return text.replace("_", "-") if text.startswith("--") else text

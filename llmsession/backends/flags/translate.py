@@ -1,7 +1,7 @@
-"""A command line in today's words, said in those of the build that gets it; what it cannot do is refused by name.
+"""Translates a command line of today's llama-server for an older or newer build. Unsupported flags are refused by name.
 
 Options were renamed, removed, and given values that they did not take before: https://github.com/ggml-org/llama.cpp
-(common/arg.cpp). What a build has, its --help says.
+(common/arg.cpp). A build's --help shows which ones it has.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from llmsession.types.errors import ConfigError, UnsupportedFeatureError
 
 
 class Argument(msgspec.Struct, frozen=True):
-    """An option with what it is given."""
+    """An option with its values."""
 
     flag: str
     values: tuple[str, ...] = ()
 
     def words(self) -> list[str]:
-        """As on the command line."""
+        """Return the words of the command line."""
         return [self.flag, *self.values]
 
 
-# Spellings of one thing, of which a build has one or the other.
+# Different spellings of the same option, of which a build has one or several.
 _SYNONYMS = (
     ("--spec-draft-n-max", "--draft-max", "--draft-n", "--draft"),
     ("--spec-draft-n-min", "--draft-min", "--draft-n-min"),
@@ -52,11 +52,11 @@ _SYNONYMS = (
 )
 _SAME = {flag: group for group in _SYNONYMS for flag in group}
 
-# Takes on, off or auto today; was bare once, and off where it was not there.
+# Flags that take on, off or auto today; in older builds they had no value, and were off if not given.
 _ONCE_BARE = {"--flash-attn", "-fa", "--log-colors"}
 _ON = {"on", "true", "1", "enabled"}
 
-# Today's modes of loading, in the words before them.
+# Today's load modes, as the flags of older builds.
 _LOAD_MODES = {
     "auto": [],
     "mmap": [],
@@ -64,7 +64,7 @@ _LOAD_MODES = {
     "mlock": ["--no-mmap", "--mlock"],
     "mmap+mlock": ["--mlock"],
 }
-# And the other way round: what of the two old words was said.
+# The reverse: today's load mode for each combination of the two old flags.
 _OLD_LOAD_MODES = {
     frozenset({"--no-mmap"}): "none",
     frozenset({"--mlock"}): "mmap+mlock",
@@ -76,7 +76,7 @@ _IS_FLAG = re.compile(r"--?[A-Za-z]")
 
 
 def read_arguments(words: Sequence[str]) -> list[Argument]:
-    """Options with their values. Raises ConfigError if a word belongs to no option."""
+    """Return the options with their values. Raises ConfigError if a word belongs to no option."""
     arguments: list[Argument] = []
     for word in words:
         if _IS_FLAG.match(word):
@@ -141,7 +141,7 @@ def _translate_all(arguments: Sequence[Argument], capabilities: Capabilities) ->
 
 
 def _translate(argument: Argument, capabilities: Capabilities) -> list[str] | None:
-    """None if the build cannot do it."""
+    """Return the words for this build; None if it cannot do what the argument asks for."""
     flag, values = argument.flag, argument.values
     names = (flag, *_SAME.get(flag, ()))
     known = next((name for name in names if name in capabilities.by_flag), None)
@@ -153,7 +153,7 @@ def _translate(argument: Argument, capabilities: Capabilities) -> list[str] | No
             return [known, "on"]
         return [known] if values[0] in _ON else []
     if flag in _SAME["--verbosity"] and values and "info" not in option.text:
-        # Before there were levels, a number was how much of the debugging to tell, prompts among it.
+        # Before there were levels, the number was the amount of debug output, which includes prompts.
         return []
     if flag in _SAME["--gpu-layers"] and values in (("all",), ("auto",)) and "'all'" not in option.text:
         return [known, _EVERY_LAYER] if values[0] == "all" else []
@@ -166,7 +166,7 @@ def _translate(argument: Argument, capabilities: Capabilities) -> list[str] | No
 
 
 def _say_otherwise(argument: Argument, capabilities: Capabilities) -> list[str] | None:
-    """Where the build has no such option under any name, but does the same when told so, or anyway."""
+    """Return the words for a build that has no such option, but does the same with other flags, or by default."""
     has = capabilities.by_flag
     match argument:
         case Argument("--load-mode" | "-lm", (mode,)) if mode in _LOAD_MODES and has.keys() >= set(_LOAD_MODES[mode]):
@@ -183,7 +183,7 @@ def _say_otherwise(argument: Argument, capabilities: Capabilities) -> list[str] 
 
 
 def _join_load_modes(arguments: Sequence[Argument], capabilities: Capabilities) -> list[Argument]:
-    """`--no-mmap` and `--mlock`, which became one option together."""
+    """Join `--no-mmap` and `--mlock` into `--load-mode` for a build that has replaced them by it."""
     said = frozenset(argument.flag for argument in arguments if argument.flag in ("--no-mmap", "--mlock"))
     if not said or "--load-mode" not in capabilities.by_flag or said <= capabilities.by_flag.keys():
         return list(arguments)

@@ -1,1 +1,1 @@
-"""Releases of llama.cpp: fetched, verified, unpacked and chosen."""
+"""Releases of llama.cpp: downloads, verifies, unpacks and selects them."""

@@ -1,5 +1,6 @@
-"""Unpack an archive of somebody else's into a new folder: zip or tar.gz. Nothing of it lands outside, and no link leads
-there. Blocking; `tick` is called between pieces and may raise to end it.
+"""Unpacks an untrusted zip or tar.gz archive into a new folder. No entry or link may lead outside of it.
+
+This is blocking; `tick` is called between pieces and may raise to end it.
 """
 
 from __future__ import annotations
@@ -21,13 +22,13 @@ import msgspec
 
 from llmsession.types.errors import DiskFullError, FetchError
 
-# llama.cpp's largest archives hold about 2 GB; beyond this somebody wants to fill the disk.
+# Bytes. llama.cpp's largest archives hold about 2 GB; one with more than this is meant to fill the disk.
 LARGEST = 16 << 30
 PIECE = 1 << 20
 
 
 class Member(msgspec.Struct, frozen=True):
-    """One entry. `target` is where a link leads, `size` in bytes, `mode` the permissions."""
+    """One entry of an archive. `target`: where a link leads; `size`: bytes; `mode`: permissions."""
 
     path: str
     kind: Literal["file", "folder", "link", "copy"]
@@ -37,10 +38,10 @@ class Member(msgspec.Struct, frozen=True):
 
 
 def unpack(archive: Path, folder: Path, tick: Callable[[], object] = lambda: None) -> None:
-    """All of it, on the disk for certain; the folder is made where there is none.
+    """Unpack the archive into the folder, which is created if necessary. Files are flushed to the disk.
 
-    File modes are kept, and links that stay inside. Raises FetchError if an entry is none that a build of a program
-    needs, or the archive is damaged; DiskFullError. Then what is there is a part, and the caller removes it.
+    File modes, and links that stay inside the folder, are kept. Raises FetchError if the archive is damaged, or has an
+    entry of a kind that no build needs; and OSError. Then the folder is incomplete, and the caller removes it.
     """
     folder.mkdir(parents=True, exist_ok=True)
     links = []
@@ -62,11 +63,11 @@ def unpack(archive: Path, folder: Path, tick: Callable[[], object] = lambda: Non
                     shutil.copy2(folder / member.target, path)
                 elif content is not None:
                     _write(path, content, member, tick)
-            # Only now, so that nothing was written through one.
+            # Links are created last, so that nothing is written through one.
             for member in links:
                 (folder / member.path).symlink_to(member.target)
             _check_links(archive, folder, links)
-    # RuntimeError: encrypted, or packed in a way that Python does not know.
+    # RuntimeError: encrypted, or compressed in a way that Python does not support.
     except (zipfile.BadZipFile, tarfile.TarError, gzip.BadGzipFile, zlib.error, EOFError, RuntimeError) as error:
         raise FetchError(f"{archive.name} is not an archive that can be unpacked: {error}") from error
     except (FileExistsError, NotADirectoryError, FileNotFoundError) as error:
@@ -74,7 +75,7 @@ def unpack(archive: Path, folder: Path, tick: Callable[[], object] = lambda: Non
 
 
 def unpacked_size(archive: Path) -> int:
-    """How many bytes it will take, as far as the archive tells. Raises FetchError."""
+    """Return how many bytes the archive says that it takes unpacked. Raises FetchError if it cannot be read."""
     try:
         if zipfile.is_zipfile(archive):
             with zipfile.ZipFile(archive) as file:
@@ -87,7 +88,7 @@ def unpacked_size(archive: Path) -> int:
 
 
 def check_disk_space(folder: Path, needed: int, what: str) -> None:
-    """Raise DiskFullError if so many bytes have no room there."""
+    """Raise DiskFullError if fewer than `needed` bytes are free on the folder's disk."""
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise DiskFullError(
@@ -106,7 +107,7 @@ def _opened(archive: Path) -> Iterator[Iterator[tuple[Member, IO[bytes] | None]]
     else:
         with gzip.open(archive) as plain, tarfile.open(fileobj=plain, mode="r:") as packed:
             yield _read_tar(archive, packed)
-            while plain.read(PIECE):  # to the end, where its checksum is
+            while plain.read(PIECE):  # read to the end, where the checksum is
                 pass
 
 
@@ -144,7 +145,7 @@ def _read_tar(archive: Path, file: tarfile.TarFile) -> Iterator[tuple[Member, IO
 
 
 def _check_path(archive: Path, name: str) -> str:
-    """The name as a path below the folder."""
+    """Return the name as a path below the folder. Raises FetchError if it leads out of it."""
     plain = posixpath.normpath(name.replace("\\", "/"))
     if not name or "\0" in name or plain.startswith(("/", "../")) or plain == ".." or ":" in plain:
         raise _refuse(archive, name, "its path leads out of the folder")
@@ -159,7 +160,7 @@ def _link(archive: Path, path: str, target: str) -> Member:
 
 
 def _check_links(archive: Path, folder: Path, links: list[Member]) -> None:
-    """Again, as the system sees them: links may lead over links."""
+    """Check the links again, as the system resolves them: links may lead through other links. Raises FetchError."""
     inside = Path(os.path.realpath(folder))
     for member in links:
         if not Path(os.path.realpath(folder / member.path)).is_relative_to(inside):
@@ -167,7 +168,7 @@ def _check_links(archive: Path, folder: Path, links: list[Member]) -> None:
 
 
 def _permissions(mode: int) -> int:
-    """Readable and writable for us; never with the rights of another user."""
+    """Return the permissions, always with those to read and write for the owner, and without setuid and setgid."""
     return mode & 0o777 | 0o600
 
 

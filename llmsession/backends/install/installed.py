@@ -1,10 +1,10 @@
-"""The releases of llama.cpp that are installed in our cache: which there are, which one is used, and changing that.
+"""The releases of llama.cpp in the cache folder: which are installed, which one is used, and how to change that.
 
-engines/llama.cpp/NAME/release.json   what it is; written before the folder gets its name
+engines/llama.cpp/NAME/release.json   its description; written before the folder gets its name
                  /NAME/files/         the archive's content
-                 /chosen.json         the one that is used, and the one before it: rewritten and renamed
-                 /.staging/           what is being fetched, unpacked or removed; cleared by the next installation
-                 /lock                held by whoever changes anything
+                 /chosen.json         the release that is used, and the previous one; replaced atomically
+                 /.staging/           what is being downloaded, unpacked or removed; cleared by the next installation
+                 /lock                held by the process that changes anything
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ STAGING = ".staging"
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
-    """What is installed. `binary` is the path of llama-server below `files`, `version` what it says of itself."""
+    """What is installed. `binary`: the path of llama-server below `files`; `version`: the version that it reports."""
 
     tag: str
     variant: str
@@ -41,7 +41,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Installed(msgspec.Struct, frozen=True, kw_only=True):
-    """One of them. `state`: the one that is used, the one before it, or neither."""
+    """An installed release. `state`: "used", "before" if it was used before that one, or empty."""
 
     folder: Path
     manifest: Manifest
@@ -49,35 +49,35 @@ class Installed(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def name(self) -> str:
-        """As people call it: `b6123-vulkan`."""
+        """The release's name, such as `b6123-vulkan`."""
         return f"{self.manifest.tag}-{self.manifest.variant}"
 
     @property
     def binary(self) -> Path:
-        """Its llama-server."""
+        """The path of its llama-server."""
         return self.folder / FILES / self.manifest.binary
 
 
 class _Pointer(msgspec.Struct, frozen=True, kw_only=True):
-    """Names of folders."""
+    """The content of chosen.json: the names of two releases' folders."""
 
     current: str | None = None
     previous: str | None = None
 
 
 def find_installed(cache: Path) -> Installed | None:
-    """The one that is used, where it is whole and for this machine."""
+    """Return the release that is used, if it is complete and for this machine; else None."""
     home = engines_folder(cache)
     current = _read_pointer(home).current
     found = _read_installed(home / current, "used") if current is not None else None
     if found is None or not os.access(found.binary, os.X_OK):
         return None
-    # A home may be shared by machines of several kinds.
+    # Machines of different kinds may share a home folder.
     return found if found.manifest.platform == this_platform() else None
 
 
 def list_installed(cache: Path) -> list[Installed]:
-    """All, the one that is used first, then the one before it, then the newest."""
+    """Return all installed releases: the one that is used, then the previous one, then the others, newest first."""
     home = engines_folder(cache)
     pointer = _read_pointer(home)
     states = {pointer.current: "used", pointer.previous: "before"}
@@ -91,7 +91,7 @@ def list_installed(cache: Path) -> list[Installed]:
 
 
 def require_installed(cache: Path, name: str) -> Installed:
-    """The one of that name. Raises UsageError, with those that there are."""
+    """Return the release of this name. Raises UsageError, with the installed names, if there is none."""
     installed = list_installed(cache)
     for one in installed:
         if one.name == name:
@@ -102,7 +102,7 @@ def require_installed(cache: Path, name: str) -> Installed:
 
 
 def require_previous(cache: Path) -> Installed:
-    """The one that was used before. Raises UsageError if there is none."""
+    """Return the release that was used before. Raises UsageError if there is none."""
     for one in list_installed(cache):
         if one.state == "before":
             return one
@@ -110,14 +110,14 @@ def require_previous(cache: Path) -> Installed:
 
 
 class Installation:
-    """The right to change what is installed; held by one process at a time. Made by `opened`."""
+    """The right to change what is installed, held by one process at a time. Created by `opened`."""
 
     def __init__(self, home: Path) -> None:
         self.home = home
         self.staging = home / STAGING
 
     def clear(self, *, keep: frozenset[str] = frozenset()) -> None:
-        """What an interrupted installation left, but for these files, where anything is in them."""
+        """Remove what an interrupted installation left behind, except for non-empty files named in `keep`."""
         for path in self.staging.iterdir():
             if path.name not in keep or not path.stat().st_size:
                 _remove(path)
@@ -126,14 +126,14 @@ class Installation:
             return
         current = _read_installed(self.home / pointer.current, "used")
         for folder in self._folders():
-            # The same release once more: it was being replaced.
+            # An older copy of the same release, which was being replaced.
             other = _read_installed(folder, "")
             if other is not None and current is not None and other.name == current.name and folder != current.folder:
-                with contextlib.suppress(FetchError):  # it still runs somewhere: the next time
+                with contextlib.suppress(FetchError):  # it is still running: removed the next time
                     self._discard(folder)
 
     def adopt(self, folder: Path, chosen: Chosen, manifest: Manifest) -> Installed:
-        """Give a staged folder its name. It is not used yet."""
+        """Move a staged folder to its final name, and return the release. It is not used yet."""
         _write_json(folder / MANIFEST, manifest)
         home, number = self.home / chosen.name, 1
         while home.exists():
@@ -143,12 +143,12 @@ class Installation:
         return Installed(folder=home, manifest=manifest)
 
     def use(self, installed: Installed) -> None:
-        """From now on, in one step. The one that was used before is kept to go back to."""
+        """Use this release from now on, atomically. The one used before is remembered, to go back to."""
         pointer = _read_pointer(self.home)
         if pointer.current == installed.folder.name:
             return
         former = _read_installed(self.home / pointer.current, "") if pointer.current is not None else None
-        # What is replaced by the same release again is none to go back to.
+        # An older copy of the same release is not one to go back to.
         replaced = former is None or former.name == installed.name
         previous = pointer.previous if replaced else pointer.current
         if previous == installed.folder.name:
@@ -156,7 +156,7 @@ class Installation:
         _write_json(self.home / CHOSEN, _Pointer(current=installed.folder.name, previous=previous))
 
     def remove(self, installed: Installed) -> None:
-        """First it is no longer used, then it goes."""
+        """Stop using the release, then remove it. Raises FetchError if it cannot be removed."""
         pointer, name = _read_pointer(self.home), installed.folder.name
         if name == pointer.current:
             _write_json(self.home / CHOSEN, _Pointer(previous=pointer.previous))
@@ -168,7 +168,7 @@ class Installation:
         aside = self.staging / f"removed-{folder.name}-{os.getpid()}"
         try:
             folder.rename(aside)
-        except OSError as error:  # Windows, where it runs
+        except OSError as error:  # on Windows, while it is running
             raise FetchError(f"{folder} cannot be removed ({error.strerror}): is its llama-server running?") from error
         _remove(aside)
 
@@ -178,7 +178,10 @@ class Installation:
 
 @contextlib.asynccontextmanager
 async def opened(cache: Path, on_wait: Callable[[], object] = lambda: None) -> AsyncIterator[Installation]:
-    """The store, as soon as no other process has it. Raises FetchError if the folder cannot be written."""
+    """Wait until no other process is changing the store, then open it. `on_wait` is called if it has to wait.
+
+    Raises FetchError if the folder cannot be written.
+    """
     from llmsession.system.file_lock import held
 
     store = Installation(engines_folder(cache))
@@ -215,7 +218,7 @@ def _write_json(path: Path, value: msgspec.Struct) -> None:
 
 
 def _remove(path: Path) -> None:
-    """As far as it goes; the next installation tries again."""
+    """Remove as much as possible; the next installation tries again."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:

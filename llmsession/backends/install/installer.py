@@ -1,7 +1,7 @@
-"""Install a release of llama.cpp: fetch, compare, unpack, try, and only then use it.
+"""Installs a release of llama.cpp: downloads it, compares its digest, unpacks it, tries it, and only then uses it.
 
-Whatever ends this in between, `kill -9` as well, what was installed before goes on working, and the next installation
-clears what was left. What had been fetched is kept for it.
+If this is interrupted, even by `kill -9`, what was installed before keeps working, and the next installation removes
+what was left behind. What had been downloaded is kept for it.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ from llmsession.types.progress import Progress, ProgressCallback, Speedometer
 UNPACKING = "unpacking"
 SCRATCH = "scratch"
 SERVERS = ("llama-server", "llama-server.exe")
-# So much larger than its archive is what is in it, for a first look at the disk.
+# The assumed size of an archive's content, relative to the archive, for a first check of the free disk space.
 EXPANSION = 4
-# So often it is told how far a download is, in seconds.
+# Seconds between two reports of a download's progress.
 TELL_EVERY = 0.1
 PIECE = 1 << 20
 
@@ -51,11 +51,11 @@ async def install(
     on_progress: ProgressCallback | None = None,
     on_wait: Callable[[], object] = lambda: None,
 ) -> Installed:
-    """Have it installed and used. What is there already is only tried and used.
+    """Install the build and use it. If it is installed already, it is only tried and used.
 
-    `unverified` names archives that may be installed without a digest. `on_wait` is called where another process
-    installs; then what that one brought is used. Cancelling keeps what was fetched. Raises UsageError, FetchError
-    and StartFailedError, and then what was used before still is.
+    `unverified` names archives that may be installed without a digest. `on_wait` is called if another process is
+    installing; what that one has installed is then used. Cancelling keeps what was downloaded. Raises UsageError,
+    FetchError and StartFailedError; then the release that was used before stays in use.
     """
     names = [asset.name for asset in chosen.build.assets]
     if stray := unverified.difference(names):
@@ -91,7 +91,10 @@ async def install(
 
 
 async def use(installed: Installed, cache: Path) -> None:
-    """Use one that is installed, once it has shown that it runs. Raises StartFailedError; then nothing has changed."""
+    """Use an installed release, after checking that it runs.
+
+    Raises FetchError, and StartFailedError if it does not run; then nothing has changed.
+    """
     async with opened(cache) as store:
         with _explained(store):
             await verify_engine(installed.binary, installed.name, cache=cache, scratch=store.staging / SCRATCH)
@@ -99,7 +102,7 @@ async def use(installed: Installed, cache: Path) -> None:
 
 
 async def remove(installed: list[Installed], cache: Path) -> None:
-    """Remove these. Raises FetchError."""
+    """Remove these releases. Raises FetchError."""
     async with opened(cache) as store:
         with _explained(store):
             for one in installed:
@@ -124,7 +127,10 @@ async def _install_fetched(store: Installation, chosen: Chosen, cache: Path) -> 
 
 
 async def _already_there(store: Installation, chosen: Chosen, cache: Path, *, must_run: bool) -> Installed | None:
-    """The same, byte for byte, and it still runs: then it is used. Raises StartFailedError if it `must_run`."""
+    """Use an installed release with the same digests, if it still runs, and return it; else None.
+
+    Raises StartFailedError if it does not run and `must_run` is set.
+    """
     for one in list_installed(cache):
         digests = [asset.sha256 for asset in one.manifest.assets]
         if one.name == chosen.name and None not in digests and digests == [a.sha256 for a in chosen.build.assets]:
@@ -133,14 +139,14 @@ async def _already_there(store: Installation, chosen: Chosen, cache: Path, *, mu
             except StartFailedError:
                 if must_run:
                     raise
-                continue  # damaged: it is installed again
+                continue  # it is damaged, so it is installed again
             store.use(one)
             return msgspec.structs.replace(one, state="used")
     return None
 
 
 def _partial_name(asset: Asset) -> str:
-    """Of what is fetched. By its bytes: another file of the same name is not gone on with."""
+    """Return the name of a partial download. It contains the digest, so that no other file of that name is resumed."""
     return f"{asset.name}.{asset.sha256 or 'unverified'}.part"
 
 
@@ -150,7 +156,7 @@ def _kept_names(chosen: Chosen) -> frozenset[str]:
 
 
 class _Fetch:
-    """The archives of one build, into the staging folder."""
+    """Downloads the archives of one build into the staging folder."""
 
     def __init__(self, store: Installation, chosen: Chosen, on_progress: ProgressCallback | None) -> None:
         self._store = store
@@ -162,7 +168,7 @@ class _Fetch:
         self._total = sum(size or 0 for size in sizes) if None not in sizes else None
 
     async def run(self) -> None:
-        """Raises FetchError."""
+        """Download all archives. Raises FetchError."""
         self._check_room(sum(asset.size or 0 for asset in self._chosen.build.assets))
         for asset in self._chosen.build.assets:
             await self._fetch(asset)
@@ -187,7 +193,7 @@ class _Fetch:
             if asset.sha256 is None or (found := await anyio.to_thread.run_sync(_digest, path)) == asset.sha256:
                 break
             path.unlink()
-            if attempt == 2 or not resumed:  # else what an earlier try had left was bad, as after a loss of power
+            if attempt == 2 or not resumed:  # else the resumed part may have been damaged, for example by a power loss
                 raise DigestError(
                     f"{url} is not what was pinned: its sha256 is {found[:16]}…, expected is {asset.sha256[:16]}…; "
                     "nothing was installed. Look for a proxy that changes what passes, or at the release's page"
@@ -219,7 +225,7 @@ def _digest(path: Path) -> str:
 
 
 def _unpack_all(store: Installation, chosen: Chosen, staged: Path) -> Path:
-    """The first archive, and beside its llama-server the others; gives that."""
+    """Unpack the first archive, and the others into the folder of its llama-server. Return the path of that binary."""
     files = staged / FILES
     binary = None
     for asset in chosen.build.assets:
@@ -240,10 +246,10 @@ def _find_server(files: Path, asset: Asset) -> Path:
 
 @contextlib.contextmanager
 def _explained(store: Installation) -> Iterator[None]:
-    """What the disk refuses, as FetchError."""
+    """Turn errors of the disk into FetchError."""
     try:
         yield
-    except LLMSessionError:  # some of which are OSErrors as well
+    except LLMSessionError:  # some of these are OSErrors as well
         raise
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):

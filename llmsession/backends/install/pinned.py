@@ -1,7 +1,7 @@
-"""Pinned builds of llama.cpp: which archives there are for which machine, and what their bytes are. No I/O but reading.
+"""Pinned builds of llama.cpp: the archives for each kind of machine, with their digests. Only reads files.
 
-releases.json beside this holds those of the package, the first release being the one that is installed; it is filled
-by scripts/pin_release. LLMSESSION_RELEASES names another table, such as that of a mirror. How the archives are called:
+releases.json in this folder is the package's table; its first release is the one that is installed. It is written by
+scripts/pin_release. LLMSESSION_RELEASES names another table, such as that of a mirror. The names of archives are set in
 https://github.com/ggml-org/llama.cpp/blob/master/.github/workflows/release.yml
 """
 
@@ -19,20 +19,20 @@ from llmsession.backends.install.platforms import Accelerator, Platform
 from llmsession.types.errors import ConfigError, UsageError
 
 VARIABLE = "LLMSESSION_RELEASES"
-# Where llama.cpp publishes its builds, and where people read about them.
+# The page on which llama.cpp publishes its builds.
 PAGE = "https://github.com/ggml-org/llama.cpp/releases"
 
-# Best first, where a machine could use several.
+# Best first, for machines that can use several.
 _PREFERENCE: tuple[Accelerator, ...] = ("cuda", "rocm", "metal", "vulkan", "cpu")
 _SYSTEMS: dict[str, Literal["linux", "macos", "windows"]] = {"ubuntu": "linux", "macos": "macos", "win": "windows"}
 _ARCHIVE = re.compile(
     r"llama-(?P<tag>[A-Za-z0-9][A-Za-z0-9._]*)-bin-(?P<system>ubuntu|macos|win)-"
     r"(?:(?P<variant>cpu|vulkan|hip-radeon|rocm-[\d.]+|cuda-[\d.]+)-)?(?P<machine>x64|arm64|s390x)(?:\.zip|\.tar\.gz)"
 )
-# What CUDA's build needs besides, on machines without CUDA's own libraries: all of them but a developer's.
+# The additional archive for CUDA builds, needed on machines without CUDA's libraries, which is all but developers'.
 _RUNTIME = re.compile(r"cudart-llama-bin-win-(?P<variant>cuda-[\d.]+)-(?P<machine>x64)\.zip")
 
-# It becomes the name of a file and a part of an address.
+# Used as a file name and as a part of a URL.
 FileName: TypeAlias = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,200}$")]
 Sha256: TypeAlias = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}$")]
 Size: TypeAlias = Annotated[int, msgspec.Meta(ge=1)]
@@ -40,7 +40,7 @@ Address: TypeAlias = Annotated[str, msgspec.Meta(pattern=r"^https?://[^\s?#]+$")
 
 
 class Asset(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """An archive. `size` in bytes, None if nobody said. Without `sha256` it has to be allowed by name."""
+    """An archive. `size`: bytes; None if not known. Without `sha256`, it has to be allowed by name."""
 
     name: FileName
     size: Size | None = None
@@ -48,7 +48,10 @@ class Asset(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
 
 class Build(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """For one kind of machine: its archives, the one with the server first. `variant` is unique within a platform."""
+    """A build for one kind of machine. `assets`: its archives, the one with the server first.
+
+    `variant` is unique within a platform.
+    """
 
     platform: Platform
     accelerator: Accelerator
@@ -57,12 +60,12 @@ class Build(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
     @property
     def is_pinned(self) -> bool:
-        """Whether the bytes of all of it are known."""
+        """Whether the digests of all its archives are known."""
         return all(asset.sha256 is not None for asset in self.assets)
 
 
 class Release(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The builds of one version. `url` is the folder that holds the archives."""
+    """The builds of one version. `url`: the folder with the archives."""
 
     tag: FileName
     url: Address
@@ -70,7 +73,7 @@ class Release(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
 
 class ReleaseTable(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """`releases` in the order of choice."""
+    """A table of releases, in the order of choice."""
 
     version: Literal[1] = 1
     note: str = ""
@@ -78,7 +81,7 @@ class ReleaseTable(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
 
 class Chosen(msgspec.Struct, frozen=True, kw_only=True):
-    """What shall be installed."""
+    """The build to install."""
 
     tag: str
     url: str
@@ -86,12 +89,12 @@ class Chosen(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def name(self) -> str:
-        """As people call it: `b6123-vulkan`."""
+        """The build's name, such as `b6123-vulkan`."""
         return f"{self.tag}-{self.build.variant}"
 
 
 class ArchiveName(msgspec.Struct, frozen=True, kw_only=True):
-    """What an archive's name says of it. `runtime`: it holds no server, but what another one needs."""
+    """What an archive's name says about it. `runtime`: it holds no server, but libraries that another archive needs."""
 
     tag: str | None
     platform: Platform
@@ -101,7 +104,7 @@ class ArchiveName(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def read_table(path: Path | None = None) -> ReleaseTable:
-    """That of the package, or the one that the variable names. Raises ConfigError."""
+    """Read the table at `path`, else the one that LLMSESSION_RELEASES names, else the package's. Raises ConfigError."""
     if path is None and (named := os.environ.get(VARIABLE)):
         path = Path(named).expanduser()
     path = path or shipped_table()
@@ -114,12 +117,12 @@ def read_table(path: Path | None = None) -> ReleaseTable:
 
 
 def shipped_table() -> Path:
-    """The package's own."""
+    """Return the path of the package's own table."""
     return Path(__file__).with_name("releases.json")
 
 
 def parse_archive_name(name: str) -> ArchiveName | None:
-    """None for what is not a build of the server for a machine that we know: other systems, accelerators and parts."""
+    """Parse the name of an archive; None if it is not a build of the server for a known system and accelerator."""
     if found := _RUNTIME.fullmatch(name):
         platform = Platform(system="windows", machine="x64")
         return ArchiveName(tag=None, platform=platform, accelerator="cuda", variant=found["variant"], runtime=True)
@@ -128,14 +131,14 @@ def parse_archive_name(name: str) -> ArchiveName | None:
     platform = Platform(system=_SYSTEMS[found["system"]], machine=found["machine"])  # type: ignore[arg-type]
     variant = found["variant"] or "cpu"
     if platform == Platform(system="macos", machine="arm64"):
-        variant = "metal"  # which it does not say
+        variant = "metal"  # not a part of the archive's name
     kind = variant.partition("-")[0]
     accelerator: Accelerator = "rocm" if kind == "hip" else kind  # type: ignore[assignment]
     return ArchiveName(tag=found["tag"], platform=platform, accelerator=accelerator, variant=variant)
 
 
 def choose_release(table: ReleaseTable, tag: str | None = None) -> Release:
-    """The one of that tag, else the first. Raises UsageError."""
+    """Return the release with this tag; the first one if no tag is given. Raises UsageError if there is none."""
     if not table.releases:
         named = f"{tag!r} is not pinned: " if tag is not None else ""
         raise UsageError(
@@ -157,7 +160,7 @@ def choose_release(table: ReleaseTable, tag: str | None = None) -> Release:
 def choose_build(
     release: Release, platform: Platform, kinds: Collection[Accelerator], variant: str | None = None
 ) -> Chosen:
-    """The best for the accelerators that are there, or the variant that is named. Raises UsageError."""
+    """Return the best build for these accelerators, or the one of the named variant. Raises UsageError if none fits."""
     here = [build for build in release.builds if build.platform == platform]
     if variant is not None:
         fitting = [b for b in here if b.variant == variant] or [b for b in here if b.accelerator == variant]
@@ -167,13 +170,16 @@ def choose_build(
         what = f"variant {variant!r}" if variant is not None and here else "build"
         there = f"it has {', '.join(build.variant for build in here)}" if here else "compile llama.cpp, or name another"
         raise UsageError(f"the release {release.tag} of llama.cpp has no {what} for {platform}: {there}")
-    # Of several versions of CUDA the oldest, since each driver runs what was made for older ones.
+    # Of several versions of CUDA, the oldest: each driver runs builds for older versions.
     best = min(fitting, key=lambda build: (_PREFERENCE.index(build.accelerator), _numbers(build.variant)))
     return Chosen(tag=release.tag, url=release.url, build=best)
 
 
 def choose_archive(table: ReleaseTable, name: str, platform: Platform, sha256: str | None) -> Chosen:
-    """An archive of llama.cpp that is named, as the table has it, else by itself. Raises UsageError."""
+    """Return the build for a named archive of llama.cpp: from the table if it is there, else with this archive alone.
+
+    Raises UsageError if it is not such an archive, or for another platform.
+    """
     said = parse_archive_name(name)
     if said is None or said.tag is None:
         raise UsageError(

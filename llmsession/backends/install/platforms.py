@@ -1,7 +1,7 @@
-"""Which build of llama.cpp fits this machine: its platform, and the accelerators that seem to be there.
+"""Which builds of llama.cpp fit this machine: its platform, and the accelerators that it seems to have.
 
-The look is a cheap one, at files that drivers leave; nothing is loaded or run. A build that meets no device after all
-still runs on the processor.
+The check is cheap: it looks for files of drivers, and loads or runs nothing. A build that finds no device after all
+still runs on the CPU.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ _MACHINES = {"x86_64": "x64", "amd64": "x64", "aarch64": "arm64", "arm64": "arm6
 
 
 class Platform(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What a program is compiled for."""
+    """The system and processor that a program is compiled for."""
 
     system: Literal["linux", "macos", "windows"]
     machine: Literal["x64", "arm64", "s390x"]
 
     def __str__(self) -> str:
-        """`Linux x64`."""
+        """Return its name, such as `Linux x64`."""
         return f"{ {'linux': 'Linux', 'macos': 'macOS', 'windows': 'Windows'}[self.system] } {self.machine}"
 
 
 def this_platform() -> Platform | None:
-    """None if llama.cpp publishes nothing."""
+    """Return the platform of this machine; None if llama.cpp publishes no builds for it."""
     system = {"linux": "linux", "darwin": "macos", "win32": "windows"}.get(sys.platform)
     machine = _MACHINES.get(host.machine().lower())
     if system is None or machine is None:
@@ -42,7 +42,7 @@ def this_platform() -> Platform | None:
 
 
 def present_accelerators(root: Path = Path("/")) -> frozenset[Accelerator]:
-    """Those that seem to be there; `cpu` always is. `root` is where the system's files are."""
+    """Return the accelerators that this machine seems to have, `cpu` included. `root`: the root of the file system."""
     if sys.platform == "win32":
         return frozenset(_on_windows())
     if sys.platform == "darwin":
@@ -55,11 +55,11 @@ def _on_linux(root: Path) -> Iterator[Accelerator]:
     has_nvidia = (root / "proc/driver/nvidia/version").exists() or (root / "dev/nvidiactl").exists()
     if has_nvidia:
         yield "cuda"
-    # The kernel's part alone is not enough: ROCm's libraries are not in the archive.
+    # The kernel driver alone is not enough: ROCm's libraries are not in the archive.
     if (root / "dev/kfd").exists() and any(root.glob("opt/rocm*/lib/libamdhip64.so*")):
         yield "rocm"
     has_card = has_nvidia or any(root.glob("dev/dri/renderD*"))
-    # lavapipe draws with the processor, and slower than ggml computes with it.
+    # lavapipe (lvp) runs Vulkan on the CPU, more slowly than ggml's own CPU code.
     drivers = [*root.glob("usr/share/vulkan/icd.d/*.json"), *root.glob("etc/vulkan/icd.d/*.json")]
     if has_card and any(not driver.name.startswith("lvp") for driver in drivers):
         yield "vulkan"

@@ -1,6 +1,6 @@
-"""Does a llama-server run on this machine? It says its version, then the demonstration model has to answer rightly.
+"""Verifies that a llama-server runs here: it must report its version, and answer correctly with a tiny model.
 
-So a build for another processor, a missing library and a driver that computes nonsense are noticed before it is used.
+So a build for another processor, a missing library, and a driver that computes nonsense are noticed before it is used.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from llmsession.types.errors import LLMSessionError, StartFailedError
 from llmsession.types.messages import Message
 
 PROMPT, ANSWER = 'reply with "ok chief"', "ok chief"
-# A model of two megabytes; a GPU that compiles its programs first takes its time.
+# Seconds. The model has only two megabytes, but a GPU driver may have to compile its programs first.
 REPLY_TIMEOUT = 120.0
 
 
@@ -28,9 +28,9 @@ class _Reply(msgspec.Struct):
 
 
 async def verify_engine(binary: Path, name: str, *, cache: Path, scratch: Path) -> str:
-    """Its version. `scratch` is a folder that is made, and removed.
+    """Return the version of a llama-server that runs. `scratch`: a temporary folder, which is created and removed.
 
-    Raises StartFailedError; whatever happens, no process is left.
+    Raises StartFailedError if it does not run or answers wrongly. In any case, no process is left.
     """
     try:
         version = await require_version(binary)
@@ -63,12 +63,12 @@ async def _ask(binary: Path, cache: Path, scratch: Path) -> str:
         threads=1,
         cache_ram_mib=0,
         start_timeout=REPLY_TIMEOUT,
-        cache=scratch,  # what is learnt of a file that will be renamed is of no use later
+        cache=scratch,  # the capabilities of a binary that will be renamed are of no use later
         logs=logs_folder(cache),
         records=records_folder(cache),
     )
     endpoint = await LlamaServer(binary).prepare(launch, lambda _: None)
-    assert endpoint.child is not None  # noqa: S101 - it is our own
+    assert endpoint.child is not None  # noqa: S101 - LlamaServer always starts a process
     try:
         asked = {"prompt": bundled.ENCODING.render([Message.user(PROMPT)]), "n_predict": 16, "temperature": 0}
         body = await endpoint.client.post("/completion", msgspec.json.encode(asked), timeout=REPLY_TIMEOUT)

@@ -45,7 +45,7 @@ class ChatRequest:
         _chat(server, features, turns, request)
 
     async def build(self, endpoint: Endpoint) -> WireRequest:
-        """See Request."""
+        """Return the request for this chat. Raises UnsupportedFeatureError if it cannot be given its `reply_start`."""
         request = bound(self._request, endpoint)
         if not self._takes_tokens(endpoint):
             if request.reply_start:
@@ -59,7 +59,7 @@ class ChatRequest:
     async def resume(self, endpoint: Endpoint, delivered: Delivered) -> WireRequest | None:
         """Continue through the chat endpoint if its template allows that, else with the rendered prompt.
 
-        Raises what `Request.resume` raises.
+        None if neither is possible. Raises TokenLimitReachedError.
         """
         if not self._takes_tokens(endpoint) or not may_go_on(self._request):
             return None
@@ -128,7 +128,7 @@ class PrefixRequest:
         self._typing = typing
 
     async def build(self, endpoint: Endpoint) -> WireRequest:
-        """See Request."""
+        """Return the request that evaluates this prefix."""
         from llmsession.prompts.template_writer import TemplateWriter
 
         writer = await self._server.prompt_writer(endpoint)

@@ -64,7 +64,7 @@ class RawRequest:
         check_body(request)
 
     async def build(self, endpoint: Endpoint) -> WireRequest:
-        """See Request."""
+        """Return the request for this prompt, with `reply_start` appended as text."""
         request, start = bound(self._request, endpoint), self._request.reply_start
         if not start:
             return complete(self._prompt, request)
@@ -77,7 +77,11 @@ class RawRequest:
         return _complete_written(written, request)
 
     async def resume(self, endpoint: Endpoint, delivered: Delivered) -> WireRequest | None:
-        """See Request. None for token ids: ids would have to follow them, and only the reply's text is known."""
+        """Return the request that continues the reply, or None.
+
+        Always None after token ids: token ids would have to follow them, and only the reply's text is known. Raises
+        TokenLimitReachedError.
+        """
         if isinstance(self._prompt, list) or not may_go_on(self._request):
             return None
         writer, start = await self._server.prompt_writer(endpoint), self._request.reply_start
@@ -100,14 +104,14 @@ class EncodedRequest:
         check_body(request)
 
     async def build(self, endpoint: Endpoint) -> WireRequest:
-        """See Request."""
+        """Return the request for this prompt, with `reply_start` appended as text."""
         start = self._request.reply_start
         pieces = [*self._pieces, *([Text(start)] if start else [])]
         written = await (await self._server.prompt_writer(endpoint)).write(pieces)
         return _complete_written(written, bound(self._request, endpoint))
 
     async def resume(self, endpoint: Endpoint, delivered: Delivered) -> WireRequest | None:
-        """See Request."""
+        """Return the request that continues the reply, or None. Raises TokenLimitReachedError."""
         if not may_go_on(self._request):
             return None
         writer = await self._server.prompt_writer(endpoint)
