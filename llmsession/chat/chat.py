@@ -63,7 +63,7 @@ class Chat:
 
     @property
     def system_prompt(self) -> str | None:
-        """The conversation's system prompt; before the first turn, the one that the chat was made with, if any."""
+        """The conversation's system prompt, or, until its messages are first needed, the one that the chat was made with."""
         return self._given.text if self._given.text is not None else self.conversation.system_prompt
 
     @property

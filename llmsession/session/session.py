@@ -102,7 +102,7 @@ class Session:
         """Exists so that a plain `with` raises the error of `__enter__`."""
 
     async def aclose(self) -> None:
-        """End every reply with ClosedError, and stop the server, within about 2 s, even when cancelled.
+        """End every reply with ClosedError, and stop the server, within about 1.5 s, even when cancelled.
 
         It may be called in any state, from any task, thread or event loop, any number of times.
         """

@@ -61,6 +61,8 @@ def unpack(archive: Path, folder: Path, tick: Callable[[], object] = lambda: Non
                     links.append(member)
                 elif member.kind == "copy":
                     shutil.copy2(folder / member.target, path)
+                    with path.open("rb+") as copied:
+                        os.fsync(copied.fileno())
                 elif content is not None:
                     _write(path, content, member, tick)
             # Links are created last, so that nothing is written through one.
