@@ -63,7 +63,7 @@ class Chat:
 
     @property
     def system_prompt(self) -> str | None:
-        """The conversation's system prompt, or, until its messages are first needed, the one that the chat was made with."""
+        """The conversation's system prompt; until its messages are first needed, the one that the chat was given."""
         return self._given.text if self._given.text is not None else self.conversation.system_prompt
 
     @property
