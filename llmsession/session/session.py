@@ -106,6 +106,8 @@ class Session:
 
         It may be called in any state, from any task, thread or event loop, any number of times.
         """
+        if self._pid != os.getpid():
+            return  # a forked copy owns no server, and lacks the threads that may have held the locks
         self._server.refuse_starts()
         begun = time.monotonic()
         await self._replies.aclose()  # what it takes to save KV, the exit of the engine has less

@@ -105,6 +105,8 @@ from llmsession import Session
 session = anyio.run(lambda: Session.open(backend="embedded", threads=1))
 session._server._lock.acquire()  # as another thread may hold it at the moment of the fork
 if (copy := os.fork()) == 0:
+    if "close" in sys.argv:
+        anyio.run(session.aclose)
     sys.exit(0)
 session._server._lock.release()
 _, status = os.waitpid(copy, 0)
@@ -118,8 +120,10 @@ anyio.run(look)
 """
 
 
-def test_a_copy_that_leaves_waits_for_no_lock_and_says_nothing() -> None:
+@pytest.mark.parametrize("what", ["leave", "close"])
+def test_a_copy_that_leaves_waits_for_no_lock_and_says_nothing(what: str) -> None:
     """A1: at its exit it waited for a lock that no thread of it held, or warned of a session not its own."""
-    done = subprocess.run([sys.executable, "-W", "always", "-c", LEAVES], capture_output=True, timeout=30, check=True)
+    command = [sys.executable, "-W", "always", "-c", LEAVES, what]
+    done = subprocess.run(command, capture_output=True, timeout=30, check=True)
     assert b"copy ended 0\nok chief\n" == done.stdout
     assert b"never closed" not in done.stderr
