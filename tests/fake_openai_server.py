@@ -18,8 +18,18 @@ STANDARD = {
 
 
 @dataclass
+class Answer:
+    """What it sends instead of a reply, byte by byte as it stands here."""
+
+    body: bytes
+    status: int = 200
+    kind: str = "text/event-stream"
+    headers: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass
 class FakeOpenAI:
-    """How it behaves. `bodies` are the requests that it got."""
+    """How it behaves. `bodies` are the requests that it got; `answers` are sent to the first ones."""
 
     owned_by: str = "somebody"
     prefix: str = ""
@@ -32,6 +42,8 @@ class FakeOpenAI:
     says_done: bool = True  # and how much was used
     lists_models: bool = True
     chats: bool = True
+
+    answers: list[Answer] = field(default_factory=list)
 
     base_url: str = ""
 
@@ -92,6 +104,9 @@ class _Handler(BaseHTTPRequestHandler):
             self.refuse(400, "messages: field required")
             return
         self.fake.bodies.append(body)
+        if self.fake.answers:
+            self.say(self.fake.answers.pop(0))
+            return
         if unknown := set(body) - STANDARD:
             self.refuse(400, f"Unrecognized request argument supplied: {min(unknown)}")
             return
@@ -110,6 +125,14 @@ class _Handler(BaseHTTPRequestHandler):
             return
         counts = {"prompt_tokens": 7, "completion_tokens": len(words), "total_tokens": 7 + len(words)}
         self.wfile.write(b"data: " + json.dumps({"choices": [], "usage": counts}).encode() + b"\n\ndata: [DONE]\n\n")
+
+    def say(self, answer: Answer) -> None:
+        self.send_response(answer.status)
+        for name, value in {"Content-Type": answer.kind, "Connection": "close", **answer.headers}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(answer.body)
+        self.close_connection = True
 
     def event(self, choice: dict[str, Any]) -> None:
         self.wfile.write(b"data: " + json.dumps({"choices": [{"index": 0, **choice}]}).encode() + b"\n\n")

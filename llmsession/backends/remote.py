@@ -39,6 +39,7 @@ from llmsession.types.errors import (
     UndecodableError,
 )
 from llmsession.wire.http import HttpClient
+from llmsession.wire.lenient import LenientReader
 
 # Seconds that one question may take, which the server answers while it generates.
 PROBE_TIMEOUT = 10.0
@@ -207,16 +208,25 @@ class _Pages(msgspec.Struct):
 
 class _ListedModel(msgspec.Struct):
     id: str
-    owned_by: str = ""
+    owned_by: str | None = None
     max_model_len: int | None = None
 
 
 class _Models(msgspec.Struct):
-    data: list[_ListedModel]
+    data: list[_ListedModel] | None = None
+    models: list[_ListedModel] | None = None
+
+    @property
+    def listed(self) -> list[_ListedModel]:
+        return [model for model in self.data or self.models or [] if model.id]
 
 
 class _Version(msgspec.Struct):
     version: str
+
+
+_MODELS = LenientReader(_Models, "a list of models")
+_VERSION = LenientReader(_Version, "a version")
 
 
 def _read_props(props: bytes) -> tuple[Facts, Props] | None:
@@ -230,23 +240,27 @@ def _read_props(props: bytes) -> tuple[Facts, Props] | None:
 async def _first_model(client: HttpClient) -> str | None:
     listed = await _ask(client, "/v1/models")
     try:
-        models = msgspec.json.decode(listed or b"", type=_Models).data
-    except msgspec.DecodeError:
+        models = _MODELS.read(listed or b"null")
+    except UndecodableError:
         return None
-    return models[0].id if models else None
+    return models.listed[0].id if models is not None and models.listed else None
 
 
 async def _read_models(client: HttpClient) -> list[_ListedModel] | None:
-    """Return the listed models; None if there is no such page. Raises ProtocolError if it is not a list of models."""
+    """Return the listed models, as far as they can be read; None if there is no such page. Raises ProtocolError."""
     listed = await _ask(client, "/v1/models")
     if listed is None:
         return None
     try:
-        return msgspec.json.decode(listed, type=_Models).data
-    except msgspec.DecodeError:
+        models = _MODELS.read(listed)
+    except UndecodableError:
         start = listed[:200].decode(errors="replace").lstrip().lower()
-        web = start.startswith(("<!doctype", "<html"))
-        _refuse(client, "it answered with a web page" if web else "its list of models cannot be read")
+        if start.startswith(("<!doctype", "<html")):
+            _refuse(client, "it answered /v1/models with a web page")
+        if await _answers_chats(client):
+            return []
+        _refuse(client, "its list of models under /v1/models cannot be read")
+    return models.listed if models is not None else []
 
 
 async def _answers_chats(client: HttpClient) -> bool:
@@ -276,9 +290,10 @@ async def _recognise(client: HttpClient, models: list[_ListedModel]) -> tuple[st
 async def _ask_version(client: HttpClient, path: str) -> str | None:
     answer = await _ask(client, path)
     try:
-        return msgspec.json.decode(answer or b"", type=_Version).version
-    except msgspec.DecodeError:
+        found = _VERSION.read(answer or b"null")
+    except UndecodableError:
         return None
+    return found.version if found is not None else None
 
 
 async def _ask(client: HttpClient, path: str) -> bytes | None:

@@ -5,6 +5,7 @@ https://github.com/ggml-org/llama.cpp/tree/master/tools/server#post-completion-g
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any, TypeVar
@@ -14,7 +15,8 @@ import msgspec
 from llmsession.types.completion import StopReason, Timings, Token, TokenPerformance, Usage
 from llmsession.types.errors import UndecodableError
 from llmsession.types.events import Delta, Ended, TextDelta
-from llmsession.wire.request import GenerationRequest, encode_json
+from llmsession.wire.lenient import LenientReader
+from llmsession.wire.request import LARGEST_COUNT, GenerationRequest, encode_json
 
 PATH = "/completion"
 
@@ -111,7 +113,7 @@ class _Frame(msgspec.Struct):
         return StopReason.LENGTH if self.stopped_limit else StopReason.END
 
 
-_decode_frame = msgspec.json.Decoder(_Frame | None).decode
+_FRAMES = LenientReader(_Frame, "a reply")
 
 _STOP_REASONS = {
     "eos": StopReason.END,
@@ -131,7 +133,7 @@ def encode_request(prompt: str | Sequence[int], request: GenerationRequest) -> b
         **encode_sampling(request),
     }
     if request.max_tokens is not None:
-        body["n_predict"] = request.max_tokens
+        body["n_predict"] = min(request.max_tokens, LARGEST_COUNT)
     if request.stop:
         body["stop"] = request.stop
     if request.stop_ids:
@@ -167,19 +169,13 @@ class EventDecoder:
 
     def decode(self, payload: bytes) -> list[Delta | Ended]:
         """What one event of the stream says. An error frame is put into `error`. Raises UndecodableError."""
-        try:
-            frame = _decode_frame(payload)
-        except msgspec.DecodeError as error:
-            raise UndecodableError(
-                f"the server sent something that is not a reply: {error}", payload=payload[:1000]
-            ) from error
-        if frame is None:  # a stray `data: null`
+        if (frame := _FRAMES.read(payload)) is None:  # a stray `data: null`
             return []
         if frame.error is not None:
             self.error = payload
             return []
         if frame.stop:
-            return [self._decode_end(frame)]
+            return self._decode_end(frame)
         if frame.prompt_progress is not None:  # its tokens are made up
             return []
         count = frame.tokens_predicted if frame.tokens_predicted is not None else self.usage.completion_tokens + 1
@@ -201,7 +197,7 @@ class EventDecoder:
         """The last frame is the end; without it the reply was cut."""
         return None
 
-    def _decode_end(self, frame: _Frame) -> Ended:
+    def _decode_end(self, frame: _Frame) -> list[Delta | Ended]:
         self.slot = frame.id_slot if frame.id_slot >= 0 else None
         timings = frame.timings or EngineTimings()
         self.usage = Usage(
@@ -210,13 +206,16 @@ class EventDecoder:
             cached_tokens=timings.count_cached(frame.tokens_evaluated),
         )
         reason = frame.stop_reason
-        return Ended(
+        ended = Ended(
             stop_reason=reason,
             stop_phrase=frame.stopping_word if reason is StopReason.STOP_PHRASE else None,
             context_full=frame.truncated,
             usage=self.usage,
             timings=timings.to_timings(),
         )
+        # The last frame has no text in a stream; it has all of it from a server that does not stream.
+        text = [TextDelta(text=frame.content, completion_tokens=frame.tokens_predicted or 0)] if frame.content else []
+        return [*text, ended]
 
 
 class _Tokens(msgspec.Struct):
@@ -264,11 +263,16 @@ def decode_text(payload: bytes) -> str:
     return _decode(payload, _Content).content
 
 
-_T = TypeVar("_T")
+_T = TypeVar("_T", bound=msgspec.Struct)
 
 
 def _decode(payload: bytes, kind: type[_T]) -> _T:
-    try:
-        return msgspec.json.decode(payload, type=kind)
-    except msgspec.DecodeError as error:
-        raise UndecodableError(f"the server's answer cannot be read: {error}", payload=payload[:1000]) from error
+    found: _T | None = _reader(kind).read(payload)
+    if found is None:
+        raise UndecodableError("the server's answer is null", payload=payload)
+    return found
+
+
+@functools.cache
+def _reader(kind: type[_T]) -> LenientReader[_T]:
+    return LenientReader(kind, "an answer to that request")

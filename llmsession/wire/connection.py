@@ -21,6 +21,8 @@ from llmsession.system.latch import current_loop
 RECEIVE_BYTES = 65_536
 # The socket was shut down before, so that closing it takes one turn of the loop.
 CLOSED_WITHIN = 1.0
+# As anyio does on trio (RFC 8305).
+NEXT_ADDRESS_AFTER = 0.25
 
 
 class Connection(Protocol):
@@ -45,8 +47,12 @@ class Connection(Protocol):
 
 async def open_connection(host: str, port: int, tls: ssl.SSLContext | None = None) -> Connection:
     """Connect, over TLS where a context is given. Raises OSError, of which ssl.SSLError is one."""
-    if isinstance(current_loop(), asyncio.AbstractEventLoop):
-        reader, writer = await asyncio.open_connection(host, port, ssl=tls)
+    if isinstance(loop := current_loop(), asyncio.AbstractEventLoop):
+        # If nobody answers at one of a name's addresses, as with a broken IPv6, the next is tried. uvloop cannot.
+        patience: dict[str, Any] = {"happy_eyeballs_delay": NEXT_ADDRESS_AFTER}
+        if not isinstance(loop, asyncio.BaseEventLoop):
+            patience = {}
+        reader, writer = await asyncio.open_connection(host, port, ssl=tls, **patience)
         try:
             return _AsyncioConnection(reader, writer)
         except OSError:  # no descriptor is left for our own

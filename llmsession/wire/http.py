@@ -6,35 +6,33 @@ Everything that goes over HTTP goes through here; no error of httpx leaves this 
 from __future__ import annotations
 
 import contextlib
-import json
 import ssl
 from collections.abc import Iterator, Mapping
-from typing import Any, Protocol, cast
 
 import anyio
 
 from llmsession.types.errors import (
-    AuthError,
-    BadRequestError,
     ConfigError,
     ConnectionLostError,
-    ContextOverflowError,
     LLMSessionError,
-    OverloadedError,
     ProtocolError,
     ReplyTimeoutError,
-    ServerError,
 )
+from llmsession.wire.body import ByteStream, open_body
 from llmsession.wire.lean_httpx import httpx
+from llmsession.wire.server_errors import decode_error
 from llmsession.wire.transport import DirectTransport
 
 # For the small questions (health, tokens, slots), which the server answers beside its work, or between two batches.
 SMALL_TIMEOUT = 30.0
+MOST_REDIRECTS = 4
+_REDIRECTS = (301, 302, 307, 308)
 
 # Most specific first: the first row whose type fits decides.
 _FOREIGN_ERRORS: tuple[tuple[type[Exception], type[LLMSessionError], str], ...] = (
     (httpx.InvalidURL, ConfigError, "this is not an address of a server"),
     (httpx.UnsupportedProtocol, ConfigError, "this address cannot be used"),
+    (httpx.ConnectTimeout, ConnectionLostError, "the server cannot be reached"),
     (httpx.TimeoutException, ReplyTimeoutError, "the server took too long"),
     (httpx.ConnectError, ConnectionLostError, "the server cannot be reached"),
     (httpx.NetworkError, ConnectionLostError, "the connection to the server was lost"),
@@ -42,25 +40,6 @@ _FOREIGN_ERRORS: tuple[tuple[type[Exception], type[LLMSessionError], str], ...] 
     (httpx.DecodingError, ProtocolError, "the answer cannot be read"),
     (httpx.HTTPError, ConnectionLostError, "the request failed"),
 )
-
-
-_OLD_OVERFLOW = "exceeds the available context size"
-
-
-class ByteStream(Protocol):
-    """A body that arrives; `abort` may be called from any thread."""
-
-    async def receive(self) -> bytes:
-        """The next bytes; empty at the end. Raises httpx.HTTPError."""
-        ...
-
-    def abort(self) -> None:
-        """Cut it: whoever reads it sees its end."""
-        ...
-
-    async def aclose(self) -> None:
-        """Close its connection."""
-        ...
 
 
 @contextlib.contextmanager
@@ -97,8 +76,10 @@ class HttpClient:
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
         self.base_url = base_url.rstrip("/")
+        self.refused_fields: set[str] = set()
+        """Optional fields of a request that the server has refused."""
         always = {"Accept-Encoding": "identity", "Connection": "close"}
-        if api_key is not None:
+        if api_key:
             always["Authorization"] = f"Bearer {api_key}"
         # trust_env=False: a proxy of the user's must not get between us and a server on this machine.
         with foreign_errors(base_url):
@@ -121,28 +102,42 @@ class HttpClient:
     async def get_status(self, path: str, *, timeout: float = SMALL_TIMEOUT) -> int:
         """Only the status of the answer."""
         with foreign_errors(self.base_url), _bound(timeout, self.base_url):
-            response = await self._client.send(self._client.build_request("GET", path))
-            return response.status_code
+            return (await self._send(self._client.build_request("GET", path))).status_code
 
     async def open_stream(self, path: str, body: bytes) -> ByteStream:
         """The body of the answer as it arrives; the caller closes it. Raises ServerError for any status but 200."""
         with foreign_errors(self.base_url):
-            response = await self._client.send(self._build_post(path, body), stream=True)
+            response = await self._send(self._build_post(path, body), stream=True)
             if response.status_code == 200:
-                # Past httpx's own layers, which cost more per chunk than all of ours.
-                return cast("ByteStream", response.extensions.get("byte_stream", response.stream))
+                return await open_body(response, self.base_url)
             try:
                 content = await response.aread()
             finally:
                 await response.aclose()
         raise decode_error(response.status_code, content, response.headers)
 
+    async def _send(self, request: httpx.Request, *, stream: bool = False) -> httpx.Response:
+        """Send it, also to where the same server redirects it. Raises ProtocolError if that is another one."""
+        for _ in range(MOST_REDIRECTS):
+            response = await self._client.send(request, stream=stream)
+            if response.status_code not in _REDIRECTS or "location" not in response.headers:
+                return response
+            await response.aclose()
+            target = request.url.join(response.headers["location"])
+            if (target.scheme, target.netloc) != (request.url.scheme, request.url.netloc):
+                # The key is for the server that was named.
+                raise ProtocolError(f"{self.base_url} redirects to {target}: name that address with remote=")
+            request = self._client.build_request(
+                request.method, target, content=request.content, headers=request.headers
+            )
+        raise ProtocolError(f"{self.base_url} redirects again and again, at last to {request.url}")
+
     def _build_post(self, path: str, body: bytes) -> httpx.Request:
         return self._client.build_request("POST", path, content=body, headers={"Content-Type": "application/json"})
 
     async def _exchange(self, request: httpx.Request, timeout: float) -> bytes:
         with foreign_errors(self.base_url), _bound(timeout, self.base_url):
-            response = await self._client.send(request)
+            response = await self._send(request)
         if response.status_code != 200:
             raise decode_error(response.status_code, response.content, response.headers)
         return response.content
@@ -154,69 +149,3 @@ def _bound(timeout: float, address: str) -> Iterator[None]:
         yield
     if scope.cancelled_caught:
         raise ReplyTimeoutError(f"the server did not answer within {timeout:g} s ({address})")
-
-
-def decode_error(status: int, body: bytes, headers: Mapping[str, str] | None = None) -> ServerError:
-    """A server's error as one of ours. It understands OpenAI's form, and anything else as text."""
-    message, type_, details = _read_error(body)
-    message = message or f"the server answered with status {status}"
-    if "n_prompt_tokens" in details and "n_ctx" in details:
-        prompt_tokens, context_length = int(details["n_prompt_tokens"]), int(details["n_ctx"])
-        return ContextOverflowError(
-            f"the prompt has {prompt_tokens} tokens, and a conversation may use {context_length}: "
-            "shorten it, or open the session with a larger context_length=",
-            prompt_tokens=prompt_tokens,
-            context_length=context_length,
-            status=status,
-            type=type_,
-        )
-    if _OLD_OVERFLOW in message:  # of builds of before 2025's middle, which give no numbers
-        return ContextOverflowError(
-            f"the prompt has more tokens than a conversation may use ({message}): "
-            "shorten it, or open the session with a larger context_length=",
-            prompt_tokens=0,
-            context_length=0,
-            status=status,
-            type=type_,
-        )
-    if status in (401, 403) and type_ != "feature_disabled":
-        return AuthError(
-            f"the server refuses the key: {message} (give the right one with api_key=)",
-            status=status,
-            type=type_,
-        )
-    if status in (429, 503):
-        after = (headers or {}).get("retry-after", "")
-        return OverloadedError(
-            f"the server is not free: {message}",
-            status=status,
-            type=type_,
-            retry_after=float(after) if after.isdigit() else None,
-        )
-    if 400 <= status < 500:
-        return BadRequestError(f"the server refuses the request: {message}", status=status, type=type_)
-    return ServerError(f"the server failed: {message}", status=status, type=type_)
-
-
-def decode_error_frame(payload: bytes) -> ServerError:
-    """The same for an error in the middle of a stream, where the status is a field."""
-    details = _read_error(payload)[2]
-    code = details.get("code")
-    return decode_error(code if isinstance(code, int) and 400 <= code < 600 else 500, payload)
-
-
-def _read_error(body: bytes) -> tuple[str, str, dict[str, Any]]:
-    """Message, type, and the object they came from."""
-    try:
-        decoded = json.loads(body)
-    except ValueError:
-        text = body.decode(errors="replace").strip()
-        if text.lower().startswith(("<!doctype", "<html")):
-            text = "it sent a web page: this is not a server for language models"
-        return text[:300], "", {}
-    error = decoded.get("error", decoded) if isinstance(decoded, dict) else decoded
-    if isinstance(error, dict):
-        # llamafile has its words under `content`, FastAPI under `detail`.
-        message = error.get("message") or error.get("content") or error.get("detail") or ""
-        return str(message)[:1000], str(error.get("type", "")), error
-    return str(error)[:1000], "", {}

@@ -1,18 +1,21 @@
 """What a server counts: Prometheus text and /slots as Metrics. No I/O.
 
-Names come and go between builds (LLAMA_SERVER F10), so unknown ones and labels are passed over and missing ones are 0.
+Names come and go between builds (LLAMA_SERVER F10), so unknown ones are passed over, and missing ones are 0.
 https://prometheus.io/docs/instrumenting/exposition_formats/
 """
 
 from __future__ import annotations
 
+import contextlib
 import math
+import re
 from typing import TypeAlias
 
 import msgspec
 
 from llmsession.types.completion import TokenPerformance
 from llmsession.types.errors import UndecodableError
+from llmsession.wire.lenient import LenientReader, parse_json
 
 
 class Metrics(msgspec.Struct, frozen=True, kw_only=True):
@@ -75,33 +78,46 @@ class _Slot(msgspec.Struct):
         )
 
 
+class _Slots(msgspec.Struct):
+    slots: list[_Slot] | None = None
+
+
+_SLOTS = LenientReader(_Slots, "a list of slots")
+# Name, perhaps labels, and the value, perhaps with its time.
+_SAMPLE = re.compile(r"([A-Za-z_:][\w:]*)(?:\{.*\})?\s+(\S+)")
+
+
 def parse_samples(text: str) -> dict[str, float]:
-    """Name to value, for the samples without labels."""
-    samples = {}
+    """Return the values by name, added up over labels. A line that cannot be read is passed over.
+
+    Raises UndecodableError if there is a text, and not one line of it can be read.
+    """
+    if text.lstrip().startswith('"'):  # some servers send it as a string of JSON
+        with contextlib.suppress(ValueError):
+            text = str(parse_json(text.encode()))
+    samples: dict[str, float] = {}
     for line in text.splitlines():
-        name, _, value = line.strip().partition(" ")
-        if not name or name.startswith("#") or "{" in name:
+        if (found := _SAMPLE.match(line.strip())) is None:
             continue
-        try:
-            samples[name] = float(value.split()[0])
-        except (IndexError, ValueError):
-            raise UndecodableError(
-                f"a line of the metrics has no value: {line[:80]!r}", payload=line.encode()[:1000]
-            ) from None
+        with contextlib.suppress(ValueError):  # -nan(ind), as Windows writes it
+            value = float(found[2])
+            samples[found[1]] = samples.get(found[1], 0.0) + value if math.isfinite(value) else 0.0
+    if not samples and text.strip():
+        raise UndecodableError(f"no line of the metrics can be read: {text[:80]!r}", payload=text.encode()[:1000])
     return samples
 
 
 def parse_slots(payload: bytes) -> list[Slot]:
     """The answer of /slots."""
-    try:
-        return [slot.to_slot() for slot in msgspec.json.decode(payload, type=list[_Slot])]
-    except msgspec.DecodeError as error:
-        raise UndecodableError(f"the slots cannot be read: {error}", payload=payload[:1000]) from error
+    slots = _SLOTS.read(b'{"slots":' + payload + b"}")
+    if slots is None or slots.slots is None:
+        raise UndecodableError("the slots cannot be read", payload=payload[:1000])
+    return [slot.to_slot() for slot in slots.slots]
 
 
 def tells_cache(text: str) -> bool:
     """Whether the text of /metrics says itself how full the KV cache is: until May 2025, and llamafile's."""
-    return "\nllamacpp:kv_cache_usage_ratio " in text
+    return "llamacpp:kv_cache_usage_ratio" in parse_samples(text)
 
 
 def parse_metrics(text: str, slots: list[Slot] | None = None) -> Metrics:

@@ -5,7 +5,7 @@ https://platform.openai.com/docs/api-reference/chat; what llama-server adds to i
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Collection, Container, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -15,7 +15,8 @@ from llmsession.types.errors import UndecodableError
 from llmsession.types.events import Delta, Ended, ReasoningDelta, TextDelta, ToolCallDelta
 from llmsession.types.messages import Message
 from llmsession.wire.completion_api import EngineTimings, Probability, encode_sampling
-from llmsession.wire.request import GenerationRequest, encode_json
+from llmsession.wire.lenient import LenientReader, as_text
+from llmsession.wire.request import LARGEST_COUNT, GenerationRequest, encode_json
 
 if TYPE_CHECKING:
     from llmsession.wire.resume import Delivered
@@ -30,17 +31,17 @@ ALL_FEATURES = frozenset({"sampling", "stop_phrase"})
 
 class _Function(msgspec.Struct):
     name: str | None = None
-    arguments: str | None = None
+    arguments: Any = None  # JSON text in pieces, or from some servers an object
 
 
 class _ToolCall(msgspec.Struct):
-    index: int = 0
+    index: int | None = None
     id: str | None = None
     function: _Function = msgspec.field(default_factory=_Function)
 
 
 class _Delta(msgspec.Struct):
-    content: str | None = None
+    content: Any = None  # text, or from some servers a list of parts
     reasoning_content: str | None = None
     reasoning: str | None = None  # another name of the same, in vLLM and Ollama
     tool_calls: list[_ToolCall] | None = None
@@ -51,7 +52,9 @@ class _Logprobs(msgspec.Struct):
 
 
 class _Choice(msgspec.Struct):
-    delta: _Delta = msgspec.field(default_factory=_Delta)
+    index: int | None = 0
+    delta: _Delta | None = None
+    message: _Delta | None = None  # instead of it, in an answer that is not streamed
     finish_reason: str | None = None
     stop_reason: str | int | None = None  # the phrase, in vLLM
     logprobs: _Logprobs | None = None
@@ -62,8 +65,8 @@ class _PromptDetails(msgspec.Struct):
 
 
 class _Usage(msgspec.Struct):
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
     prompt_tokens_details: _PromptDetails | None = None
 
 
@@ -77,7 +80,7 @@ class _Verbose(msgspec.Struct):
 
 
 class _Frame(msgspec.Struct):
-    choices: list[_Choice] = []
+    choices: list[_Choice] | None = None
     usage: _Usage | None = None
     timings: EngineTimings | None = None
     error: Any = None
@@ -88,13 +91,19 @@ class _Count(msgspec.Struct):
     input_tokens: int
 
 
-_decode_frame = msgspec.json.Decoder(_Frame | None).decode
+_FRAMES = LenientReader(_Frame, "a reply")
 
+# What servers of several makers call the ends of a reply, in lower case.
 _STOP_REASONS = {
-    "stop": StopReason.END,
-    "length": StopReason.LENGTH,
-    "tool_calls": StopReason.TOOL_CALLS,
-}
+    **dict.fromkeys(("stop", "eos", "eos_token", "end", "end_turn", "stop_sequence", "complete", "completed", "done"),
+                    StopReason.END),
+    **dict.fromkeys(("length", "max_tokens", "max_length", "max_output_tokens", "model_length", "token_limit", "limit"),
+                    StopReason.LENGTH),
+    **dict.fromkeys(("tool_calls", "tool_call", "tool_use", "function_call"), StopReason.TOOL_CALLS),
+    **dict.fromkeys(("abort", "aborted", "cancel", "cancelled", "canceled", "interrupted"), StopReason.INTERRUPTED),
+}  # fmt: skip
+# What some send as long as a reply goes on.
+_NOT_FINISHED = frozenset({"", "null", "none", "nil", "undefined", "in_progress", "incomplete_stream"})
 
 
 # What OpenAI's API itself knows of Sampling.
@@ -126,14 +135,15 @@ def encode_request(
         **_encode_messages(messages, begun),
         "stream": True,
         "stream_options": {"include_usage": True},
-        "seed": request.seed,
     }
+    if "sampling" in features or request.has_own_seed:  # some refuse it, and one that was drawn is of no use there
+        body["seed"] = request.seed
     if "sampling" in features:
         body |= {"cache_prompt": True, **encode_sampling(request)}
     else:
         body |= msgspec.to_builtins(request.sampling, str_keys=True)
     if request.max_tokens is not None:
-        body["max_tokens"] = request.max_tokens
+        body["max_tokens"] = min(request.max_tokens, LARGEST_COUNT)
     if request.stop:
         body["stop"] = request.stop
         if "stop_phrase" in features:
@@ -145,6 +155,16 @@ def encode_request(
     if request.reports_slot:
         body |= {"return_progress": True, "verbose": True}  # the slot is named in the last frame as well
     return encode_json(body, request.extra)
+
+
+# Fields that a server may refuse: the reply is the same without them.
+OPTIONAL = frozenset({"stream_options"})
+
+
+def omit_fields(body: bytes, names: Collection[str]) -> bytes:
+    """Return the body of a request without these fields."""
+    fields = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
+    return msgspec.json.encode({name: value for name, value in fields.items() if name not in names})
 
 
 class _Rendered(msgspec.Struct):
@@ -226,25 +246,22 @@ class EventDecoder:
 
     def __init__(self, request: GenerationRequest) -> None:
         self._request = request
-        self._finish_reason: str | None = None
+        self._finish_reason: StopReason | None = None
         self._stop_phrase: str | None = None
         self._verbose: _Verbose | None = None
-        self._timings = EngineTimings()
+        self._timings: EngineTimings | None = None
+        self._calls = _CallNumbers()
+        self._choice: int | None = None
+        self._is_counted = False  # whether the server has said how many tokens it generated
         self.usage = Usage()
         self.error: bytes | None = None
         self.slot: int | None = None
 
     def decode(self, payload: bytes) -> list[Delta | Ended]:
         """What one event of the stream says. An error frame is put into `error`. Raises UndecodableError."""
-        if payload == b"[DONE]":
+        if payload.startswith(b"[DONE]"):
             return [self._decode_end()] if self._finish_reason is not None else []
-        try:
-            frame = _decode_frame(payload)
-        except msgspec.DecodeError as error:
-            raise UndecodableError(
-                f"the server sent something that is not a reply: {error}", payload=payload[:1000]
-            ) from error
-        if frame is None:
+        if (frame := _FRAMES.read(payload)) is None:
             return []
         if frame.error is not None:
             self.error = payload
@@ -254,41 +271,45 @@ class EventDecoder:
         if frame.verbose is not None:
             self._verbose = frame.verbose
         if frame.usage is not None:
-            self.usage = self._count(frame.usage)
-        return self._decode_choice(frame.choices[0]) if frame.choices else []
+            self._count(frame.usage)
+        choice = self._choose(frame.choices) if frame.choices else None
+        return self._decode_choice(choice) if choice is not None else []
 
     def end(self) -> Ended | None:
         """Some servers leave out the `[DONE]` and the counts: a reply that was finished is whole all the same."""
         return self._decode_end() if self._finish_reason is not None else None
 
+    def _choose(self, choices: list[_Choice]) -> _Choice | None:
+        """The one of the first choice that came: a server may send others, which nobody asked for."""
+        if self._choice is None:
+            self._choice = choices[0].index or 0
+        return next((choice for choice in choices if (choice.index or 0) == self._choice), None)
+
     def _decode_choice(self, choice: _Choice) -> list[Delta | Ended]:
         if choice.finish_reason is not None:
-            self._finish_reason = choice.finish_reason
+            self._note_finish(choice.finish_reason)
             self._stop_phrase = choice.stop_reason if isinstance(choice.stop_reason, str) else None
         entries = (choice.logprobs.content or []) if choice.logprobs is not None else []
         if self._request.stop_ids and any(entry.id in self._request.stop_ids for entry in entries):
             return [Ended(stop_reason=StopReason.STOP_PHRASE, usage=self.usage, timings=Timings())]
-        delta, events = choice.delta, list[Delta | Ended]()
+        if (delta := choice.delta or choice.message) is None:
+            return []
+        events = list[Delta | Ended]()
         if thought := delta.reasoning_content or delta.reasoning:
             events.append(ReasoningDelta(text=thought))
         for call in delta.tool_calls or ():
             function = call.function
-            events.append(
-                ToolCallDelta(index=call.index, id=call.id, name=function.name, arguments=function.arguments or "")
-            )
-        if delta.content or entries:
+            arguments = _as_json_text(function.arguments)
+            index = self._calls.number(call.index, call.id, function.name, arguments)
+            events.append(ToolCallDelta(index=index, id=call.id, name=function.name, arguments=arguments))
+        text = delta.content if type(delta.content) is str else as_text(delta.content)
+        if text or entries:
             top = self._request.top_logprobs
             tokens: tuple[Token, ...] = ()
             if top is not None:
                 tokens = tuple(entry.to_token(top) for entry in entries)
-            events.append(
-                TextDelta(
-                    text=delta.content or "",
-                    tokens=tokens,
-                    completion_tokens=self.usage.completion_tokens + 1,
-                )
-            )
-        if events:  # a frame is a token or more; the server's own count comes at the end
+            events.append(TextDelta(text=text, tokens=tokens, completion_tokens=self.usage.completion_tokens + 1))
+        if events and not self._is_counted:  # a frame is a token or more; the server's own count comes at the end
             self.usage = Usage(
                 prompt_tokens=self.usage.prompt_tokens,
                 completion_tokens=self.usage.completion_tokens + 1,
@@ -296,9 +317,18 @@ class EventDecoder:
             )
         return events
 
+    def _note_finish(self, word: str) -> None:
+        """A word that says nothing is no end; one that says "failed", or that nobody knows, is an error."""
+        known = word.strip().lower()
+        if known in _NOT_FINISHED:
+            return
+        self._finish_reason = _STOP_REASONS.get(known)
+        if self._finish_reason is None:
+            message = f"it ended the reply with finish_reason {word[:80]!r}"
+            self.error = msgspec.json.encode({"error": {"message": message, "type": word[:80], "code": 500}})
+
     def _decode_end(self) -> Ended:
-        reason = _STOP_REASONS.get(self._finish_reason or "", StopReason.END)
-        phrase = self._stop_phrase
+        reason, phrase = self._finish_reason or StopReason.END, self._stop_phrase
         context_full = False
         if phrase is not None:
             reason = StopReason.STOP_PHRASE
@@ -308,21 +338,73 @@ class EventDecoder:
             if self._verbose.stop_type == "word":
                 reason, phrase = StopReason.STOP_PHRASE, self._verbose.stopping_word
         if reason is StopReason.LENGTH and not context_full:
+            # Without a limit of ours, llama.cpp's servers end at the context; of others one cannot know.
             limit = self._request.max_tokens
-            context_full = limit is None or self.usage.completion_tokens < limit
+            if limit is None:
+                context_full = self._timings is not None
+            else:
+                context_full = self._is_counted and self.usage.completion_tokens < limit
         return Ended(
             stop_reason=reason,
             stop_phrase=phrase,
             context_full=context_full,
             usage=self.usage,
-            timings=self._timings.to_timings(),
+            timings=(self._timings or EngineTimings()).to_timings(),
         )
 
-    def _count(self, usage: _Usage) -> Usage:
+    def _count(self, usage: _Usage) -> None:
+        """Take the server's counts. Some have zeros in every frame, and perhaps in the last one too."""
+        prompt, generated = usage.prompt_tokens or 0, usage.completion_tokens or 0
+        self._is_counted = self._is_counted or generated > 0
         details = usage.prompt_tokens_details
         cached = details.cached_tokens if details is not None else None
-        return Usage(
-            prompt_tokens=usage.prompt_tokens,
-            completion_tokens=usage.completion_tokens,
-            cached_tokens=cached if cached is not None else self._timings.count_cached(usage.prompt_tokens),
+        if cached is None:
+            cached = self._timings.count_cached(prompt) if self._timings is not None else 0
+        self.usage = Usage(
+            prompt_tokens=prompt or self.usage.prompt_tokens,
+            completion_tokens=generated or self.usage.completion_tokens,
+            cached_tokens=cached or self.usage.cached_tokens,
         )
+
+
+class _CallNumbers:
+    """Tells tool calls apart: some servers number all of them 0, or none, and some send no ids."""
+
+    def __init__(self) -> None:
+        self._current: dict[int | None, int] = {}  # our number of the last call under each of the server's
+        self._ids: list[str | None] = []
+        self._arguments: list[str] = []
+
+    def number(self, index: int | None, id_: str | None, name: str | None, arguments: str) -> int:
+        """Return our number of the call to which this piece belongs."""
+        number = self._current.get(index)
+        if number is None and index is None and id_ is None and name is None and self._ids:
+            number = len(self._ids) - 1  # the rest of whichever came last
+        if number is None or self._is_another(number, id_, name):
+            number = len(self._ids)
+            self._ids.append(id_)
+            self._arguments.append("")
+        self._ids[number] = self._ids[number] or id_
+        self._arguments[number] += arguments
+        self._current[index] = number
+        return number
+
+    def _is_another(self, number: int, id_: str | None, name: str | None) -> bool:
+        if id_ and self._ids[number]:
+            return id_ != self._ids[number]
+        # Without ids: a name after arguments that are whole.
+        return bool(name) and not id_ and bool(self._arguments[number]) and _is_whole(self._arguments[number])
+
+
+def _as_json_text(arguments: Any) -> str:
+    if arguments is None:
+        return ""
+    return arguments if isinstance(arguments, str) else msgspec.json.encode(arguments).decode()
+
+
+def _is_whole(text: str) -> bool:
+    try:
+        msgspec.json.decode(text)
+    except msgspec.DecodeError:
+        return False
+    return True

@@ -13,6 +13,7 @@ delivered.
 
 from __future__ import annotations
 
+import contextlib
 import weakref
 from collections import deque
 from collections.abc import Awaitable, Callable
@@ -21,15 +22,17 @@ from typing import Protocol, Self
 import msgspec
 
 from llmsession.types.completion import Completion, StopReason, Timings, Usage
-from llmsession.types.errors import ContextOverflowError, LLMSessionError, TruncatedReplyError
+from llmsession.types.errors import ContextOverflowError, LLMSessionError, TruncatedReplyError, UndecodableError
 from llmsession.types.events import Delta, Ended, Event, Finished, TextDelta
 from llmsession.wire.accumulator import Accumulator
+from llmsession.wire.body import ByteStream
 from llmsession.wire.decoder import EventDecoder
-from llmsession.wire.http import ByteStream, decode_error_frame, map_error
+from llmsession.wire.http import map_error
 from llmsession.wire.lean_httpx import httpx
 from llmsession.wire.readable import ActiveReplies, Readable
 from llmsession.wire.request import GenerationRequest
 from llmsession.wire.resume import Delivered, TokenLimitReachedError
+from llmsession.wire.server_errors import decode_error_frame
 from llmsession.wire.sse import Decoder
 from llmsession.wire.timeouts import Timeouts, TimeoutSettings
 
@@ -215,12 +218,19 @@ class ReplyStream(Readable):
                 self._conclude()
                 return
             if chunk:
-                self._take_chunk(chunk)
-            elif (ended := self._source.decoder.end()) is not None:
+                self._take_payloads(self._sse.feed(chunk))
+                return
+            with contextlib.suppress(UndecodableError):  # it may have been cut anywhere
+                self._take_payloads(self._sse.finish())
+            if self._completion is not None:
+                return
+            if (ended := self._source.decoder.end()) is not None:
                 self._take(ended)
             else:
+                foreign = self._sse.foreign_line.decode(errors="replace")
+                said = f"; the server sent {foreign!r}" if foreign else ""
                 raise TruncatedReplyError(
-                    "the reply broke off: its stream ended without its end. What came so far is in `partial`"
+                    f"the reply broke off: its stream ended without its end{said}. What came so far is in `partial`"
                 )
         except LLMSessionError as error:
             if error is self._error:
@@ -249,9 +259,9 @@ class ReplyStream(Readable):
             self._finish(reason, Ended(stop_reason=reason, context_full=is_full, usage=usage, timings=Timings()))
         self._sse = Decoder()
 
-    def _take_chunk(self, chunk: bytes) -> None:
+    def _take_payloads(self, payloads: list[bytes]) -> None:
         decoder = self._source.decoder
-        for payload in self._sse.feed(chunk):
+        for payload in payloads:
             for event in decoder.decode(payload):
                 self._take(event)
             if decoder.error is not None:

@@ -14,6 +14,8 @@ from llmsession.types.sampling import Sampling
 
 # The engine takes 32 bits, and reads the largest as "draw one yourself"; 0 means that to us.
 LARGEST_SEED = 2**32 - 2
+# Servers count tokens in 32 bits with a sign. No context is that long.
+LARGEST_COUNT = 2**31 - 1
 
 
 class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -57,6 +59,9 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
         _check_int("max_tokens", max_tokens, 1, None)
         _check_int("seed", seed, 0, LARGEST_SEED)
         _check_int("top_logprobs", top_logprobs, 0, None)
+        for name in ("n", "n_cmpl", "best_of"):
+            if (extra or {}).get(name, 1) not in (None, 1):
+                raise UsageError(f"extra= may not set {name} above 1: a call gives one reply; make another call")
         phrases = [stop] if isinstance(stop, str) else list(stop)
         for phrase in phrases:
             if phrase == "" or isinstance(phrase, bool) or not isinstance(phrase, str | int):

@@ -10,11 +10,15 @@ from __future__ import annotations
 import ssl
 from collections.abc import AsyncIterator
 
+import anyio
+
 from llmsession.wire.connection import Connection, open_connection
 from llmsession.wire.lean_httpx import httpx
 
 # A larger head is not an HTTP server of ours.
 LARGEST_HEAD = 65_536
+# Seconds. Packets that a firewall drops are answered by nobody, and the system would wait for minutes.
+CONNECTED_WITHIN = 8.0
 
 
 class BodyDecoder:
@@ -129,10 +133,14 @@ class DirectTransport(httpx.AsyncBaseTransport):
         if request.url.scheme != "http" and not secure:
             raise httpx.UnsupportedProtocol(f"{request.url.scheme}:// is not spoken here", request=request)
         port = request.url.port or (443 if secure else 80)
+        connection: Connection | None = None
         try:
-            connection = await open_connection(request.url.host, port, self._tls if secure else None)
-        except OSError as error:
+            with anyio.move_on_after(CONNECTED_WITHIN):
+                connection = await open_connection(request.url.host, port, self._tls if secure else None)
+        except (OSError, UnicodeError) as error:  # UnicodeError: a host that IDNA cannot encode
             raise httpx.ConnectError(str(error), request=request) from error
+        if connection is None:
+            raise httpx.ConnectTimeout(f"nothing answered within {CONNECTED_WITHIN:g} s", request=request)
         try:
             await connection.send(_encode_head(request) + await request.aread())
             head, rest = await _receive_head(connection)

@@ -385,7 +385,7 @@ def test_a_key_without_a_remote_is_refused_and_never_shown() -> None:
 
 def test_a_header_may_not_hold_a_line_break() -> None:
     """Bad input: one clear error of ours."""
-    with pytest.raises(ConfigError, match="line break"):
+    with pytest.raises(ConfigError, match="a character that no header can"):
         Options(remote="x", headers={"A": "b\r\nC: d"})
     with pytest.raises(ConfigError, match="mapping"):
         Options(remote="x", headers=json.loads('["a"]'))

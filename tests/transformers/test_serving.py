@@ -55,7 +55,7 @@ async def test_it_says_what_it_runs(session: Session, transformers: Engine) -> N
         ({"sampling": Sampling(mirostat=2)}, "mirostat"),
         ({"extra": {"tool_choice": "none"}}, "tool_choice"),
         ({"extra": {"response_format": {"type": "json_object"}}}, "response_format"),
-        ({"extra": {"n": 2}}, "request field n"),
+        ({"extra": {"store": True}}, "request field store"),
     ],
 )
 async def test_what_it_would_ignore_is_refused_by_name(session: Session, keywords: Any, feature: str) -> None:

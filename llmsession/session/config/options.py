@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import math
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
@@ -168,16 +169,17 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
         if isinstance(self.extra_args, str):
             raise ConfigError('extra_args is a list of arguments, such as ("--flash-attn", "on"), not one str')
         msgspec.structs.force_setattr(self, "extra_args", tuple(self.extra_args))
-        for name, (kinds, what) in _KINDS.items():
-            if not isinstance(value := getattr(self, name), kinds):
-                shown = type(value).__name__ if name in SECRETS else repr(value)
-                raise ConfigError(f"{name} is {what}, not {shown}")
+        for name in _KINDS:
+            _check_kind(name, getattr(self, name))
         msgspec.structs.force_setattr(self, "device", device_id(self.device))
         msgspec.structs.force_setattr(self, "lora", as_loras(self.lora))
         check_engine_options(self)
         if self.chat_template is not None and self.prompt_encoding not in (None, "chat"):
             raise ConfigError("chat_template and prompt_encoding both say how a prompt looks: give one of them")
         _check_headers(self.headers)
+        msgspec.structs.force_setattr(self, "headers", {name: text.strip() for name, text in self.headers.items()})
+        for name in ("api_key", "hf_token"):
+            msgspec.structs.force_setattr(self, name, _read_key(name, getattr(self, name)))
         if self.remote is None and (self.api_key is not None or self.headers or self.verify is not True):
             raise ConfigError("api_key, headers and verify are for a server that is already there: name it, remote=")
 
@@ -195,6 +197,23 @@ def make_options(given: Options | str | Path | None, fields: dict[str, Any]) -> 
     return Options(**(fields if given is None else {"model": given, **fields}))
 
 
+def _check_kind(name: str, value: object) -> None:
+    kinds, what = _KINDS[name]
+    if not isinstance(value, kinds):
+        shown = type(value).__name__ if name in SECRETS else repr(value)
+        raise ConfigError(f"{name} is {what}, not {shown}")
+    if isinstance(value, str | Path) and name not in (*SECRETS, "chat_template") and not _can_be_passed(str(value)):
+        raise ConfigError(f"{name} holds a character that no name or path can: {str(value)!r}")
+
+
+def _can_be_passed(text: str) -> bool:
+    """Whether the system can be given this as a name: without NUL, and in its encoding."""
+    try:
+        return b"\0" not in os.fsencode(text)
+    except UnicodeEncodeError:
+        return False
+
+
 def _check_whole(name: str, value: object, least: int) -> None:
     if value is None:
         return
@@ -207,14 +226,31 @@ def _check_seconds(name: str, value: object) -> None:
         raise ConfigError(f"{name} is a number of seconds above 0, not {value!r}")
 
 
+# RFC 9110, 5.1 and 5.5; letters beyond ASCII have no agreed meaning.
+_HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_HEADER_VALUE = re.compile(r"[\t\x20-\x7e]*")
+
+
 def _check_headers(value: object) -> None:
     if not isinstance(value, Mapping):
         raise ConfigError(f"headers is a mapping of names to texts, not {type(value).__name__}")
     for name, text in value.items():
-        if not isinstance(name, str) or not isinstance(text, str) or not name.isascii() or not name.strip():
+        if not isinstance(name, str) or not isinstance(text, str):
             raise ConfigError("headers is a mapping of names to texts")
-        if any(mark in name + text for mark in "\r\n\0"):
-            raise ConfigError(f"the header {name!r} holds a line break")
+        if not _HEADER_NAME.fullmatch(name):
+            raise ConfigError(f"headers: {name!r} is not the name of a header")
+        if not _HEADER_VALUE.fullmatch(text.strip()):
+            raise ConfigError(f"headers: the value of {name!r} holds a character that no header can")
+
+
+def _read_key(name: str, value: str | None) -> str | None:
+    """Return the key without the end of its line, as `$(cat key)` or a file leaves it. Raises ConfigError."""
+    if value is None:
+        return None
+    key = value.strip().removeprefix("\ufeff").strip()
+    if not _HEADER_VALUE.fullmatch(key):
+        raise ConfigError(f"{name} holds a character that no HTTP header can: copy the key again")
+    return key
 
 
 def _check_alone(name: str, value: Any) -> None:

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from llmsession.backends.endpoint import Endpoint
     from llmsession.types.completion import Completion
     from llmsession.types.messages import Message
-    from llmsession.wire.http import ByteStream
+    from llmsession.wire.body import ByteStream
 
 _log = logging.getLogger("llmsession.kv")
 

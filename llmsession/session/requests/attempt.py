@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from llmsession.session.requests.scheduler import Scheduler, Ticket
 from llmsession.system.latch import Latch
-from llmsession.types.errors import LLMSessionError, ProtocolError, TransportError
+from llmsession.types.errors import BadRequestError, LLMSessionError, ProtocolError, TransportError
 from llmsession.wire.decoder import Unopened
 
 if TYPE_CHECKING:
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from llmsession.session.requests.completion import Request, WireRequest
     from llmsession.session.server.server import Server
     from llmsession.types.completion import Completion
+    from llmsession.wire.body import ByteStream
     from llmsession.wire.decoder import EventDecoder
-    from llmsession.wire.http import ByteStream
     from llmsession.wire.resume import Delivered
 
 
@@ -90,6 +90,8 @@ class Attempt:
         def send() -> Awaitable[ByteStream]:
             return endpoint.client.open_stream(request.path, request.body)
 
+        if request.optional:
+            return await _send_what_is_taken(endpoint, request)
         return await (send() if self._kv is None else self._kv.send(endpoint, self._turn, send))
 
     async def is_engine_failure(self, error: LLMSessionError) -> bool:
@@ -147,3 +149,20 @@ class Attempt:
         if isinstance(error, TransportError | ProtocolError) and not isinstance(error, TimeoutError):
             return await self._server.diagnose(error, self._endpoint)
         return error
+
+
+async def _send_what_is_taken(endpoint: Endpoint, request: WireRequest) -> ByteStream:
+    """Send a request without the optional fields that the server refuses, now or earlier."""
+    from llmsession.wire.openai_api import omit_fields
+
+    client = endpoint.client
+    while True:
+        refused = request.optional & client.refused_fields
+        body = omit_fields(request.body, refused) if refused else request.body
+        try:
+            return await client.open_stream(request.path, body)
+        except BadRequestError as error:
+            named = {name for name in request.optional - refused if name in str(error)}
+            if not named:
+                raise
+            client.refused_fields |= named

@@ -182,7 +182,8 @@ def _chat(
     if "generation_config" in features:
         return _chat_of_transformers(server, turns, request)
     body = openai_api.encode_request(turns, request, model=server.model.name, features=features, begun=begun)
-    return WireRequest(path=openai_api.PATH, body=body, decoder=openai_api.EventDecoder(request))
+    optional = openai_api.OPTIONAL if "sampling" not in features else frozenset[str]()
+    return WireRequest(path=openai_api.PATH, body=body, decoder=openai_api.EventDecoder(request), optional=optional)
 
 
 def _chat_of_transformers(server: Server, turns: Sequence[Message], request: GenerationRequest) -> WireRequest:

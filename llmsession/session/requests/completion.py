@@ -31,12 +31,16 @@ _SHAPING = ONLY_CHAT | {"grammar", "json_schema"}
 
 @dataclass(frozen=True, kw_only=True)
 class WireRequest:
-    """An HTTP request, and the decoder that reads its answer. `neutralized`: see Completion."""
+    """An HTTP request, and the decoder that reads its answer. `neutralized`: see Completion.
+
+    `optional`: the fields of its body that are left out if the server refuses them.
+    """
 
     path: str
     body: bytes
     decoder: EventDecoder
     neutralized: int = 0
+    optional: frozenset[str] = frozenset()
 
 
 class Request(Protocol):

@@ -9,7 +9,8 @@ import httpx
 import pytest
 
 from llmsession.types import errors
-from llmsession.wire.http import HttpClient, decode_error, decode_error_frame
+from llmsession.wire.http import HttpClient
+from llmsession.wire.server_errors import decode_error, decode_error_frame
 
 pytestmark = pytest.mark.anyio
 
@@ -86,7 +87,7 @@ async def test_an_error_frame_brings_its_own_status() -> None:
         (httpx.WriteError("x"), errors.ConnectionLostError),
         (httpx.RemoteProtocolError("x"), errors.ConnectionLostError),
         (httpx.ReadTimeout("x"), errors.ReplyTimeoutError),
-        (httpx.ConnectTimeout("x"), errors.ReplyTimeoutError),
+        (httpx.ConnectTimeout("x"), errors.ConnectionLostError),
         (httpx.DecodingError("x"), errors.ProtocolError),
         (httpx.TooManyRedirects("x"), errors.ConnectionLostError),
     ],

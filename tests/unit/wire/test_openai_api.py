@@ -75,7 +75,6 @@ def test_a_finish_without_done_is_an_end_only_where_the_stream_is_over() -> None
         ({"stop_type": "word", "stopping_word": "###"}, "stop", (StopReason.STOP_PHRASE, "###")),
         ({"stop_type": "eos"}, "stop", (StopReason.END, None)),
         (None, "tool_calls", (StopReason.TOOL_CALLS, None)),
-        (None, "of tomorrow", (StopReason.END, None)),
     ],
 )
 def test_each_way_to_end(verbose: dict[str, Any] | None, finish: str, expected: tuple[StopReason, str | None]) -> None:

@@ -10,8 +10,8 @@ import pytest
 from llmsession import ContextOverflowError, Message, Sampling, StopReason, TextDelta
 from llmsession.types.events import Ended
 from llmsession.wire import transformers_api
-from llmsession.wire.http import decode_error, decode_error_frame
 from llmsession.wire.request import GenerationRequest
+from llmsession.wire.server_errors import decode_error, decode_error_frame
 from llmsession.wire.stream_filters import StopAtPhrase
 from llmsession.wire.transformers_api import EventDecoder, encode_request, find_unsupported
 
