@@ -156,7 +156,7 @@ CAPABILITIES = {
     ),
     "B5": Capability(
         "backend remote: host:port or URL, key, TLS, path prefix; whatever speaks OpenAI's API, less what it lacks",
-        (REMOTE, "unit/backends/test_remote_address.py"),
+        (REMOTE, "unit/backends/test_remote_address.py", "integration/test_other_servers.py"),
     ),
     "B6": Capability(
         "release download: pinned build, digest, variant by platform and GPU, staged install, smoke test, roll back",

@@ -22,14 +22,12 @@ ADDRESS_SPACE = 500_000_000
 
 
 def default_threads() -> int:
-    """Return the number of physical cores that are not busy now, counting this program as one busy core.
+    """Return the number of physical cores that this process may use, less one for the program itself; at least 1.
 
-    At least 1, and no more than this process may use.
+    Not what is idle now: the engine keeps the number for its whole life.
     """
     usable = _usable_cores()
-    machine = psutil.cpu_count(logical=False) or usable
-    busy = max(1, round(psutil.getloadavg()[0]))
-    return max(1, min(machine - busy, usable, allowed_cores() or usable))
+    return max(1, min(usable, allowed_cores() or usable) - 1)
 
 
 def _usable_cores() -> int:

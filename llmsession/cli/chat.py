@@ -86,7 +86,7 @@ async def _advise(options: Options, backend: str) -> str | None:
     from llmsession.backends.survey import advise_gpu
 
     return await advise_gpu(
-        cache=cache_folder(Path(options.cache_dir) if options.cache_dir is not None else None),
+        cache=cache_folder(options.cache_dir),
         backend=options.backend,
         server_path=Path(options.server_path) if options.server_path is not None else None,
         device=str(options.device),

@@ -88,7 +88,7 @@ def examine(*, options: dict[str, Any], as_json: bool) -> bool:
 
 
 async def _examine(options: Options) -> Report:
-    cache = cache_folder(Path(options.cache_dir) if options.cache_dir is not None else None)
+    cache = cache_folder(options.cache_dir)
     engines = await list_candidates(options.server_path, cache=cache)
     chosen, path, why = await _choose(options, cache)
     logs = logs_folder(cache)

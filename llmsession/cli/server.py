@@ -195,4 +195,4 @@ def _describe(installed: Installed) -> dict[str, Any]:
 
 
 def _cache(options: Options) -> Path:
-    return cache_folder(Path(options.cache_dir) if options.cache_dir is not None else None)
+    return cache_folder(options.cache_dir)

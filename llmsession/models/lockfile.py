@@ -13,7 +13,7 @@ import msgspec
 from llmsession.models.quantization import list_shards
 from llmsession.models.references import PackedFileRef
 from llmsession.system.atomic_file import write_atomically
-from llmsession.types.errors import ConfigError, DigestError
+from llmsession.types.errors import ConfigError, DigestError, InvalidRefError
 
 NAME = "llmsession.lock"
 
@@ -84,6 +84,23 @@ def check_locked(locked: LockedModel, path: Path) -> None:
                 f"{shard} is not the file that was locked: its sha256 is {found.sha256[:16]}… of {found.size} bytes, "
                 f"locked is {wanted.sha256[:16]}… of {wanted.size}"
             )
+
+
+def ref_of_cached(path: Path) -> PackedFileRef | None:
+    """The reference of a file in Hugging Face's cache, with its whole name; None if it is elsewhere."""
+    parts = path.parts
+    if "snapshots" not in parts:
+        return None
+    commit, name = _place(path)
+    folder = parts[len(parts) - 2 - parts[::-1].index("snapshots")]
+    kind, _, repo_id = folder.partition("--")
+    author, _, repo = repo_id.partition("--")
+    if kind != "models" or not repo or not name:
+        return None
+    try:
+        return PackedFileRef.make(author, repo, commit, name)
+    except InvalidRefError:
+        return None
 
 
 def _place(path: Path) -> tuple[str, str]:

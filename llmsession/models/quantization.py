@@ -16,7 +16,10 @@ _QUANTIZATION = re.compile(
     re.IGNORECASE,
 )
 _SHARD = re.compile(r"-(\d{5})-of-(\d{5})(?=\.gguf$)", re.IGNORECASE)
-_PROJECTOR = re.compile(r"(?:^|[-._/])mmproj(?=[-._]|$)", re.IGNORECASE)
+# Projectors of images, matrices of importance, and heads that predict several tokens: files beside a model.
+_NO_MODEL = re.compile(
+    r"(?:^|[-._/])mmproj(?=[-._]|$)|(?:^|/)(?:imatrix|mtp)(?=[-._/]|$)|[-._]imatrix(?:[-._]|$)", re.IGNORECASE
+)
 SUFFIX = ".gguf"
 # What publishers offer most, and the bits that each weight takes on average (llama.cpp's own table of an 8B model).
 BITS_PER_WEIGHT = {
@@ -44,11 +47,11 @@ def list_shards(name: str) -> list[str]:
 def list_models(files: Mapping[str, int]) -> dict[str, int]:
     """The models among the files of a repository, smallest first: a split one by its first shard, with all its bytes.
 
-    `files` are bytes by name; projectors of images are not models.
+    `files` are bytes by name; projectors of images and the like are not models.
     """
     sizes: dict[str, int] = {}
     for name, size in files.items():
-        if name.lower().endswith(SUFFIX) and not _PROJECTOR.search(name):
+        if name.lower().endswith(SUFFIX) and not _NO_MODEL.search(name):
             first = list_shards(name)[0]
             sizes[first] = sizes.get(first, 0) + size
     return dict(sorted(sizes.items(), key=lambda item: (item[1], item[0])))

@@ -23,6 +23,9 @@ _REVISION = re.compile(r"(?!.*\.\.)[A-Za-z0-9_][A-Za-z0-9._+-]{0,254}")
 _FORBIDDEN = frozenset('<>:"|?*\\%#')
 LONGEST_FILE = 500
 LONGEST_SHOWN = 120
+# The one that is meant where none is named.
+USUAL_QUANTIZATION = "Q4_K_M"
+_ADDRESS = re.compile(r"(?:https?://)?(?:www\.)?(?:huggingface\.co|hf\.co)/", re.IGNORECASE)
 
 
 class _Ref(str):
@@ -125,6 +128,43 @@ class PackedFileRef(_Ref):
     def repo_ref(self) -> PackedRepoRef:
         """Its repository."""
         return PackedRepoRef.make(self.author, self.repo)
+
+
+def understand(text: str) -> str:
+    """Return the reference that an address of the hub, `author/repo` or `author/repo:QUANTIZATION` stands for.
+
+    Any other text is returned as it is.
+    """
+    text = text.strip()
+    if found := _ADDRESS.match(text):
+        return _of_address(text[found.end() :].partition("?")[0].partition("#")[0].strip("/")) or text
+    if text.startswith(SCHEME):
+        rest = text.removeprefix(SCHEME)
+        return _of_repo(rest) or text if ":" in rest else text
+    return _of_repo(text) or text
+
+
+def _of_address(path: str) -> str | None:
+    """Of the part behind the host: a page, a file to look at, or one to download."""
+    author, _, rest = path.partition("/")
+    repo, _, rest = rest.partition("/")
+    view, _, rest = rest.partition("/")
+    revision, _, file = rest.partition("/")
+    if view in ("blob", "resolve", "raw") and file:
+        return f"{SCHEME}{author}/{repo}/{HEAD if revision == 'main' else revision}/{file}"
+    return _of_repo(f"{author}/{repo}")
+
+
+def _of_repo(text: str) -> str | None:
+    """Of a repository, perhaps with a quantization, as other programs write it. None if it is something else."""
+    named, colon, quantization = text.partition(":")
+    author, slash, repo = named.partition("/")
+    if not slash or not _NAME.fullmatch(author) or not _NAME.fullmatch(repo) or repo.lower().endswith(".gguf"):
+        return None
+    if colon:
+        return f"{SCHEME}{named}/{HEAD}/{quantization}" if quantization else None
+    # A repository of GGUF files has its kind in its name; any other has the original weights.
+    return f"{SCHEME}{named}/{HEAD}/{USUAL_QUANTIZATION}" if "gguf" in repo.lower() else f"{SCHEME}{named}"
 
 
 def _split(text: str, form: str) -> list[str]:

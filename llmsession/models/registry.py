@@ -10,12 +10,12 @@ import msgspec
 
 from llmsession.models import bundled
 from llmsession.models.encoding import PromptEncoding
-from llmsession.models.references import HEAD, SCHEME, PackedFileRef, PackedRepoRef
+from llmsession.models.quantization import SUFFIX, parse_quantization
+from llmsession.models.references import HEAD, SCHEME, USUAL_QUANTIZATION, PackedFileRef, PackedRepoRef
 from llmsession.types.errors import ConfigError, InvalidRefError
 from llmsession.types.sampling import Sampling
 
 # What an alias without a quantization means where its entry has no default: small, and hardly worse than the original.
-USUAL_QUANTIZATION = "Q4_K_M"
 
 _ALIAS = re.compile(r"[a-z0-9](?:[a-z0-9._-]{0,78}[a-z0-9])?")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -54,6 +54,11 @@ class KnownLLM(ModelDescription, frozen=True, kw_only=True):
             raise InvalidRefError(
                 f"source: {self.source!r} has not the form hf:author/repo/HEAD/start-of-a-name: {error}"
             ) from None
+        if self.default_quantization is not None and parse_quantization(self.default_quantization) is None:
+            raise ConfigError(
+                f"default_quantization: {self.default_quantization!r} names no quantization, so no file can be found: "
+                f"use one such as {USUAL_QUANTIZATION}, or end source with the whole name of the file"
+            )
         for alias in self.aliases:
             if not _ALIAS.fullmatch(alias):
                 raise ConfigError(
@@ -81,13 +86,19 @@ class KnownLLM(ModelDescription, frozen=True, kw_only=True):
 
     def file_ref(self, quantization: str | None = None) -> PackedFileRef:
         """The file with this quantization, or with the default one. Raises InvalidRefError."""
-        wanted = quantization or self.default_quantization or USUAL_QUANTIZATION
         author, repo = self.repo_id.split("/")
+        if self.start.lower().endswith(SUFFIX):  # one file, whose name is whole
+            return PackedFileRef.make(author, repo, HEAD, self.start)
+        wanted = quantization or self.default_quantization or USUAL_QUANTIZATION
         return PackedFileRef.make(author, repo, HEAD, self.start + wanted)
 
     def matches(self, ref: PackedFileRef) -> bool:
         """Whether the file, at any revision, belongs to this model."""
-        return ref.repo_id.lower() == self.repo_id.lower() and ref.basename.lower().startswith(self.start.lower())
+        return self.is_in(ref) and ref.basename.lower().startswith(self.start.lower())
+
+    def is_in(self, ref: PackedFileRef) -> bool:
+        """Whether this model's files are in the same repository."""
+        return ref.repo_id.lower() == self.repo_id.lower()
 
 
 class Registry(msgspec.Struct, frozen=True):
@@ -103,15 +114,21 @@ class Registry(msgspec.Struct, frozen=True):
         """
         if ref_or_alias.startswith(SCHEME):
             ref = PackedFileRef(ref_or_alias)
-            fitting = [known for known in self.llms if known.matches(ref)]
-            return max(fitting, key=lambda known: len(known.start), default=None)
+            if fitting := [known for known in self.llms if known.matches(ref)]:
+                return max(fitting, key=lambda known: len(known.start))
+            # The file may be named by its end alone: that of a repository with one model is that model's.
+            there = [known for known in self.llms if known.is_in(ref)]
+            return there[0] if len(there) == 1 and not ref.basename.lower().endswith(SUFFIX) else None
         alias = ref_or_alias.partition(":")[0].lower()
         return next((known for known in self.llms if alias in known.aliases), None)
 
     def suggest(self, alias: str) -> list[str]:
         """The aliases closest to `alias`, at most three."""
         every = [bundled.NAME, *(known for entry in self.llms for known in entry.aliases)]
-        return difflib.get_close_matches(alias.partition(":")[0].lower(), every, n=3)
+        name, _, tag = alias.lower().partition(":")
+        whole = f"{name}-{tag}" if tag else name  # as Ollama writes the size of a model
+        near = [known for known in every if known.startswith(whole)] if tag else []
+        return [*near, *(known for known in difflib.get_close_matches(whole, every, n=3) if known not in near)][:3]
 
     def extended(self, other: Registry) -> Registry:
         """Both registries' entries. Where both have one, that of `other` counts."""

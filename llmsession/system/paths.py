@@ -10,11 +10,17 @@ import platformdirs
 from llmsession.types.errors import ConfigError
 
 
-def cache_folder(given: Path | None = None) -> Path:
-    """What `cache_dir=` or LLMSESSION_CACHE_DIR names, else the platform's cache folder."""
-    if given is None and (named := os.environ.get("LLMSESSION_CACHE_DIR")):
-        given = Path(named)
-    return _private(given if given is not None else Path(platformdirs.user_cache_dir("llmsession", appauthor=False)))
+def locate_cache(given: str | Path | None = None) -> Path:
+    """What `cache_dir=` or LLMSESSION_CACHE_DIR names, else the platform's cache folder. Absolute; it is not made."""
+    named = (
+        given or os.environ.get("LLMSESSION_CACHE_DIR") or platformdirs.user_cache_dir("llmsession", appauthor=False)
+    )
+    return Path(named).expanduser().absolute()
+
+
+def cache_folder(given: str | Path | None = None) -> Path:
+    """The same, made where there is none. Raises ConfigError."""
+    return _private(locate_cache(given))
 
 
 def logs_folder(cache: Path) -> Path:

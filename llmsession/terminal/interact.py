@@ -59,7 +59,7 @@ async def interact(
 
     console = Console(highlight=False, emoji=False, no_color=None if color else True, theme=_THEME)
     user = chat.conversation.user if memory is not None else ""
-    folder = history_folder(cache_folder(Path(cache_dir) if cache_dir is not None else None))
+    folder = history_folder(cache_folder(cache_dir))
     history = LineHistory(history_file(folder, user))
     loop = ChatLoop(
         chat,

@@ -47,7 +47,7 @@ arrived by then as `partial`.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -60,6 +60,16 @@ class LLMSessionError(Exception):
     """The root of all errors of this library. `partial` is the reply so far, if one had begun."""
 
     partial: Completion | None = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Exceptions are rebuilt from their arguments alone, which those with keywords are not: process pools fail then.
+        return _rebuild, (type(self), self.args), self.__dict__
+
+
+def _rebuild(kind: type[LLMSessionError], arguments: tuple[Any, ...]) -> LLMSessionError:
+    error = kind.__new__(kind, *arguments)
+    error.args = arguments  # an OSError whose __init__ is its own has none yet
+    return error
 
 
 class UsageError(LLMSessionError, ValueError):

@@ -122,15 +122,23 @@ def _read(item: object) -> Message:
     raise InvalidMessagesError(f"a message is a str, a Message or a dict, not {type(item).__name__}")
 
 
+# Of a message in OpenAI's form. Those of the second line say nothing that the next reply depends on: a client that
+# dumps what it was sent has them.
+_KNOWN_FIELDS = frozenset({
+    "role", "content", "name", "tool_calls", "tool_call_id", "refusal",
+    "reasoning_content", "reasoning", "reasoning_details", "annotations", "audio", "id", "type", "status", "created_at",
+})  # fmt: skip
+
+
 def _read_openai(item: Mapping[str, Any]) -> Message:
-    unknown = set(item) - {"role", "content", "name", "tool_calls", "tool_call_id"}
+    unknown = {key for key in set(item) - _KNOWN_FIELDS if item[key] not in (None, "", [], {}, ())}
     if "role" not in item or unknown:
         what = f"does not know {sorted(map(str, unknown))}" if unknown else "needs a 'role'"
         raise InvalidMessagesError(f"a message as a dict {what}: {{'role': 'user', 'content': '…'}}")
     content, images = _read_content(item.get("content"))
     return Message(
         item["role"],
-        content,
+        content or str(item.get("refusal") or ""),
         images=images,
         tool_calls=tuple(_read_call(call) for call in item.get("tool_calls") or ()),
         tool_call_id=item.get("tool_call_id"),
@@ -147,8 +155,10 @@ def _read_content(content: object) -> tuple[str, tuple[ImageLike, ...]]:
     texts, images = list[str](), list[ImageLike]()
     for part in content:
         match part:
-            case {"type": "text", **rest}:
-                texts.append(str(rest.get("text", "")))
+            case {"type": "text" | "input_text" | "output_text", **rest}:
+                texts.append(str(rest.get("text") or ""))
+            case {"type": "refusal", "refusal": str(refusal)}:
+                texts.append(refusal)
             case {"type": "image_url", "image_url": {"url": str(url)}} if url.startswith("data:"):
                 images.append(url)
             case {"type": "image_url"}:

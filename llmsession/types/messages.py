@@ -20,7 +20,7 @@ else:  # msgspec reads no union of bytes, texts and paths; what may be given is 
 
 
 class Role(enum.StrEnum):
-    """Who speaks. Made from any case; `bot` is another word for the assistant."""
+    """Who speaks. Made from any case; `bot` is another word for the assistant, `developer` for the system."""
 
     SYSTEM = "system"
     USER = "user"
@@ -32,8 +32,7 @@ class Role(enum.StrEnum):
         if not isinstance(value, str):
             return None
         lower = value.lower()
-        if lower == "bot":
-            return cls.ASSISTANT
+        lower = {"bot": "assistant", "developer": "system"}.get(lower, lower)
         return next((role for role in cls if role.value == lower), None)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -170,6 +171,24 @@ async def test_a_prompt_right_after_the_engines_death_is_answered(engine: Engine
             assert session.pid is not None
             os.kill(session.pid, signal.SIGKILL)
             assert "river" == str(await session.prompt('say "river"', temperature=0))
+
+
+async def test_an_engine_comes_back_though_its_cache_was_emptied_and_the_program_moved(
+    engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """E14: a relative cache_dir, then chdir; the folder emptied; then the engine dies. It never came back."""
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    template = "{% for m in messages %}{{ m.content }}\n{% endfor %}"
+    async with Session(**engine.options(cache_dir="mine", chat_template=template)) as session:
+        assert (await session.prompt("hi", max_tokens=3)).text
+        monkeypatch.chdir(tmp_path / "elsewhere")
+        shutil.rmtree(tmp_path / "mine")
+        assert session.pid is not None
+        os.kill(session.pid, signal.SIGKILL)
+        assert (await session.prompt("hi", max_tokens=3)).text
+    assert (tmp_path / "mine" / "logs").is_dir()
+    assert not list((tmp_path / "elsewhere").iterdir())
 
 
 async def test_many_who_find_it_dead_start_it_once(engine: Engine, cache_dir: Path) -> None:

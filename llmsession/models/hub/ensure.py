@@ -22,7 +22,7 @@ from anyio.streams.buffered import BufferedByteReceiveStream
 
 from llmsession.models.hub.cache import find_cached, find_snapshot, hub_cache, is_offline, is_readable
 from llmsession.models.hub.protocol import DownloadRequest, Report
-from llmsession.models.references import HEAD, SCHEME, PackedFileRef, PackedRepoRef
+from llmsession.models.references import HEAD, SCHEME, PackedFileRef, PackedRepoRef, understand
 from llmsession.models.registry import Registry
 from llmsession.models.registry_file import load_known_llms
 from llmsession.models.safetensors import is_whole
@@ -107,9 +107,11 @@ async def ensure_weights(
 
 def resolve_ref(ref: str, registry: Registry) -> PackedFileRef:
     """A reference as it is; of an alias, with or without `:quantization`, the file. Raises UnknownModelError."""
+    known = registry.find(ref) if not ref.startswith(SCHEME) else None
+    if known is None:
+        ref = understand(ref)
     if ref.startswith(SCHEME):
         return PackedFileRef(ref)
-    known = registry.find(ref)
     if known is None:
         near = registry.suggest(ref)
         hint = f"did you mean {', '.join(near)}?" if near else "`llmsession models list` shows those that there are;"

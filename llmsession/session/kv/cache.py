@@ -215,8 +215,9 @@ class KvCache:
         `release` is called when the slot may be given to the next request: after the save, or at once.
         """
         if endpoint is None or endpoint is not self._engine or slot is None or completion is None:
-            with self._lock:
-                self._owners.clear()  # it used one of the slots, but did not report which
+            if endpoint is not None:  # else it was left while it waited, and nothing was sent
+                with self._lock:
+                    self._owners.clear()  # it used one of the slots, but did not report which
             release()
             return
         job = None

@@ -20,13 +20,13 @@ from llmsession.session.config.options import Options
 from llmsession.session.server.model_choice import (
     BLANK,
     TRANSFORMERS,
+    describe_found,
     fit_context,
-    name_file,
     resolve_encoding,
     resolve_model,
 )
 from llmsession.session.server.model_files import EngineFiles, find_engine_files
-from llmsession.system.paths import cache_folder, kv_folder, logs_folder, records_folder
+from llmsession.system.paths import cache_folder, kv_folder, locate_cache, logs_folder, records_folder
 from llmsession.system.service_thread import run_in_thread
 from llmsession.types.device import parse_device
 from llmsession.types.errors import UnsupportedFeatureError
@@ -51,6 +51,7 @@ class LaunchPlanner:
         self.info: ModelInfo | WeightsInfo | None = None
         self._options = options
         self._keep_download = keep_download
+        self._cache = locate_cache(options.cache_dir)  # now: the working directory may change
         self._threads = options.threads or parse_device(options.device).threads
         self._planned: tuple[Backend, Launch] | None = None
 
@@ -59,6 +60,10 @@ class LaunchPlanner:
 
         Raises what a download can raise, ConfigError, and UnsupportedFeatureError.
         """
+        if self._planned is not None:
+            _make_folders(self._planned[1])  # somebody may have emptied the cache since
+            if (template := self._planned[1].chat_template) is not None and not template.exists():
+                self._planned = None
         if self._planned is None:
             path = self.model.path or await self._fetch()
             info = self.info = await run_in_thread(_read_info, path, self.model.is_weights)
@@ -164,7 +169,7 @@ class LaunchPlanner:
             return path
         assert model.ref is not None  # noqa: S101 - a model has a path, a reference or a repository
         path = await self._fetch_file(model.ref)
-        self.model = msgspec.structs.replace(model, path=path, name=name_file(path.name))
+        self.model = await run_in_thread(describe_found, options, model, path)
         return path
 
     async def _fetch_file(self, ref: str) -> Path:
@@ -200,8 +205,16 @@ class LaunchPlanner:
         return Path(self._options.server_path) if self._options.server_path is not None else None
 
     def _cache_folder(self) -> Path:
-        given = self._options.cache_dir
-        return cache_folder(Path(given) if given is not None else None)
+        return cache_folder(self._cache)
+
+
+def _make_folders(launch: Launch) -> None:
+    """Make those that an engine and its log need. Raises ConfigError."""
+    cache_folder(launch.cache)
+    logs_folder(launch.cache)
+    records_folder(launch.cache)
+    if launch.kv_folder is not None:
+        kv_folder(launch.cache)
 
 
 def _read_info(path: Path, is_weights: bool) -> ModelInfo | WeightsInfo:  # noqa: FBT001 - for a thread

@@ -11,7 +11,9 @@ import msgspec
 from llmsession.models import bundled
 from llmsession.models.encoding import PromptEncoding
 from llmsession.models.gguf import ModelInfo
-from llmsession.models.references import SCHEME, PackedFileRef, PackedRepoRef
+from llmsession.models.lockfile import ref_of_cached
+from llmsession.models.quantization import SUFFIX
+from llmsession.models.references import SCHEME, PackedFileRef, PackedRepoRef, understand
 from llmsession.models.registry import KnownLLM
 from llmsession.models.registry_file import load_known_llms
 from llmsession.models.safetensors import CONFIG, WeightsInfo
@@ -58,14 +60,15 @@ def resolve_model(options: Options) -> ResolvedModel:
     Raises UnknownModelError, InvalidRefError, ConfigError, and UnsupportedFeatureError for an encoding with
     transformers.
     """
-    given = options.model
-    if options.backend == TRANSFORMERS or given == PYTHON or _is_of_weights(options):
-        return _resolve_weights(options)
+    given = _read_given(options)
+    if options.backend == TRANSFORMERS or given == PYTHON or _is_of_weights(options, given):
+        return _resolve_weights(options, given)
     if given is None or given == bundled.NAME:
         return ResolvedModel(name=bundled.NAME, path=bundled.bundled_path(), encoding=_encoding_of_bundled(options))
-    if isinstance(given, Path) or not (given.startswith(SCHEME) or _is_alias(given)):
-        path = Path(given).expanduser().absolute()
-        return ResolvedModel(name=path.stem or str(given), path=path, encoding=resolve_encoding(options))
+    if isinstance(given, Path):
+        path = given.expanduser().absolute()
+        model = _describe(options, find_known(options, path))
+        return msgspec.structs.replace(model, name=path.stem or str(given), path=path)
     from llmsession.models.hub.ensure import resolve_ref
 
     registry = load_known_llms(options.registry)
@@ -73,22 +76,47 @@ def resolve_model(options: Options) -> ResolvedModel:
     return msgspec.structs.replace(_describe(options, known), name=name_file(ref.basename), ref=ref)
 
 
-def _is_of_weights(options: Options) -> bool:
-    """Whether the model is safetensors: a folder, a repository without a file, or a registry entry that says so."""
+def _read_given(options: Options) -> str | Path | None:
+    """Return the model that was asked for: a path, or the text of a reference or an alias.
+
+    An alias goes before a file of that name in the working directory; a path has a separator, or ends in `.gguf`.
+    """
     given = options.model
+    if given is None or isinstance(given, Path) or given in (bundled.NAME, PYTHON):
+        return given
+    text = given.strip()
+    if text.startswith(SCHEME):
+        return understand(text)
+    looks_like_path = "/" in text or "\\" in text or text.lower().endswith(SUFFIX)
+    if not looks_like_path:
+        is_known = load_known_llms(options.registry).find(text) is not None
+        return text if is_known or not Path(text).exists() else Path(text)
+    path = Path(text).expanduser()
+    understood = understand(text)
+    return understood if understood.startswith(SCHEME) and not path.exists() else path
+
+
+def find_known(options: Options, path: Path) -> KnownLLM | None:
+    """Return the registry entry of a file in Hugging Face's cache, however it was asked for; None for any other."""
+    if (ref := ref_of_cached(path)) is None:
+        return None
+    return load_known_llms(options.registry).find(ref)
+
+
+def _is_of_weights(options: Options, given: str | Path | None) -> bool:
+    """Whether the model is safetensors: a folder, a repository without a file, or a registry entry that says so."""
     if given is None:
         return False
-    if isinstance(given, str) and given.startswith(SCHEME):
+    if isinstance(given, Path):
+        return (given.expanduser() / CONFIG).is_file()
+    if given.startswith(SCHEME):
         return given.count("/") == 1
-    if isinstance(given, Path) or not _is_alias(given):
-        return (Path(given).expanduser() / CONFIG).is_file()
     known = load_known_llms(options.registry).find(given)
     return known is not None and known.packaging_type == "safetensors"
 
 
-def _resolve_weights(options: Options) -> ResolvedModel:
+def _resolve_weights(options: Options, given: str | Path | None) -> ResolvedModel:
     """Resolve a model for the backend transformers: safetensors, or a GGUF model whose original is in the registry."""
-    given = options.model
     if options.prompt_encoding not in (None, "chat"):
         raise UnsupportedFeatureError(
             'transformers writes prompts by the model\'s own template only: use prompt_encoding="chat"',
@@ -103,8 +131,8 @@ def _resolve_weights(options: Options) -> ResolvedModel:
     if isinstance(given, str) and given.startswith(SCHEME) and given.count("/") == 1:
         repo = PackedRepoRef(given)
         return ResolvedModel(name=repo.repo, repo=repo, is_weights=True)
-    if isinstance(given, Path) or not (given.startswith(SCHEME) or _is_alias(given)):
-        path = Path(given).expanduser().absolute()
+    if isinstance(given, Path):
+        path = given.expanduser().absolute()
         if path.is_file():
             raise ConfigError(f"transformers runs a folder of safetensors, and {path} is a file")
         return ResolvedModel(name=path.name, path=path, is_weights=True)
@@ -150,6 +178,12 @@ def _encoding_of_bundled(options: Options) -> PromptEncoding | None:
         load_known_llms(options.registry)  # raises if the registry is invalid, although nothing of it is needed
     own = options.prompt_encoding is None and options.chat_template is None
     return bundled.ENCODING if own else resolve_encoding(options)
+
+
+def describe_found(options: Options, model: ResolvedModel, path: Path) -> ResolvedModel:
+    """Return the model with the file that was found for it, whose registry entry now counts."""
+    described = _describe(options, find_known(options, path))
+    return msgspec.structs.replace(described, path=path, ref=model.ref, name=name_file(path.name))
 
 
 def _describe(options: Options, known: KnownLLM | None) -> ResolvedModel:
@@ -218,10 +252,3 @@ def _rotated_dimensions(info: ModelInfo) -> int | None:
     """Return the number of rotated dimensions; None if positions are not rotations and so cannot be stretched."""
     rotated = info.metadata.get(f"{info.architecture}.rope.dimension_count")
     return rotated if isinstance(rotated, int) and rotated > 2 else None
-
-
-def _is_alias(text: str) -> bool:
-    """Whether the text can be an alias: it is not the path of an existing file, and does not look like a path."""
-    if "/" in text or "\\" in text or text.lower().endswith(".gguf"):
-        return False
-    return not Path(text).exists()

@@ -34,3 +34,11 @@ def test_a_slot_is_free_whatever_fails_at_the_end_of_a_reply(
     cache.end(endpoint, turn, 0, completion, lambda: released.append(True))
     assert [True] == released
     assert "is not saved" in caplog.text
+
+
+def test_whoever_leaves_while_waiting_makes_nobody_forget_a_slot() -> None:
+    """F9: everybody's ownership was forgotten, and each conversation was read from its file again."""
+    cache = KvCache(2**30, is_idle=lambda: True)
+    cache._owners[0] = "somebody"
+    cache.end(None, CachedTurn("another", [Message.user("hi")]), None, None, lambda: None)
+    assert {0: "somebody"} == cache._owners
