@@ -181,12 +181,12 @@ async def test_an_engine_comes_back_though_its_cache_was_emptied_and_the_program
     monkeypatch.chdir(tmp_path)
     template = "{% for m in messages %}{{ m.content }}\n{% endfor %}"
     async with Session(**engine.options(cache_dir="mine", chat_template=template)) as session:
-        assert (await session.prompt("hi", max_tokens=3)).text
+        assert 1 == (await session.generate("a", max_tokens=1)).usage.completion_tokens
         monkeypatch.chdir(tmp_path / "elsewhere")
         shutil.rmtree(tmp_path / "mine")
         assert session.pid is not None
         os.kill(session.pid, signal.SIGKILL)
-        assert (await session.prompt("hi", max_tokens=3)).text
+        assert 1 == (await session.generate("a", max_tokens=1)).usage.completion_tokens
     assert (tmp_path / "mine" / "logs").is_dir()
     assert not list((tmp_path / "elsewhere").iterdir())
 

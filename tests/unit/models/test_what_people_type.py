@@ -112,6 +112,7 @@ def test_files_beside_a_model_are_none() -> None:
     """E7: they were offered as models, and made `q4_k_m` ambiguous."""
     files = dict.fromkeys(
         ["m-Q4_K_M.gguf", "imatrix.gguf", "imatrix-Q4_K_M.gguf", "m-imatrix.gguf", "mtp-Q4_K_M.gguf",
-         "MTP/m-Q4_K_M.gguf", "mmproj-m-f16.gguf", "m-mmproj.gguf", "imatrix.dat", "smtp-Q8_0.gguf", "m-imatrixed-Q8_0.gguf"], 1,
+         "MTP/m-Q4_K_M.gguf", "mmproj-m-f16.gguf", "m-mmproj.gguf", "imatrix.dat", "smtp-Q8_0.gguf",
+         "m-imatrixed-Q8_0.gguf"], 1,
     )  # fmt: skip
     assert {"m-Q4_K_M.gguf", "smtp-Q8_0.gguf", "m-imatrixed-Q8_0.gguf"} == set(list_models(files))
