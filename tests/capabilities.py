@@ -324,7 +324,14 @@ CAPABILITIES = {
     ),
     "D2": Capability(
         "durable: what was acknowledged is on disk, over kill -9, and for several processes on one file",
-        ("process/test_memory_crash.py", STORED, "unit/memory/test_files.py", "property/test_memory.py"),
+        (
+            "process/test_memory_crash.py",
+            STORED,
+            "unit/memory/test_files.py",
+            "property/test_memory.py",
+            "unit/memory/test_backup.py",
+            "integration/test_memory_command.py",
+        ),
     ),
     "D3": Capability("the Go package's JSON, in and out", ("unit/memory/test_go_format.py",)),
     "D4": Capability(

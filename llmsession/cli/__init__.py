@@ -9,7 +9,8 @@ import sys
 def main() -> None:
     """Run the command line. Exit codes: 0 success, 1 failure, 2 wrong usage, 130 interrupted."""
     try:
-        import llmsession.cli.models_app  # adds its commands
+        import llmsession.cli.memory_app  # adds its commands
+        import llmsession.cli.models_app
         import llmsession.cli.server_app  # noqa: F401 - the same
         from llmsession.cli.app import app
 

@@ -10,6 +10,7 @@ import contextlib
 import os
 import sqlite3
 import time
+import warnings
 from pathlib import Path
 from typing import Any, Final
 
@@ -181,9 +182,26 @@ def _check_place(path: Path) -> None:
             raise StoreError(_READ_ONLY.format(path))
     if not os.access(path.parent, os.W_OK):
         raise StoreError(_READ_ONLY.format(path))
+    if _is_mounted(path):
+        warnings.warn(
+            f"{path} is mounted by itself: the newest turns are for a moment in {path.name}-wal beside it, which ends "
+            "with the container; mount the folder instead",
+            stacklevel=6,
+        )
     # What people said is theirs alone. Where the file is there already, it is not touched.
     with contextlib.suppress(OSError):
         os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+
+
+def _is_mounted(path: Path, mounts: Path = Path("/proc/self/mountinfo")) -> bool:
+    """Whether the file itself is a mount point, as a container's volume of one file is. Known on Linux only."""
+    try:
+        lines = mounts.read_text(errors="surrogateescape").splitlines()
+    except OSError:
+        return False
+    points = {line.split(" ")[4] for line in lines if line.count(" ") > 4}
+    name = os.path.realpath(path)
+    return "".join(f"\\{ord(letter):03o}" if letter in " \t\n\\" else letter for letter in name) in points
 
 
 def _prepare(connection: sqlite3.Connection, path: Path) -> None:

@@ -37,6 +37,10 @@ _GATHER = 0.002
 _CANCEL_SECONDS = 1.0
 # A close waits so long for what is written: another process may keep it out for LOCK_TIMEOUT, for each of two commits.
 _CLOSE_SECONDS = 2 * LOCK_TIMEOUT + 5.0
+# Seconds without anything to write after which the log is emptied into the file, so that the file alone is a copy; and
+# the longest pause before that is tried again, while readers keep it from happening.
+_IDLE_SECONDS = 1.0
+_LONGEST_PAUSE = 60.0
 # A program that ends waits so long for what it has not written yet.
 _EXIT_SECONDS = 5.0
 
@@ -69,6 +73,8 @@ class Writer:
         # How many will wait when those are back who were just served, and until when that is worth waiting for.
         self._expected = 1
         self._gather_until = 0.0
+        self._log_is_empty = True
+        self._pause = _IDLE_SECONDS
         self._service = ServiceThread("llmsession-memory")
         self._service.submit(self._run, self._give_up)
         _WRITERS.add(self)
@@ -125,6 +131,7 @@ class Writer:
         try:
             while batch := self._next():
                 begun = time.monotonic()
+                self._log_is_empty, self._pause = False, _IDLE_SECONDS
                 self._write(batch)
                 self._release(batch, time.monotonic() - begun)
         except BaseException as error:
@@ -132,6 +139,7 @@ class Writer:
             raise
         finally:
             self._service.stop()
+            self._empty_log()
             with contextlib.suppress(sqlite3.Error):
                 self._connection.close()
             self._ended.set()
@@ -152,12 +160,18 @@ class Writer:
         return broken
 
     def _next(self) -> list[_Operation[Any]]:
-        """What waits; empty when all is written and the writer shall close."""
+        """What waits; empty when all is written and the writer shall close. The log is emptied while nothing waits."""
         with self._changed:
             while not self._waiting:
                 if self._is_closing:
                     return []
-                self._changed.wait()
+                if self._changed.wait(None if self._log_is_empty else self._pause) or self._waiting or self._is_closing:
+                    continue
+                self._changed.release()
+                try:
+                    self._empty_log()
+                finally:
+                    self._changed.acquire()
             while len(self._waiting) < self._expected and not self._is_closing:
                 if (left := self._gather_until - time.monotonic()) <= 0:
                     break
@@ -165,6 +179,16 @@ class Writer:
             first_alone = next((at for at, operation in enumerate(self._waiting) if operation.alone), _BATCH)
             count = min(max(1, first_alone), len(self._waiting), _BATCH)
             return [self._waiting.popleft() for _ in range(count)]
+
+    def _empty_log(self) -> None:
+        """Move what the log holds into the file, if no reader is in the way; else later. Never waits, never raises."""
+        if self._log_is_empty:
+            return
+        self._pause = min(2 * self._pause, _LONGEST_PAUSE)
+        with contextlib.suppress(sqlite3.Error, LLMSessionError):
+            self._file.check()
+            is_busy, *_ = self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+            self._log_is_empty = not is_busy
 
     def _release(self, batch: list[_Operation[Any]], seconds: float) -> None:
         """Tell them, with one call for each event loop."""
