@@ -6,6 +6,7 @@ around it is tokenized as it always is: splitting a prompt into pieces would cha
 
 from __future__ import annotations
 
+import bisect
 from collections.abc import Callable, Iterable, Sequence
 
 import msgspec
@@ -44,13 +45,16 @@ def escape_pieces(pieces: Sequence[Piece], find: Callable[[str], list[Span]]) ->
 
 
 def _within(spans: Iterable[Span], inside: Sequence[Span]) -> list[Span]:
-    """The parts of the spans that lie inside."""
-    return [
-        (max(start, first), min(end, last))
-        for start, end in spans
-        for first, last in inside
-        if max(start, first) < min(end, last)
-    ]
+    """The parts of the spans that lie inside. Both are in order; those inside do not overlap."""
+    found = []
+    ends = [last for _, last in inside]
+    for start, end in spans:
+        for at in range(bisect.bisect_right(ends, start), len(inside)):
+            first, last = inside[at]
+            if first >= end:
+                break
+            found.append((max(start, first), min(end, last)))
+    return found
 
 
 class Placeholders:

@@ -7,7 +7,8 @@ stand-in where the spelling is, and the stand-in's tokens are then replaced by t
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -15,6 +16,7 @@ from llmsession.models.encoding import Piece
 from llmsession.prompts.message_texts import choose_space
 from llmsession.prompts.placeholders import Escaped, escape_pieces, merge_spans
 from llmsession.prompts.vocabulary import RemoteVocabulary, Vocabulary
+from llmsession.system.service_thread import run_in_thread
 from llmsession.types.messages import Control, Text
 from llmsession.wire import completion_api
 from llmsession.wire.http import HttpClient
@@ -22,6 +24,10 @@ from llmsession.wire.stream_filters import THINK, THINK_END
 
 # A character that no tokenizer joins with a letter: what follows it is tokenized as in the middle of a text.
 _APART = "\ue000"
+# Letters from which on a prompt is looked through in a thread: below, that takes a few milliseconds.
+LONG_TEXT = 30_000
+
+T = TypeVar("T")
 
 
 class Prompt(msgspec.Struct, frozen=True, kw_only=True):
@@ -49,9 +55,10 @@ class PromptWriter:
         """Of an encoding's pieces."""
         vocabulary = await self.learn(["".join(piece.text for piece in pieces)])
         pieces = await self._without_second_bos(pieces, vocabulary)
-        if not any(vocabulary.may_spell(piece.text) for piece in pieces if isinstance(piece, Text)):
-            return Prompt(prompt="".join(piece.text for piece in pieces))
-        defused = escape_pieces(pieces, vocabulary.find)
+        text = "".join(piece.text for piece in pieces)
+        if not await _apart(len(text), _may_spell, pieces, vocabulary):
+            return Prompt(prompt=text)
+        defused = await _apart(len(text), escape_pieces, pieces, vocabulary.find)
         if not defused.meant:
             return Prompt(prompt=defused.text)
         if not self._exact:
@@ -77,7 +84,9 @@ class PromptWriter:
     async def write_marked(self, pieces: Sequence[Piece]) -> Prompt:
         """Of a template's pieces, which are sent as they are where no text spells a token."""
         vocabulary = await self.learn([])
-        defused = escape_pieces(await self._without_second_bos(pieces, vocabulary), vocabulary.find)
+        pieces = await self._without_second_bos(pieces, vocabulary)
+        size = sum(len(piece.text) for piece in pieces)
+        defused = await _apart(size, escape_pieces, pieces, vocabulary.find)
         if not defused.meant:
             return Prompt(prompt=defused.text)
         return Prompt(prompt=await self._tokenize(defused, vocabulary), neutralized=defused.count)
@@ -124,29 +133,18 @@ class PromptWriter:
     async def _tokenize(self, defused: Escaped, vocabulary: Vocabulary) -> list[int]:
         """The tokens of the prompt, with those of each spelling's letters in its place."""
         tokens = await self.read_tokens(defused.text)
-        written = b"".join(piece for _, piece in tokens)
         spelt = {mark: await self._spell(part, vocabulary) for mark, part in defused.meant.items()}
-        places = _find_marks(written, defused)
-        if len(places) != defused.count:  # this tokenizer changes characters that it does not know
+        parts = await _apart(len(defused.text), _replace_marks, tokens, defused)
+        if parts is None:  # this tokenizer changes characters that it does not know
             return await self._tokenize_parts(defused, spelt)
         ids: list[int] = []
-        at = 0
-        for id_, piece in tokens:
-            end = at + len(piece)
-            touching = [place for place in places if place[0] < end and at < place[1]]
-            if not touching:
-                ids.append(id_)
-            else:  # what the token has besides the stand-in goes byte by byte
-                place = at
-                for start, stop, mark in touching:
-                    if place < start:
-                        ids += await self._bytes(written[place:start], vocabulary)
-                    if at <= start:  # the token in which the stand-in begins
-                        ids += spelt[mark]
-                    place = min(stop, end)
-                if place < end:
-                    ids += await self._bytes(written[place:end], vocabulary)
-            at = end
+        for part in parts:
+            if isinstance(part, int):
+                ids.append(part)
+            elif isinstance(part, str):
+                ids += spelt[part]
+            else:
+                ids += await self._bytes(part, vocabulary)
         return ids
 
     async def _tokenize_parts(self, defused: Escaped, spelt: dict[str, list[int]]) -> list[int]:
@@ -193,21 +191,59 @@ class PromptWriter:
         return completion_api.decode_tokens(await self._client.post("/tokenize", body))
 
 
+def _may_spell(pieces: Sequence[Piece], vocabulary: Vocabulary) -> bool:
+    return any(vocabulary.may_spell(piece.text) for piece in pieces if isinstance(piece, Text))
+
+
 def says_token(text: str, vocabulary: Vocabulary) -> bool:
     """Whether it may be that the model said a special token there, and did not quote one."""
     return any(text[start:end] in vocabulary.shown for start, end in vocabulary.find(text))
 
 
+async def _apart(size: int, function: Callable[..., T], *arguments: Any) -> T:
+    """Call it; for a long text in a thread, so that others have their turn meanwhile."""
+    return function(*arguments) if size < LONG_TEXT else await run_in_thread(function, *arguments)
+
+
+def _replace_marks(tokens: Sequence[tuple[int, bytes]], defused: Escaped) -> list[int | str | bytes] | None:
+    """The tokens in order, with the mark in the place of each stand-in, and bytes for what else its token held.
+
+    None if not all stand-ins are found.
+    """
+    written = b"".join(piece for _, piece in tokens)
+    places = _find_marks(written, defused)
+    if len(places) != defused.count:
+        return None
+    parts: list[int | str | bytes] = []
+    at, number = 0, 0  # of the next byte, and of the first stand-in that has not ended before it
+    for id_, piece in tokens:
+        end = at + len(piece)
+        if number == len(places) or places[number][0] >= end:
+            parts.append(id_)
+        else:  # what the token has besides stand-ins goes byte by byte
+            place = at
+            while number < len(places) and places[number][0] < end:
+                start, stop, mark = places[number]
+                if place < start:
+                    parts.append(written[place:start])
+                if at <= start:  # the token in which the stand-in begins
+                    parts.append(mark)
+                place = min(stop, end)
+                if stop > end:
+                    break
+                number += 1
+            if place < end:
+                parts.append(written[place:end])
+        at = end
+    return parts
+
+
 def _find_marks(written: bytes, defused: Escaped) -> list[tuple[int, int, str]]:
     """Where the stand-ins are among the bytes of the tokens."""
-    found = []
-    for mark in defused.meant:
-        encoded = mark.encode()
-        at = written.find(encoded)
-        while at >= 0:
-            found.append((at, at + len(encoded), mark))
-            at = written.find(encoded, at + 1)
-    return sorted(found)
+    if not defused.meant:
+        return []
+    pattern = re.compile(b"|".join(re.escape(mark.encode()) for mark in defused.meant))
+    return [(found.start(), found.end(), found[0].decode()) for found in pattern.finditer(written)]
 
 
 def _write_spaced(defused: Escaped, space: str) -> str:
