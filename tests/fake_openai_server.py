@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import ssl
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -25,6 +26,8 @@ class Answer:
     status: int = 200
     kind: str = "text/event-stream"
     headers: dict[str, str] = field(default_factory=dict)
+    later: tuple[bytes, ...] = ()  # what follows, each after a pause
+    pause: float = 0.1
 
 
 @dataclass
@@ -132,6 +135,10 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header(name, value)
         self.end_headers()
         self.wfile.write(answer.body)
+        for piece in answer.later:
+            self.wfile.flush()
+            time.sleep(answer.pause)
+            self.wfile.write(piece)
         self.close_connection = True
 
     def event(self, choice: dict[str, Any]) -> None:

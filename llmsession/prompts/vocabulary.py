@@ -27,6 +27,11 @@ _SURELY_SPECIAL = re.compile(
 )
 
 
+# So many spellings are asked for one by one, at most, where a server cannot answer for all; and kept in mind.
+MOST_ASKED = 64
+MOST_KNOWN = 4096
+
+
 class Vocabulary:
     """Of one model. `special` are the ids whose spelling must not come from a text, with that spelling.
 
@@ -128,21 +133,54 @@ def _write(node: dict[str, dict]) -> str:  # type: ignore[type-arg]
 
 
 class RemoteVocabulary:
-    """Of a server whose file is elsewhere: what looks special in a text is asked of its tokenizer, once each."""
+    """Of a server whose file is elsewhere: its tokenizer is asked what of a text that looks special is one token.
 
-    def __init__(self, client: HttpClient) -> None:
+    `exact`: the tokenizer tells the bytes of each token, so that one request answers for all; else each is a request.
+    """
+
+    def __init__(self, client: HttpClient, *, exact: bool) -> None:
         self._client = client
-        self._known: dict[str, int | None] = {}
+        self._exact = exact
+        self._special: dict[str, int] = {}
+        self._ordinary: dict[str, None] = {}  # the last ones that were asked for
 
     async def learn(self, texts: Iterable[str]) -> Vocabulary:
-        """What is known after these texts were looked through."""
-        for text in texts:
-            for candidate in find_candidates(text):
-                if candidate not in self._known:
-                    body = completion_api.encode_tokenize(candidate, add_special=False, parse_special=True)
-                    ids = completion_api.decode_tokens(await self._client.post("/tokenize", body))
-                    self._known[candidate] = ids[0] if len(ids) == 1 else None
-        return Vocabulary({id_: text for text, id_ in self._known.items() if id_ is not None}, None)
+        """Return what is known after these texts were looked through."""
+        looked = {candidate: None for text in texts for candidate in find_candidates(text)}
+        fresh = [text for text in looked if text not in self._special and text not in self._ordinary]
+        if len(fresh) > 1 and self._exact:
+            await self._ask_at_once(fresh)
+        else:
+            for candidate in fresh[:MOST_ASKED]:
+                self._note(candidate, await self._ask(candidate))
+            for candidate in fresh[MOST_ASKED:]:  # nobody knows: it is kept from being one
+                self._special.setdefault(candidate, -1)
+        special = {id_: text for text, id_ in self._special.items() if id_ >= 0}
+        unknown = {-number: text for number, (text, id_) in enumerate(self._special.items(), 1) if id_ < 0}
+        while len(self._ordinary) > MOST_KNOWN:
+            del self._ordinary[next(iter(self._ordinary))]
+        if len(self._special) > MOST_KNOWN:
+            self._special = {text: id_ for text, id_ in self._special.items() if id_ >= 0}
+        return Vocabulary(special | unknown, None)
+
+    async def _ask_at_once(self, candidates: list[str]) -> None:
+        # A line each: a spelling that is a token is one token wherever it stands.
+        body = completion_api.encode_tokenize_pieces("\n".join(candidates))
+        tokens = completion_api.decode_pieces(await self._client.post("/tokenize", body))
+        found = {piece.decode(errors="replace"): id_ for id_, piece in tokens}
+        for candidate in candidates:
+            self._note(candidate, found.get(candidate))
+
+    async def _ask(self, candidate: str) -> int | None:
+        body = completion_api.encode_tokenize(candidate, add_special=False, parse_special=True)
+        ids = completion_api.decode_tokens(await self._client.post("/tokenize", body))
+        return ids[0] if len(ids) == 1 else None
+
+    def _note(self, candidate: str, id_: int | None) -> None:
+        if id_ is not None:
+            self._special[candidate] = id_
+        else:
+            self._ordinary[candidate] = None
 
 
 def find_candidates(text: str) -> Iterator[str]:

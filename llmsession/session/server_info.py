@@ -4,17 +4,28 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NoReturn
+from typing import TYPE_CHECKING, Literal, NoReturn, TypeVar
 
 from llmsession.models.gguf import ModelInfo, read_vocabulary
 from llmsession.system.service_thread import run_in_thread
-from llmsession.types.errors import ClosedError, LLMSessionError, ServerError, UnsupportedFeatureError, UsageError
+from llmsession.types.errors import (
+    ClosedError,
+    LLMSessionError,
+    ProtocolError,
+    ServerError,
+    TransportError,
+    UnsupportedFeatureError,
+    UsageError,
+)
 
 if TYPE_CHECKING:
     from llmsession.backends.endpoint import Endpoint, Feature
     from llmsession.session.server.server import Server
     from llmsession.wire.metrics import Metrics, Slot
+
+T = TypeVar("T")
 
 # Seconds between two reads of the slots for the metrics.
 SLOTS_PAUSE = 1.0
@@ -56,6 +67,23 @@ class ServerInfo:
         """Return the ready server, restarted if necessary."""
         self.check_open()
         return await self.server.ensure_ready()
+
+    async def outlive(self, ask: Callable[[], Awaitable[T]]) -> T:
+        """Return what `ask` returns, asked again if the server exited meanwhile and may be restarted.
+
+        `ask` waits for the ready server itself. Otherwise the error is the cause of the lost connection.
+        """
+        restarts = 0
+        while True:
+            try:
+                return await ask()
+            except (TransportError, ProtocolError) as error:
+                endpoint = self.server.endpoint
+                if isinstance(error, TimeoutError) or endpoint is None:
+                    raise
+                if not await self.server.has_exited_soon(endpoint) or not self.server.may_start_again(restarts):
+                    raise await self.server.diagnose(error, endpoint) from error
+                restarts += 1
 
     @property
     def endpoint(self) -> Endpoint:

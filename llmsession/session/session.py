@@ -186,28 +186,28 @@ class Session:
 
         Raises: UsageError, UnsupportedFeatureError, TransportError, ServerError, ClosedError.
         """
-        return await self._tokenizer.tokenize(text, bos=bos, eos=eos, special=special)
+        return await self._info.outlive(lambda: self._tokenizer.tokenize(text, bos=bos, eos=eos, special=special))
 
     async def detokenize(self, ids: Sequence[int]) -> str:
         """Return the text of token ids. Special tokens are spelled out; incomplete characters become U+FFFD.
 
         Raises: UsageError, UnsupportedFeatureError, TransportError, ServerError, ClosedError.
         """
-        return await self._tokenizer.detokenize(ids)
+        return await self._info.outlive(lambda: self._tokenizer.detokenize(ids))
 
     async def count_tokens(self, messages_or_text: MessagesLike) -> int:
         """Return the exact number of tokens of context. A `str` is raw text, a list is what `prompt` would send.
 
         Raises: UsageError, UnsupportedFeatureError, TransportError, ServerError, ClosedError.
         """
-        return await self._tokenizer.count_tokens(messages_or_text)
+        return await self._info.outlive(lambda: self._tokenizer.count_tokens(messages_or_text))
 
     async def render_template(self, messages: MessagesLike) -> str:
         """Render messages with the model's own template. Special tokens spelled in their texts are not escaped.
 
         Raises: UsageError, UnsupportedFeatureError, TransportError, ServerError, ClosedError.
         """
-        return await self._tokenizer.render_template(messages)
+        return await self._info.outlive(lambda: self._tokenizer.render_template(messages))
 
     async def inspect_prompt(self, messages: MessagesLike) -> list[PromptPiece]:
         """Return exactly what `prompt` would send, in pieces: role, control or text, and token ids of each.
@@ -216,7 +216,7 @@ class Session:
 
         Raises: UsageError, UnsupportedFeatureError (also for images), TransportError, ServerError, ClosedError.
         """
-        return await self._tokenizer.inspect_prompt(messages)
+        return await self._info.outlive(lambda: self._tokenizer.inspect_prompt(messages))
 
     async def vocab(self) -> list[str]:
         """Return the spelling of every token, by id, from the model's file.
@@ -236,14 +236,14 @@ class Session:
 
         Raises: UnsupportedFeatureError, TransportError, ServerError, ClosedError.
         """
-        return await self._info.get_metrics()
+        return await self._info.outlive(self._info.get_metrics)
 
     async def get_slots(self) -> list[Slot]:
         """Return the state of each slot of the server.
 
         Raises: UnsupportedFeatureError, TransportError, ServerError, ClosedError.
         """
-        return await self._info.get_slots()
+        return await self._info.outlive(self._info.get_slots)
 
     @property
     def model(self) -> str:

@@ -55,10 +55,11 @@ def current_loop() -> Any:
     return current_token().native_token
 
 
-def call_soon(loop: Any, function: Any) -> None:
-    """Have `function()` called in that loop, soon, from any thread; a loop that has ended has nobody to tell."""
+def call_soon(loop: Any, function: Any) -> bool:
+    """Have `function()` called in that loop, soon, from any thread. False if the loop has ended."""
     schedule = getattr(loop, "call_soon_threadsafe", None) or loop.run_sync_soon
     try:
         schedule(function)
     except RuntimeError:  # asyncio: the loop is closed; trio: RunFinishedError
-        return
+        return False
+    return True

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ipaddress
 import socket
 import ssl
 import threading
@@ -48,10 +49,11 @@ class Connection(Protocol):
 async def open_connection(host: str, port: int, tls: ssl.SSLContext | None = None) -> Connection:
     """Connect, over TLS where a context is given. Raises OSError, of which ssl.SSLError is one."""
     if isinstance(loop := current_loop(), asyncio.AbstractEventLoop):
-        # If nobody answers at one of a name's addresses, as with a broken IPv6, the next is tried. uvloop cannot.
-        patience: dict[str, Any] = {"happy_eyeballs_delay": NEXT_ADDRESS_AFTER}
-        if not isinstance(loop, asyncio.BaseEventLoop):
-            patience = {}
+        # If nobody answers at one of a name's addresses, as with a broken IPv6, the next is tried. uvloop cannot; and
+        # where there is only one, asyncio's way leaves its socket open when it is cancelled.
+        patience: dict[str, Any] = {}
+        if isinstance(loop, asyncio.BaseEventLoop) and not _is_address(host):
+            patience = {"happy_eyeballs_delay": NEXT_ADDRESS_AFTER}
         reader, writer = await asyncio.open_connection(host, port, ssl=tls, **patience)
         try:
             return _AsyncioConnection(reader, writer)
@@ -69,6 +71,14 @@ async def open_connection(host: str, port: int, tls: ssl.SSLContext | None = Non
     except OSError:
         await anyio.aclose_forcefully(stream)
         raise
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host.partition("%")[0])
+    except ValueError:
+        return False
+    return True
 
 
 class _Cuttable:

@@ -9,12 +9,40 @@ import math
 import time
 import weakref
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 
 import msgspec
 
 from llmsession.system import watchdog
+from llmsession.system.latch import call_soon, current_loop
 from llmsession.types.errors import FirstTokenTimeoutError, IdleTimeoutError, LLMSessionError, TotalTimeoutError
+
+# Seconds until the event loop is asked again whether it has had its turn.
+LOOP_LAG = 0.2
+# What arrived is read in one turn of the loop, and handled in the next ones.
+_TURNS = 4
+
+
+class _LoopTurns:
+    """Some turns of an event loop, counted from any thread."""
+
+    def __init__(self, loop: Any) -> None:
+        self._loop = loop
+        self._left = _TURNS
+        self._schedule()
+
+    @property
+    def are_over(self) -> bool:
+        return self._left <= 0
+
+    def _take(self) -> None:
+        self._left -= 1
+        if self._left > 0:
+            self._schedule()
+
+    def _schedule(self) -> None:
+        if not call_soon(self._loop, self._take):
+            self._left = 0  # it has ended, and reads nothing any more
 
 
 class TimeoutSettings(msgspec.Struct, frozen=True, kw_only=True):
@@ -52,6 +80,8 @@ class Timeouts:
         self._first_token_at: float | None = None
         self._awaits_first = True  # since it was sent, or sent again
         self._is_over = False
+        self._loop: Any = None
+        self._turns: _LoopTurns | None = None
         self._total_deadline = math.inf
         self._first_deadline = math.inf
         self._progress_deadline = math.inf
@@ -64,7 +94,8 @@ class Timeouts:
         return self._first_token_at - self._sent_at
 
     def begin(self) -> None:
-        """The call is made."""
+        """The call is made, in the running event loop."""
+        self._loop = current_loop()
         if self._settings.total is not None:
             self._total_deadline = self.deadline = time.monotonic() + self._settings.total
         watchdog.watch(self)
@@ -93,6 +124,7 @@ class Timeouts:
             self._first_token_at = self._first_token_at or now
             if not self._is_over:
                 watchdog.watch(self)  # again: `idle` may be nearer than what the thread waits for
+        self._turns = None
         self._progress_deadline = now + self._settings.idle
         self.deadline = min(self._progress_deadline, self._total_deadline)
 
@@ -109,6 +141,8 @@ class Timeouts:
             self._wait_until(now + self._settings.idle)
         elif now < self._progress_deadline:
             self._wait_until(self._progress_deadline)
+        elif not self._has_loop_run():
+            self._wait_until(now + LOOP_LAG)
         elif now < self._first_deadline and self._check(has_begun=not self._awaits_first, give_up=self._give_up):
             self._wait_until(min(now + self._settings.idle, self._first_deadline))
         elif now < self._first_deadline < math.inf:
@@ -116,6 +150,17 @@ class Timeouts:
         else:
             self.deadline = self._total_deadline
             self._give_up()
+
+    def _has_loop_run(self) -> bool:
+        """Whether the event loop has had its turn since the deadline, so that what had arrived was read.
+
+        It may have been busy, or the whole program stopped, while tokens waited in the socket.
+        """
+        if self._turns is None:
+            self._turns = _LoopTurns(self._loop)
+        if is_over := self._turns.are_over:
+            self._turns = None
+        return is_over
 
     def _give_up(self) -> None:
         if self._awaits_first:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import time
 import zlib
 from collections.abc import Iterator
 from typing import Any
@@ -19,6 +20,7 @@ from llmsession import (
     ConfigError,
     ContextOverflowError,
     Conversation,
+    IdleTimeoutError,
     LLMSessionError,
     ProtocolError,
     ReasoningDelta,
@@ -405,6 +407,36 @@ async def test_a_limit_beyond_what_servers_count(fake: FakeOpenAI) -> None:
         for limit in (2**31, 2**32, 2**70):
             assert (await session.prompt("hi", max_tokens=limit)).text
     assert {2**31 - 1} == {body["max_tokens"] for body in fake.bodies}
+
+
+# Time.
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio", "trio"])
+async def test_what_has_arrived_is_read_before_anything_is_given_up(fake: FakeOpenAI) -> None:
+    """D7: the loop was busy for longer than idle_timeout, or the program stopped, while tokens waited in the socket."""
+    fake.answers = [Answer(text("one "), later=(text("two") + frame(finish="stop") + DONE,))]
+
+    async def be_busy() -> None:
+        await started.wait()
+        time.sleep(1.0)  # noqa: ASYNC251 - as a program that computes
+
+    started = anyio.Event()
+    async with Session(remote=fake.base_url, idle_timeout=0.3) as session, anyio.create_task_group() as group:
+        group.start_soon(be_busy)
+        async with session.prompt_streaming("hi") as stream:
+            assert "one " == await anext(stream)
+            started.set()
+            done = await stream.result()
+    assert ("one two", StopReason.END) == (done.text, done.stop_reason)
+
+
+async def test_a_server_that_says_nothing_more_is_still_given_up(fake: FakeOpenAI) -> None:
+    """D7: the other side of it."""
+    fake.answers = [Answer(text("one "), later=(text("two"),), pause=5.0)]
+    async with Session(remote=fake.base_url, idle_timeout=0.3) as session:
+        with anyio.fail_after(4), pytest.raises(IdleTimeoutError):
+            await session.prompt("hi")
 
 
 # What it says of itself.

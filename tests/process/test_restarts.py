@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,10 @@ import psutil
 import pytest
 
 from llmsession import (
+    Chat,
     Completion,
+    ConnectionLostError,
+    Conversation,
     IdleTimeoutError,
     Message,
     RestartLimitError,
@@ -172,6 +175,62 @@ async def test_the_engine_comes_back_as_it_was(engine: Engine) -> None:
         kill(session)
         await session.prompt("hello")
         assert before == (session.parallel, session.context_length, session.model, len(await session.get_slots()))
+
+
+SMALL_CALLS: dict[str, Callable[[Session, Chat], Awaitable[Any]]] = {
+    "tokenize": lambda session, _: session.tokenize("hi"),
+    "detokenize": lambda session, _: session.detokenize([65]),
+    "count_tokens": lambda session, _: session.count_tokens([Message.user("hi")]),
+    "count_tokens of text": lambda session, _: session.count_tokens("hi"),
+    "render_template": lambda session, _: session.render_template([Message.user("hi")]),
+    "inspect_prompt": lambda session, _: session.inspect_prompt([Message.user("hi")]),
+    "get_metrics": lambda session, _: session.get_metrics(),
+    "get_slots": lambda session, _: session.get_slots(),
+    "ingest": lambda session, _: session.ingest("hi there"),
+    "stats": lambda _, chat: chat.stats(),
+    "inspect": lambda _, chat: chat.inspect(),
+    "render": lambda _, chat: chat.render(),
+}
+
+
+@pytest.mark.parametrize("first", [0, 4, 8])
+async def test_small_calls_outlive_the_engine_as_replies_do(engine: Engine, first: int) -> None:
+    """F2: a bare ConnectionLostError from 10 of 12 calls in the moment of its death."""
+    async with Session(**engine.options()) as session:
+        chat = Chat(session, Conversation.in_ram())
+        await chat.send("hi", max_tokens=2)
+        for name in list(SMALL_CALLS)[first : first + 4]:
+            os.kill(session.pid or 0, signal.SIGKILL)
+            assert await SMALL_CALLS[name](session, chat) is not None, name
+
+
+async def test_a_small_call_after_the_last_restart_says_so(engine: Engine) -> None:
+    """F2: not that a connection was lost."""
+    async with Session(**engine.options(restart_limit=0)) as session:
+        child = own_child(session)
+        os.kill(child.pid or 0, signal.SIGKILL)
+        with pytest.raises((RestartLimitError, ServerExitedError)):
+            await session.count_tokens("hi")
+
+
+async def test_a_small_call_that_the_death_cuts_is_asked_again(fakes: Any) -> None:
+    """F2: the connection was open when the engine ended."""
+    session = await fakes("", prompt_encoding="chatml")
+    endpoint = session._info.endpoint
+    ask = endpoint.client.post
+    cut: list[str] = []
+
+    async def die_first(path: str, body: bytes, **keywords: Any) -> bytes:
+        if not cut:
+            cut.append(path)
+            os.kill(session.pid, signal.SIGKILL)
+            raise ConnectionLostError("the connection to the server was lost")
+        answer: bytes = await ask(path, body, **keywords)
+        return answer
+
+    endpoint.client.post = die_first
+    assert await session.tokenize("hi") is not None
+    assert ["/tokenize"] == cut
 
 
 async def test_ten_readers_outlive_one_death(engine: Engine, cache_dir: Path) -> None:

@@ -110,9 +110,8 @@ class RemoteServer:
         from llmsession.prompts.writer import PromptWriter
 
         if self._writer is None:
-            self._writer = PromptWriter(
-                endpoint.client, RemoteVocabulary(endpoint.client), exact="pieces" in endpoint.features
-            )
+            exact = "pieces" in endpoint.features
+            self._writer = PromptWriter(endpoint.client, RemoteVocabulary(endpoint.client, exact=exact), exact=exact)
         return self._writer
 
     async def known_vocabulary(self) -> None:
