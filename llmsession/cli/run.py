@@ -36,7 +36,7 @@ def _read_stdin() -> str:
     """Return all of stdin, decoded as UTF-8, without the line break at its end. Raises UsageError if it is empty."""
     if sys.stdin is None:
         raise UsageError("there is no standard input to read the prompt from: it is closed")
-    text = sys.stdin.buffer.read().decode(errors="replace").removesuffix("\n").removesuffix("\r")
+    text = sys.stdin.buffer.read().decode("utf-8-sig", errors="replace").removesuffix("\n").removesuffix("\r")
     if not text.strip():
         raise UsageError("there is nothing on standard input to reply to")
     return text

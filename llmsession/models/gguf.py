@@ -32,14 +32,16 @@ KEPT_STRINGS, KEPT_NUMBERS = 64, 1024
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _BOOL, _STRING, _ARRAY = 7, 8, 9
 
-# Values and bytes in a block of each tensor type, by its number in ggml.h. An unknown type is not measured.
+# Values and bytes in a block of each tensor type, by its number in ggml.h.
 _BLOCKS = {
     0: (1, 4), 1: (1, 2), 2: (32, 18), 3: (32, 20), 6: (32, 22), 7: (32, 24), 8: (32, 34), 9: (32, 36),
     10: (256, 84), 11: (256, 110), 12: (256, 144), 13: (256, 176), 14: (256, 210), 15: (256, 292),
     16: (256, 66), 17: (256, 74), 18: (256, 98), 19: (256, 50), 20: (32, 18), 21: (256, 110), 22: (256, 82),
     23: (256, 136), 24: (1, 1), 25: (1, 2), 26: (1, 4), 27: (1, 8), 28: (1, 8), 29: (256, 56), 30: (1, 2),
-    34: (256, 54), 35: (256, 66), 39: (32, 17),
+    34: (256, 54), 35: (256, 66), 39: (32, 17), 40: (64, 36), 41: (128, 18),
 }  # fmt: skip
+# Of an unknown type: no type has less than a bit for each value.
+_LEAST_BLOCK = (8, 1)
 
 # `general.file_type`, by its number in llama.h.
 _FILE_TYPES: dict[int | None, str] = {
@@ -47,7 +49,7 @@ _FILE_TYPES: dict[int | None, str] = {
     12: "Q3_K_M", 13: "Q3_K_L", 14: "Q4_K_S", 15: "Q4_K_M", 16: "Q5_K_S", 17: "Q5_K_M", 18: "Q6_K",
     19: "IQ2_XXS", 20: "IQ2_XS", 21: "Q2_K_S", 22: "IQ3_XS", 23: "IQ3_XXS", 24: "IQ1_S", 25: "IQ4_NL",
     26: "IQ3_S", 27: "IQ3_M", 28: "IQ2_S", 29: "IQ2_M", 30: "IQ4_XS", 31: "IQ1_M", 32: "BF16",
-    36: "TQ1_0", 37: "TQ2_0", 38: "MXFP4_MOE",
+    36: "TQ1_0", 37: "TQ2_0", 38: "MXFP4_MOE", 39: "NVFP4", 40: "Q1_0",
 }  # fmt: skip
 
 _SPECIAL_TOKENS = {
@@ -77,6 +79,13 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
     size_bytes: int
     chat_template: str | None
     metadata: dict[str, Any]
+
+    def __repr__(self) -> str:
+        """One line: `metadata` alone would be pages."""
+        parts = [self.architecture, self.quantization or "mixed", f"{self.parameter_count / 1e6:.0f} M parameters"]
+        if self.trained_context_length is not None:
+            parts.append(f"{self.trained_context_length} tokens")
+        return f"<ModelInfo of {self.name or 'a model'}: {', '.join(parts)}>"
 
     @property
     def special_tokens(self) -> dict[str, int | None]:
@@ -247,7 +256,7 @@ class _Reader:
             values = math.prod(self._read("Q") for _ in range(dimensions))
             kind, offset = self._read("I"), self._read("Q")
             parameters += values
-            per_block, block_bytes = _BLOCKS.get(kind, (1, 0))
+            per_block, block_bytes = _BLOCKS.get(kind, _LEAST_BLOCK)
             end = max(end, offset + -(-values // per_block) * block_bytes)
         start = self._file.tell()
         if alignment > 0:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 
 _QUANTIZATION = re.compile(
     r"(?:^|[-._/])"
-    r"((?:UD-)?(?:I?Q\d(?:_\d|_[KX](?:_?[SMLX]+)?|_[A-Z]+)*|TQ\d_\d|MXFP4(?:_MOE)?|BF16|FP?(?:16|32)))"
+    r"((?:UD-)?(?:I?Q\d(?:_\d|_[KX](?:_?[SMLX]+)?|_[A-Z]+)*|TQ\d_\d|MXFP4(?:_MOE)?|NVFP4|BF16|FP?(?:16|32)))"
     r"(?=$|[-./])",
     re.IGNORECASE,
 )

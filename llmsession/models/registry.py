@@ -107,6 +107,10 @@ class Registry(msgspec.Struct, frozen=True):
     llms: tuple[KnownLLM, ...] = ()
     encodings: dict[str, PromptEncoding] = {}
 
+    def __repr__(self) -> str:
+        """One line."""
+        return f"<Registry of {len(self.llms)} models and {len(self.encodings)} encodings>"
+
     def find(self, ref_or_alias: str) -> KnownLLM | None:
         """The entry of an alias, with or without `:quantization`, or the most specific one for a reference.
 

@@ -63,16 +63,19 @@ class OwnedProcess:
         _forbid_core_dump(popen.pid)
         return cls(popen)
 
-    def wait(self) -> int:
-        """Block until it has ended, end what is left of its group, reap it. Gives the exit code, −N for a signal."""
-        _wait_without_reaping(self.pid)
+    def wait(self) -> int | None:
+        """Block until it has ended, end what is left of its group, reap it. Gives the exit code, −N for a signal.
+
+        None if the program ignores SIGCHLD: the kernel then tells nobody how a child ended.
+        """
+        is_there = _wait_without_reaping(self.pid)
         with self._lock:
-            # The dead leader still holds its number, so the group is ours and nobody else's.
-            _kill_group(self.pid, signal.SIGKILL)
+            if is_there:  # the dead leader still holds its number, so the group is ours and nobody else's
+                _kill_group(self.pid, signal.SIGKILL)
             returncode = self._popen.wait()
             self._reaped = True
         self.close_stdin()
-        return returncode
+        return returncode if is_there else None
 
     def write_line(self, line: bytes) -> None:
         """Write to its stdin, if it still reads. It blocks while the pipe is full."""
@@ -143,8 +146,11 @@ def _forbid_core_dump(pid: int) -> None:
             resource.prlimit(pid, resource.RLIMIT_CORE, (0, 0))
 
 
-def _wait_without_reaping(pid: int) -> None:
-    """Return when the process has ended, with its number still taken, so that nothing else can be hit by a kill."""
+def _wait_without_reaping(pid: int) -> bool:
+    """Return when the process has ended, with its number still taken, so that nothing else can be hit by a kill.
+
+    False if it was reaped already: by the kernel, as for a program that ignores SIGCHLD.
+    """
     if sys.platform == "darwin":  # os.waitid came to macOS with Python 3.13
         queue_ = select.kqueue()
         try:
@@ -154,8 +160,11 @@ def _wait_without_reaping(pid: int) -> None:
         finally:
             queue_.close()
     else:
-        with contextlib.suppress(ChildProcessError):
+        try:
             os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+        except ChildProcessError:
+            return False
+    return True
 
 
 # The kernel kills the children of a thread that ends (their death signal hangs on it), so this one never does.

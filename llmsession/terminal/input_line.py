@@ -50,7 +50,7 @@ def parse_line(line: str) -> Intent:
         return Say(text)
     if text.startswith("!!") and not text.startswith("!!!"):
         return SetSystemPrompt(text[2:].strip() or None)
-    if text.startswith("!") and not text.startswith("!!"):
+    if text.startswith("!") and not text.startswith("!!") and "\n" not in text:  # several lines are a paste: words
         return parse_command(text[1:])
     if text == "<":
         return BeginReply(None)

@@ -65,7 +65,8 @@ def _read_line() -> str | None:
     if sys.stdin is None:  # it was closed before we began
         return None
     line = sys.stdin.buffer.readline()
-    return line.decode(errors="replace").rstrip("\r\n") if line else None
+    # Some programs put a byte-order mark before the first line.
+    return line.decode("utf-8-sig", errors="replace").rstrip("\r\n") if line else None
 
 
 class TerminalReader:

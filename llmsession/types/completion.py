@@ -71,6 +71,10 @@ class Token(msgspec.Struct, frozen=True, kw_only=True):
     top: tuple[Token, ...] = ()
 
 
+# Of a text in a repr.
+LONGEST_SHOWN = 80
+
+
 class Completion(msgspec.Struct, frozen=True, kw_only=True):
     """A reply and everything that is known about it.
 
@@ -96,6 +100,14 @@ class Completion(msgspec.Struct, frozen=True, kw_only=True):
     neutralized: int = 0
     restarts: int = 0
     dropped: tuple[Message, ...] = ()
+
+    def __repr__(self) -> str:
+        """One line: a long text is cut, and tokens are counted."""
+        text = repr(self.text if len(self.text) <= LONGEST_SHOWN else f"{self.text[:LONGEST_SHOWN]}…")
+        more = [f"{len(self.tokens)} tokens with log-probabilities"] if self.tokens else []
+        more += [f"{len(self.tool_calls)} tool calls"] if self.tool_calls else []
+        more += [f"{self.usage.prompt_tokens} + {self.usage.completion_tokens} tokens", f"model={self.model!r}"]
+        return f"<Completion {self.id}: {text}, {self.stop_reason}, {', '.join(more)}>"
 
     def __str__(self) -> str:
         return self.text

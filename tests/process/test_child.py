@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import subprocess
 import sys
 import threading
 from collections.abc import Callable
@@ -298,3 +299,30 @@ async def test_it_leaves_no_core_dump(make_child: MakeChild) -> None:
     assert child.pid is not None
     assert (0, 0) == psutil.Process(child.pid).rlimit(psutil.RLIMIT_CORE)
     await child.aclose()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there is no such signal")
+def test_a_program_that_ignores_sigchld_knows_no_exit_code() -> None:
+    """F7: exit code 3 was told as 0. In a process of its own: the signal's handler is the whole program's."""
+    program = """
+import anyio, os, signal, sys, tempfile
+from pathlib import Path
+from llmsession.processes.child import Child, Command, describe_exit
+from llmsession.processes.logfile import LogFile
+from llmsession.processes.readiness import ProbeResult
+
+async def never():
+    return ProbeResult()
+
+signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+async def main():
+    child = Child(Command(name="it", argv=[sys.executable, "-c", "raise SystemExit(3)"], env=dict(os.environ)),
+                  LogFile(Path(tempfile.mkdtemp()), "it"))
+    try:
+        await child.start(never, timeout=20)
+    except Exception as error:
+        print(type(error).__name__, child.returncode, describe_exit(child.returncode))
+anyio.run(main)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    assert "StartFailedError None ended\n" == done.stdout, done.stderr

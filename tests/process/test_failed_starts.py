@@ -357,7 +357,10 @@ async def test_a_program_that_this_system_cannot_run(tmp_path: Path) -> None:
     foreign = whole[:18] + (183 if whole[18] != 183 else 62).to_bytes(2, "little") + whole[20:]
     programs = {
         "foreign": (foreign, "is not a llama-server: it is built for (aarch64|x86_64), and this machine is"),
-        "newer": (whole.replace(versions[-1], b"GLIBC_9.99\0"), "built for a newer system .it wants GLIBC 9.99.; take"),
+        "newer": (
+            whole.replace(versions[-1], b"GLIBC_9.99\0"),
+            "built for a newer system .it wants GLIBC 9.99.; use backend=",
+        ),
         "lacking": (whole.replace(b"libc.so.6\0", b"libq.so.6\0"), "it lacks the library libq.so.6; install it, or"),
         "cut": (whole[:100], "is not a llama-server: "),
         "text": (b"hello", "is not a llama-server: it is not a program"),

