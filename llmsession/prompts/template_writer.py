@@ -17,7 +17,7 @@ from llmsession.prompts.message_texts import map_texts, texts_of
 from llmsession.prompts.next_turn import open_next
 from llmsession.prompts.pieces import find_contents
 from llmsession.prompts.placeholders import Placeholders, Span, replace_spans
-from llmsession.prompts.writer import Prompt, PromptWriter, says_token
+from llmsession.prompts.writer import Prompt, PromptWriter, says_token, write_begun
 from llmsession.types.errors import ServerError
 from llmsession.types.messages import Control, Message, Role, Text
 from llmsession.wire import openai_api
@@ -90,7 +90,7 @@ class TemplateWriter:
         if begun is not None:
             if begun.reasoning and not (in_thought or think_token):
                 return None
-            pieces += _go_on(begun, in_thought=in_thought)
+            pieces += write_begun(begun, in_thought=in_thought)
             vocabulary = await self._writer.learn([begun.text, begun.reasoning])
             if says_token(begun.text, vocabulary) or says_token(begun.reasoning, vocabulary):
                 return None
@@ -198,14 +198,3 @@ class _Rendering:
         if opened.startswith(before) and not rendered.startswith(opened):
             return opened
         return f"{rendered.rstrip()}\n{THINK_END}\n\n" if rendered.rstrip().endswith(THINK) else rendered
-
-
-def _go_on(begun: Delivered, *, in_thought: bool) -> list[Piece]:
-    """A reply that has begun, as the model had written it."""
-    pieces: list[Piece] = []
-    if begun.reasoning:
-        pieces += [] if in_thought else [Control(THINK)]
-        pieces += [Text(begun.reasoning)]
-    if begun.text:
-        pieces += [Control(f"{THINK_END}\n\n")] if begun.reasoning or in_thought else []
-    return [*pieces, Text(begun.text)]

@@ -20,6 +20,7 @@ from llmsession.system.service_thread import run_in_thread
 from llmsession.types.messages import Control, Text
 from llmsession.wire import completion_api
 from llmsession.wire.http import HttpClient
+from llmsession.wire.resume import Delivered
 from llmsession.wire.stream_filters import THINK, THINK_END
 
 # A character that no tokenizer joins with a letter: what follows it is tokenized as in the middle of a text.
@@ -65,6 +66,10 @@ class PromptWriter:
             space = choose_space([defused.text, *defused.meant.values()])
             return Prompt(prompt=_write_spaced(defused, space), neutralized=defused.count, space=space)
         return Prompt(prompt=await self._tokenize(defused, vocabulary), neutralized=defused.count)
+
+    async def thinks_by_token(self) -> bool:
+        """Whether a thought begins with a token of the model, and not with letters that could be an answer."""
+        return THINK in (await self.learn([])).special.values()
 
     async def tokenize_prefix(self, text: str, start: str = "") -> list[Piece] | None:
         """A reply that has begun, by what the model said as tokens; None if it might have quoted them.
@@ -244,6 +249,17 @@ def _find_marks(written: bytes, defused: Escaped) -> list[tuple[int, int, str]]:
         return []
     pattern = re.compile(b"|".join(re.escape(mark.encode()) for mark in defused.meant))
     return [(found.start(), found.end(), found[0].decode()) for found in pattern.finditer(written)]
+
+
+def write_begun(begun: Delivered, *, in_thought: bool) -> list[Piece]:
+    """Return the pieces of a reply that was cut, as the model had written it."""
+    pieces: list[Piece] = []
+    if begun.reasoning:
+        pieces += [] if in_thought else [Control(THINK)]
+        pieces += [Text(begun.reasoning)]
+    if begun.text:
+        pieces += [Control(f"{THINK_END}\n\n")] if begun.reasoning or in_thought else []
+    return [*pieces, Text(begun.text)]
 
 
 def _write_spaced(defused: Escaped, space: str) -> str:

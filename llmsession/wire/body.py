@@ -28,7 +28,6 @@ class ByteStream(Protocol):
 
 async def open_body(response: httpx.Response, address: str) -> ByteStream:
     """Return the body, with compression that nobody asked for undone. Raises ServerError if it is a web page."""
-    # Past httpx's own layers, which cost more per chunk than all of ours.
     body = cast("ByteStream", response.extensions.get("byte_stream", response.stream))
     coding = response.headers.get("content-encoding", "identity").strip().lower()
     try:

@@ -169,7 +169,11 @@ class EventDecoder:
 
     def decode(self, payload: bytes) -> list[Delta | Ended]:
         """What one event of the stream says. An error frame is put into `error`. Raises UndecodableError."""
-        if (frame := _FRAMES.read(payload)) is None:  # a stray `data: null`
+        try:
+            frame: _Frame | None = _FRAMES.decode(payload)
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            frame = _FRAMES.read_again(payload, error)
+        if frame is None:  # a stray `data: null`
             return []
         if frame.error is not None:
             self.error = payload

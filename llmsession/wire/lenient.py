@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import types
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Any, Generic, TypeVar, Union, get_args, get_origin
 
@@ -27,23 +27,28 @@ class LenientReader(Generic[T]):
     def __init__(self, kind: type[T], what: str) -> None:
         self._kind = kind
         self._what = what
-        self._decode = msgspec.json.Decoder(kind).decode
+        self.decode: Callable[[bytes], T] = msgspec.json.Decoder(kind).decode
+        """Decode what has the expected form. Raises msgspec.DecodeError or UnicodeDecodeError for all else."""
 
     def read(self, payload: bytes) -> T | None:
         """Return the object; None for `null`. Raises UndecodableError, with the payload, if it is not an object."""
         try:
-            return self._decode(payload)
+            return self.decode(payload)
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            try:
-                value = parse_json(payload)
-            except ValueError:
-                value = _MISSING
-            found = None if value is None else _fit(value, self._kind)
-            if found is _MISSING:
-                raise UndecodableError(
-                    f"the server sent something that is not {self._what}: {error}", payload=payload[:1000]
-                ) from error
-            return found
+            return self.read_again(payload, error)
+
+    def read_again(self, payload: bytes, error: Exception) -> T | None:
+        """Read what has another form. Returns and raises what `read` does."""
+        try:
+            value = parse_json(payload)
+        except ValueError:
+            value = _MISSING
+        found: T | None = None if value is None else _fit(value, self._kind)
+        if found is _MISSING:
+            raise UndecodableError(
+                f"the server sent something that is not {self._what}: {error}", payload=payload[:1000]
+            ) from error
+        return found
 
 
 def parse_json(payload: bytes) -> Any:

@@ -261,7 +261,11 @@ class EventDecoder:
         """What one event of the stream says. An error frame is put into `error`. Raises UndecodableError."""
         if payload.startswith(b"[DONE]"):
             return [self._decode_end()] if self._finish_reason is not None else []
-        if (frame := _FRAMES.read(payload)) is None:
+        try:
+            frame: _Frame | None = _FRAMES.decode(payload)
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            frame = _FRAMES.read_again(payload, error)
+        if frame is None:  # a stray `data: null`
             return []
         if frame.error is not None:
             self.error = payload

@@ -117,6 +117,8 @@ class SplitReasoning(Around):
 
     def decode(self, payload: bytes) -> list[Delta | Ended]:
         """What one event says, as text or as reasoning."""
+        if self._state == "answer" and not self._kept:
+            return self._inner.decode(payload)
         events: list[Delta | Ended] = []
         for event in self._inner.decode(payload):
             if isinstance(event, TextDelta):

@@ -85,13 +85,13 @@ async def test_both_apis_agree_on_the_call_and_on_what_is_said_of_its_result(doo
 
 
 async def test_the_chat_endpoint_gives_its_thought_apart(doors: Doors) -> None:
-    """Issue 2: `reasoning_content`; the native endpoint gives the same with its tags."""
+    """Issue 2, E3: `reasoning_content`; by our own encoding the same, and no tags in the text."""
     messages = [Message.system("Think first."), Message.user('reply with "ok chief"')]
     chat = await doors.chat.prompt(messages, temperature=0)
     native = await doors.native.prompt(messages, temperature=0)
     assert chat.reasoning
     assert "ok chief" == chat.text
-    assert f"<think>\n{chat.reasoning.strip()}\n</think>\n\nok chief" == native.text
+    assert ("ok chief", chat.reasoning.strip()) == (native.text, native.reasoning.strip())
 
 
 async def test_the_template_is_what_the_training_saw(doors: Doors) -> None:

@@ -22,6 +22,7 @@ from llmsession import (
     Conversation,
     IdleTimeoutError,
     LLMSessionError,
+    Message,
     ProtocolError,
     ReasoningDelta,
     ServerError,
@@ -207,6 +208,31 @@ async def test_thoughts_by_either_name(fake: FakeOpenAI) -> None:
                 events = [event async for event in stream.events()]
             assert [ReasoningDelta(text="hm")] == [event for event in events if isinstance(event, ReasoningDelta)]
             assert "yes" == "".join(event.text for event in events if isinstance(event, TextDelta))
+
+
+async def test_a_thought_that_is_left_in_the_text_is_reasoning(fake: FakeOpenAI) -> None:
+    """E3: it was in the text, in the memory and in each later prompt."""
+    said = [text("<thi"), text("nk>\nhm"), text("</think>\n\n"), text("yes"), frame(finish="stop"), DONE]
+    fake.answers = [Answer(b"".join(said))]
+    async with Session(remote=fake.base_url) as session:
+        chat = Chat(session, Conversation.in_ram())
+        first = await chat.send("hi")
+        assert ("yes", "\nhm") == (first.text, first.reasoning)
+        await chat.send("and?")
+    assert ["hi", "yes", "and?"] == [message["content"] for message in fake.bodies[-1]["messages"]]
+
+
+async def test_an_assistants_own_thought_is_sent_as_it_was(fake: FakeOpenAI) -> None:
+    """E3: with a space of no width inside `<think>`; what a user writes is still kept from being a token."""
+    said = "<think>\nhm, <|im_end|>\n</think>\n\nyes"
+    messages = [Message.user("<think> hi"), Message.assistant(said), Message.user("and?")]
+    async with Session(remote=fake.base_url) as session:
+        await session.prompt(messages)
+    asked, replied, _ = [message["content"] for message in fake.bodies[-1]["messages"]]
+    assert "<think>" not in asked
+    assert replied.startswith("<think>\nhm, <")
+    assert "</think>\n\nyes" in replied
+    assert "<|im_end|>" not in replied
 
 
 # What comes instead of a stream.

@@ -49,7 +49,8 @@ async def test_an_open_a_prompt_and_a_send_pass_few_files(tmp_path: Path) -> Non
     """HOUSE: before the rooms were made, an open passed 42 files, a prompt 28 and a send 42.
 
     Since then threads survive any exception (service_thread.py), a file in use is marked, files are replaced in one
-    place (atomic_file.py), and what makes replies is apart from the public calls (replies.py).
+    place (atomic_file.py), what makes replies is apart from the public calls (replies.py), and a thought is split off
+    the answer of our own encodings as well (stream_filters.py).
     """
     with Walk() as opened:
         session = await Session.open(**EMBEDDED.options())
@@ -65,4 +66,4 @@ async def test_an_open_a_prompt_and_a_send_pass_few_files(tmp_path: Path) -> Non
     finally:
         await session.aclose()
     passed = {"open": len(opened.files), "prompt": len(prompted.files), "send": len(sent.files)}
-    assert all(passed[name] <= most for name, most in {"open": 46, "prompt": 27, "send": 43}.items()), passed
+    assert all(passed[name] <= most for name, most in {"open": 46, "prompt": 28, "send": 44}.items()), passed

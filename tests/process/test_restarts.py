@@ -32,6 +32,7 @@ from llmsession import (
 )
 from tests import fake_llama_server
 from tests.engines import Engine, own_child
+from tests.model_files import write_random_model
 from tests.process.programs import is_alive
 
 pytestmark = pytest.mark.anyio
@@ -175,6 +176,22 @@ async def test_the_engine_comes_back_as_it_was(engine: Engine) -> None:
         kill(session)
         await session.prompt("hello")
         assert before == (session.parallel, session.context_length, session.model, len(await session.get_slots()))
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+async def test_a_reply_of_bytes_that_are_no_text_is_never_a_mixture(engine: Engine, tmp_path: Path, seed: int) -> None:
+    """B2: it went on from other text, to 436 tokens where max_tokens was 400."""
+    model = write_random_model(tmp_path / "random.gguf", context=2048)
+    asked: dict[str, Any] = {"max_tokens": 300, "temperature": 0, "sampling": Sampling(ignore_eos=True)}
+    async with Session(model, **engine.options(context_length=2048)) as session:
+        whole = await session.generate(f"prompt {seed}", **asked)
+        async with session.generate_streaming(f"prompt {seed}", **asked) as stream:
+            seen = ""
+            while len(seen) < 40:
+                seen += await anext(stream)
+            os.kill(session.pid or 0, signal.SIGKILL)
+            done = await stream.result()
+    assert (whole.text, 300, 1) == (done.text, done.usage.completion_tokens, done.restarts)
 
 
 SMALL_CALLS: dict[str, Callable[[Session, Chat], Awaitable[Any]]] = {

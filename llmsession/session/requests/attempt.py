@@ -117,7 +117,9 @@ class Attempt:
 
             if delivered.is_empty:
                 return await self._begin(endpoint)
-            if (request := await self._call.resume(endpoint, delivered)) is not None:
+            # Bytes that were not UTF-8 are lost: what was said is not the text that arrived.
+            is_exact = "\ufffd" not in delivered.text + delivered.reasoning
+            if is_exact and (request := await self._call.resume(endpoint, delivered)) is not None:
                 return request
             request = await self._call.build(endpoint)
             return replace(request, decoder=ReplayDecoder(request.decoder, delivered, cause))

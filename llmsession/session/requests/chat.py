@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -11,7 +11,7 @@ import msgspec
 from llmsession.session.requests.completion import ONLY_CHAT, WireRequest, bound, complete, count_on, may_go_on, shorten
 from llmsession.types.completion import Usage
 from llmsession.types.errors import UnsupportedFeatureError
-from llmsession.types.messages import Message
+from llmsession.types.messages import Message, Role
 
 if TYPE_CHECKING:
     from llmsession.backends.endpoint import Endpoint
@@ -182,8 +182,14 @@ def _chat(
     if "generation_config" in features:
         return _chat_of_transformers(server, turns, request)
     body = openai_api.encode_request(turns, request, model=server.model.name, features=features, begun=begun)
-    optional = openai_api.OPTIONAL if "sampling" not in features else frozenset[str]()
-    return WireRequest(path=openai_api.PATH, body=body, decoder=openai_api.EventDecoder(request), optional=optional)
+    decoder: EventDecoder = openai_api.EventDecoder(request)
+    if "sampling" in features:
+        return WireRequest(path=openai_api.PATH, body=body, decoder=decoder)
+    from llmsession.wire.stream_filters import SplitReasoning
+
+    # Servers that are not llama.cpp's may leave a thought in the text.
+    decoder = SplitReasoning(decoder, begun=False, whole=False)
+    return WireRequest(path=openai_api.PATH, body=body, decoder=decoder, optional=openai_api.OPTIONAL)
 
 
 def _chat_of_transformers(server: Server, turns: Sequence[Message], request: GenerationRequest) -> WireRequest:
@@ -202,6 +208,19 @@ def _chat_of_transformers(server: Server, turns: Sequence[Message], request: Gen
     return WireRequest(path=transformers_api.PATH, body=body, decoder=decoder)
 
 
+def _with_spaces(turn: Message, part: Callable[[str], str]) -> Message:
+    """Return the message with each of its texts changed, but for the tags of the thought that a reply began with."""
+    from llmsession.prompts.message_texts import map_texts
+    from llmsession.wire.stream_filters import THINK, THINK_END
+
+    if turn.role is not Role.ASSISTANT or not turn.content.lstrip().startswith(THINK):
+        return map_texts(turn, part)
+    before, mark, rest = turn.content.partition(THINK)
+    thought, end, answer = rest.partition(THINK_END)
+    changed = map_texts(msgspec.structs.replace(turn, content=""), part)
+    return msgspec.structs.replace(changed, content=f"{before}{mark}{part(thought)}{end}{part(answer)}")
+
+
 async def _chat_with_spaces(
     server: Server, endpoint: Endpoint, turns: Sequence[Message], request: GenerationRequest
 ) -> WireRequest:
@@ -210,7 +229,7 @@ async def _chat_with_spaces(
     A zero-width space is put inside each spelling of a special token, so that it stays text. The reply's decoder
     removes that character again.
     """
-    from llmsession.prompts.message_texts import choose_space, map_strings, map_texts, strings_of, texts_of
+    from llmsession.prompts.message_texts import choose_space, map_strings, strings_of, texts_of
     from llmsession.prompts.vocabulary import look_special
     from llmsession.wire.resume import Delivered
     from llmsession.wire.stream_filters import StripCharacter
@@ -232,7 +251,7 @@ async def _chat_with_spaces(
 
     if tools and count:
         request = msgspec.structs.replace(request, extra={**request.extra, "tools": map_strings(tools, part)})
-    turns = [map_texts(turn, part) for turn in turns] if count else turns
+    turns = [_with_spaces(turn, part) for turn in turns] if count else turns
     begun = Delivered(text=part(start)) if start else None
     made = _chat(server, endpoint.features, turns, request, begun=begun)
     return replace(made, decoder=StripCharacter(made.decoder, space), neutralized=count) if count else made

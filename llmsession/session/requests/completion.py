@@ -16,7 +16,7 @@ from llmsession.types.messages import Control, Text
 
 if TYPE_CHECKING:
     from llmsession.backends.endpoint import Endpoint
-    from llmsession.prompts.writer import Prompt
+    from llmsession.prompts.writer import Prompt, PromptWriter
     from llmsession.session.server.server import Server
     from llmsession.types.completion import Usage
     from llmsession.wire.decoder import EventDecoder
@@ -111,20 +111,54 @@ class EncodedRequest:
         """Return the request for this prompt, with `reply_start` appended as text."""
         start = self._request.reply_start
         pieces = [*self._pieces, *([Text(start)] if start else [])]
-        written = await (await self._server.prompt_writer(endpoint)).write(pieces)
-        return _complete_written(written, bound(self._request, endpoint))
+        writer = await self._server.prompt_writer(endpoint)
+        made = _complete_written(await writer.write(pieces), bound(self._request, endpoint))
+        return await self._without_thought(made, writer, begun=not start and self._ends_in_thought, answers=bool(start))
 
     async def resume(self, endpoint: Endpoint, delivered: Delivered) -> WireRequest | None:
         """Return the request that continues the reply, or None. Raises TokenLimitReachedError."""
         if not may_go_on(self._request):
             return None
         writer = await self._server.prompt_writer(endpoint)
-        if (begun := await writer.tokenize_prefix(delivered.text, self._request.reply_start)) is None:
+        begun = await self._begun(writer, delivered)
+        if begun is None:
             return None
         written = await writer.write([*self._pieces, *begun])
         if written.space is not None:
             return None
-        return count_on(complete(written.prompt, shorten(self._request, delivered.usage)), delivered.usage)
+        made = complete(written.prompt, shorten(self._request, delivered.usage))
+        answers = bool(self._request.reply_start or delivered.text)
+        made = await self._without_thought(made, writer, begun=not answers, answers=answers)
+        return count_on(made, delivered.usage)
+
+    @property
+    def _ends_in_thought(self) -> bool:
+        """Whether the prompt itself begins the thought."""
+        last = self._pieces[-1] if self._pieces else None
+        return isinstance(last, Control) and last.text.rstrip().endswith("<think>")
+
+    async def _begun(self, writer: PromptWriter, delivered: Delivered) -> list[Control | Text] | None:
+        """Return the pieces of what was delivered; None if the model might have said a token that cannot be told."""
+        from llmsession.prompts.writer import says_token, write_begun
+
+        if not delivered.reasoning:
+            return await writer.tokenize_prefix(delivered.text, self._request.reply_start)
+        if not (self._ends_in_thought or await writer.thinks_by_token()):
+            return None
+        vocabulary = await writer.learn([delivered.text, delivered.reasoning])
+        if says_token(delivered.text, vocabulary) or says_token(delivered.reasoning, vocabulary):
+            return None
+        pieces = write_begun(delivered, in_thought=self._ends_in_thought)
+        return [piece for piece in pieces if piece.text]
+
+    async def _without_thought(
+        self, made: WireRequest, writer: PromptWriter, *, begun: bool, answers: bool
+    ) -> WireRequest:
+        """Return the request with a decoder that gives a thought apart from the answer."""
+        from llmsession.wire.stream_filters import SplitReasoning
+
+        whole = await writer.thinks_by_token()
+        return replace(made, decoder=SplitReasoning(made.decoder, begun=begun, answers=answers, whole=whole))
 
 
 def may_go_on(request: GenerationRequest) -> bool:
