@@ -20,6 +20,7 @@ from urllib.parse import urlsplit
 from benching.busy import measure_busy
 from benching.cache import measure_cache
 from benching.memory import measure_memory
+from benching.scale import measure_scale
 
 PROMPT = "count to 100"
 TOKENS = 1000
@@ -229,6 +230,7 @@ MEASURES: dict[str, Callable[[str, int], None]] = {
     "busy": measure_busy,
     "memory": measure_memory,
     "cache": measure_cache,
+    "scale": measure_scale,
 }
 
 
@@ -241,7 +243,7 @@ def main() -> None:
         "what",
         nargs="*",
         choices=[[], *MEASURES],
-        help="client (P1), start (P2), import (P3), stop (P8), busy (P9), memory (P6), cache (P4, P5); all",
+        help="client (P1), start (P2), import (P3), stop (P8), busy (P9), memory (P6), cache (P4, P5), scale; all",
     )
     parser.add_argument("--backend", default="embedded", help="embedded or llama-server (embedded)")
     parser.add_argument("--rounds", type=int, default=7, help="of each contender, in turn (7)")
