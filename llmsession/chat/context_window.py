@@ -7,6 +7,7 @@ for many turns, and so does the engine's cache of it.
 from __future__ import annotations
 
 import inspect
+import logging
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast
 
@@ -18,6 +19,8 @@ from llmsession.types.errors import (
     ContextOverflowError,
     InvalidMessagesError,
     LLMSessionError,
+    ProtocolError,
+    ServerError,
     UnsupportedFeatureError,
     UsageError,
 )
@@ -27,6 +30,8 @@ from llmsession.types.messages import Message, Role
 if TYPE_CHECKING:
     from llmsession.memory.turn import Turn
     from llmsession.session.session import Session
+
+_log = logging.getLogger("llmsession.chat")
 
 # Takes all messages and the number of tokens that they may use, and returns the messages to send.
 Policy: TypeAlias = Callable[[list[Message], int], "list[Message] | Awaitable[list[Message]]"]
@@ -40,6 +45,8 @@ _REPLY_PART, _REPLY_MOST = 4, 1024
 # Tokens: more than any template puts around a message.
 _AROUND = 64
 _SUMMARY_PART, _SUMMARY_LEAST = 8, 32
+# A model that thinks may use up its tokens before the summary: then it gets so many times as many, once.
+_THOUGHT_FACTOR = 8
 _SUMMARY_SYSTEM = "You sum up conversations. Keep names, numbers, decisions and open questions."
 _SUMMARY_ASK = "Sum up this conversation in a few sentences."
 _SUMMARY_QUESTION = "What have we talked about so far?"
@@ -289,9 +296,22 @@ class Budget:
             text = "\n\n".join(f"{message.role}: {message.content}" for message in transcript if message.content)
             ask = [Message.system(_SUMMARY_SYSTEM), Message.user(f"{text}\n\n{_SUMMARY_ASK}")]
             if limit is None or await self._is_at_most(ask, limit - room):
-                reply = await self._session.prompt(ask, max_tokens=room)
-                return reply if reply.text.strip() and reply.stop_reason is not StopReason.INTERRUPTED else None
+                return await self._ask_for_summary(ask, room)
             transcript = transcript[(len(transcript) + 1) // 2 :]
+        return None
+
+    async def _ask_for_summary(self, ask: list[Message], room: int) -> Completion | None:
+        """Return the model's summary; None if it gives none: then the messages are left out without one."""
+        for most in (room, _THOUGHT_FACTOR * room):
+            try:
+                reply = await self._session.prompt(ask, max_tokens=most)
+            except (ServerError, ProtocolError) as error:
+                _log.warning("a conversation is shortened without a summary: %s", error)
+                return None
+            if reply.text.strip():
+                return reply if reply.stop_reason is not StopReason.INTERRUPTED else None
+            if not reply.reasoning:
+                return None
         return None
 
     async def _ask_policy(self, policy: Policy, messages: list[Message], limit: int, context_length: int) -> Plan:

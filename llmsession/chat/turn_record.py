@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING
 
@@ -12,7 +13,7 @@ from llmsession.chat.broadcast import Broadcast, begin_running, end_running
 from llmsession.memory.conversation import Conversation, log_of
 from llmsession.memory.turn import Turn, TurnState
 from llmsession.types.completion import Completion, StopReason
-from llmsession.types.errors import DuplicateKeyError, UsageError
+from llmsession.types.errors import DuplicateKeyError, StoreError, UsageError
 from llmsession.types.messages import Role
 
 if TYPE_CHECKING:
@@ -134,7 +135,7 @@ class TurnRecord:
 
     async def _save(self, completion: Completion, state: TurnState, asked_tokens: int | None) -> None:
         """Save the reply, even if the caller is cancelled meanwhile."""
-        with anyio.move_on_after(SAVED_WITHIN, shield=True):
+        with self._unless_forgotten(), anyio.move_on_after(SAVED_WITHIN, shield=True):
             self._reply = await self._log.save_reply(
                 self._found.id,
                 completion,
@@ -144,10 +145,22 @@ class TurnRecord:
                 asked_tokens=asked_tokens,
             )
 
+    @contextlib.contextmanager
+    def _unless_forgotten(self) -> Iterator[None]:
+        """Raise StoreError if the turn that is answered was deleted meanwhile."""
+        try:
+            yield
+        except UsageError as error:
+            raise StoreError(
+                "the conversation was forgotten while its reply was generated, so the reply is not stored"
+            ) from error
+
     async def _abandon(self) -> None:
         """Mark the user's turn as failed, unless it has an earlier reply: then it keeps that."""
-        if self._log.reply_to(self._found.id) is None:
-            with anyio.move_on_after(SAVED_WITHIN, shield=True):
+        with self._unless_forgotten():
+            has_reply = self._log.reply_to(self._found.id) is not None
+        if not has_reply:
+            with self._unless_forgotten(), anyio.move_on_after(SAVED_WITHIN, shield=True):
                 await self._log.fail(self._found.id)
 
     def _count_asked(self, completion: Completion, sent: Sequence[Message]) -> int | None:
@@ -155,7 +168,8 @@ class TurnRecord:
 
         None unless all turns before it were sent and counted.
         """
-        path = self.path
+        with self._unless_forgotten():
+            path = self.path
         before = path[-2].completion if len(path) > 1 else None
         said = [message for message in sent if message.role is not Role.SYSTEM]
         is_known = completion.usage.prompt_tokens and (len(path) == 1 or before is not None)

@@ -24,6 +24,7 @@ from llmsession import (
     Sampling,
     Session,
     StopReason,
+    StoreError,
     TotalTimeoutError,
     TurnState,
     UsageError,
@@ -398,3 +399,16 @@ async def test_who_joins_a_reply_hears_what_was_left_out(session: Session, conve
                 for _ in range(2):
                     tasks.start_soon(ask, str(number))
     assert replies[0] == replies[1]
+
+
+async def test_a_user_who_is_forgotten_while_the_reply_comes(session: Session, tmp_path: Path) -> None:
+    """F6: "there is no turn 3", as if the call were wrong. Nothing of the user is left."""
+    async with Memory.open(tmp_path / "memory.db") as memory:
+        chat = Chat(session, await memory.get(user="ann"))
+        async with chat.stream(COUNT, temperature=0) as stream:
+            await anext(aiter(stream))
+            await memory.forget_user("ann")
+            with pytest.raises(StoreError, match="was forgotten while its reply was generated"):
+                await stream.result()
+        assert {"user": "ann", "conversations": []} == await memory.export("ann")
+        assert (await Chat(session, await memory.get(user="ann")).send("hi")).stop_reason

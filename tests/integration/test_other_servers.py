@@ -381,6 +381,31 @@ async def test_a_chat_leaves_its_oldest_turns_out_whatever_the_words(fake: FakeO
     assert len(fake.bodies[-1]["messages"]) < len(fake.bodies[-2]["messages"])
 
 
+@pytest.mark.parametrize(
+    ("summaries", "summary"),
+    [
+        ([Answer(b'{"error": "no room"}', 500, "application/json")], None),
+        ([Answer(frame({"reasoning": "hm"}) + frame(finish="length") + DONE), Answer(STREAM)], "one two"),
+        ([Answer(frame({"reasoning": "hm"}) + frame(finish="length") + DONE)] * 2, None),
+    ],
+    ids=["fails", "thinks first", "only thinks"],
+)
+async def test_a_summary_that_fails_or_is_thought_away(
+    fake: FakeOpenAI, summaries: list[Answer], summary: str | None
+) -> None:
+    """B9: with the 500 the user's own message failed; with thoughts there was no summary and no word."""
+    refusal = Answer(json.dumps({"error": TOO_LONG[1][0]}).encode(), 400, "application/json")
+    async with Session(remote=fake.base_url) as session:
+        chat = Chat(session, Conversation.in_ram(), overflow="summarize")
+        for words in ("first", "second"):
+            await chat.send(words)
+        fake.answers = [refusal, *summaries]
+        done = await chat.send("third")
+    assert done.dropped
+    assert (summary is not None) == any(summary == message["content"] for message in fake.bodies[-1]["messages"])
+    assert "third" == fake.bodies[-1]["messages"][-1]["content"]
+
+
 # Keys, headers, fields.
 
 
