@@ -1,1 +1,1 @@
-"""Keep one child process alive, and never longer than its owner. Knows no word about language models."""
+"""Keeps one child process alive, and never longer than its owner. Knows nothing about language models."""

@@ -1,6 +1,6 @@
 """What a container or a service leaves of memory and cores, and how often the kernel killed for lack of memory.
 
-Linux only, both versions of control groups. A limit may stand at any level above us, so all of them are looked at.
+Linux only, both versions of control groups. A limit may be set at any level above this process, so all are checked.
 https://docs.kernel.org/admin-guide/cgroup-v2.html
 """
 
@@ -14,7 +14,7 @@ import msgspec
 
 
 class _Names(msgspec.Struct, frozen=True):
-    """Where a version keeps its numbers. The caches of files are given back when memory is short: they are free."""
+    """Where a version of control groups keeps its numbers. File caches count as free: the kernel reclaims them."""
 
     limit: str
     used: str
@@ -34,7 +34,7 @@ _NAMES = {
 
 
 def read_free_memory(root: Path = Path("/")) -> int | None:
-    """Bytes that the tightest limit leaves; None if there is no limit. `root` is that of the file system."""
+    """Return the bytes that the tightest limit leaves; None if there is none. `root`: of the file system."""
     free: int | None = None
     for version, folder in _groups(root, "memory"):
         names = _NAMES[version]
@@ -50,7 +50,10 @@ def read_free_memory(root: Path = Path("/")) -> int | None:
 
 
 def count_memory_kills(root: Path = Path("/")) -> int | None:
-    """How many processes the kernel has killed for lack of memory in our group, else on the machine; None: unknown."""
+    """Return how many processes the kernel has killed for lack of memory in this group, else on the machine.
+
+    None if it is unknown.
+    """
     for version, folder in _groups(root, "memory"):
         if (count := _read_counts(folder / _NAMES[version].kills).get(b"oom_kill")) is not None:
             return count
@@ -58,14 +61,15 @@ def count_memory_kills(root: Path = Path("/")) -> int | None:
 
 
 def allowed_cores(root: Path = Path("/")) -> int | None:
-    """The smallest quota of them all, in whole cores and at least 1; None if there is none."""
+    """Return the smallest quota in whole cores, at least 1; None if there is none."""
     quotas = [quota for _, folder in _groups(root, "cpu") if (quota := _read_quota(folder)) is not None]
     return max(1, int(min(quotas))) if quotas else None
 
 
 def _groups(root: Path, controller: str) -> Iterator[tuple[int, Path]]:
-    """Our group's folder and the version that it is of, then those above it. In a container the mount may begin at our
-    own group.
+    """Yield the folder of this process's group, with its version, then those above it.
+
+    In a container the mount may start at the process's own group.
     """
     lines: list[str] = []
     with contextlib.suppress(OSError):
@@ -92,21 +96,21 @@ def _groups(root: Path, controller: str) -> Iterator[tuple[int, Path]]:
 
 
 def _read_number(path: Path) -> int | None:
-    """None for `max`, and where there is none."""
+    """Return the number in a file; None for `max`, or if there is no such file."""
     with contextlib.suppress(OSError, ValueError):
         return int(path.read_bytes())
     return None
 
 
 def _read_counts(path: Path) -> dict[bytes, int]:
-    """Lines of a name and a number."""
+    """Return the counts in a file of lines with a name and a number."""
     with contextlib.suppress(OSError, ValueError):
         return {name: int(count) for name, count in (line.split() for line in path.read_bytes().splitlines())}
     return {}
 
 
 def _read_quota(folder: Path) -> float | None:
-    """In cores, with a fraction."""
+    """Return the quota in cores, which may be a fraction."""
     with contextlib.suppress(OSError, ValueError):
         quota, period = (folder / "cpu.max").read_text().split()
         return int(quota) / int(period) if quota != "max" else None

@@ -41,7 +41,7 @@ _log = logging.getLogger("llmsession.processes")
 
 
 class State(enum.StrEnum):
-    """Where a child is in its life. `STOPPED` was asked for, `FAILED` was not."""
+    """The state of a child. `STOPPED`: it was asked to end. `FAILED`: it was not."""
 
     NEW = "new"
     STARTING = "starting"
@@ -52,10 +52,9 @@ class State(enum.StrEnum):
 
 
 class Command(msgspec.Struct, frozen=True, kw_only=True):
-    """What to run.
+    """What to run. `watches_stdin`: it ends by itself when its stdin is closed.
 
-    `watches_stdin`: it ends by itself when its stdin is closed. `greeting` is written to its stdin first, `farewell`
-    is the line that asks it to end; without one, SIGTERM asks.
+    `greeting` is written to its stdin first. `farewell` is the line that asks it to end; without one, SIGTERM does.
     """
 
     name: str
@@ -67,7 +66,7 @@ class Command(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Child:
-    """One process. Started once; closed any number of times, from anywhere, in any state."""
+    """One process. It is started once, and closed any number of times, from anywhere and in any state."""
 
     def __init__(self, command: Command, log: LogFile, *, records: Path | None = None) -> None:
         self.command = command
@@ -91,19 +90,19 @@ class Child:
 
     @property
     def state(self) -> State:
-        """As of now."""
+        """The current state."""
         return self._state
 
     @property
     def pid(self) -> int | None:
-        """While it runs."""
+        """The process id; None if it is not running."""
         return self._process.pid if self._process is not None and not self.exited.is_set() else None
 
     async def start(self, probe: Probe, *, timeout: float) -> None:
-        """Spawn it and wait until `probe` says that it is ready; `timeout` seconds without progress are too many.
+        """Spawn the process and wait until `probe` reports that it is ready.
 
-        When this raises, or is cancelled, the process is gone. Raises StartFailedError, StartTimeoutError, and
-        ClosedError where it was closed meanwhile.
+        It fails after `timeout` seconds without progress. If this raises or is cancelled, the process is gone. Raises
+        StartFailedError, StartTimeoutError, and ClosedError if it was closed meanwhile.
         """
         with self._lock:
             if self._state is not State.NEW:
@@ -150,16 +149,16 @@ class Child:
         )
 
     async def _give_up(self) -> None:
-        """End it for a start that failed; shielded and bounded."""
+        """End the process after a failed start: shielded and bounded."""
         self._request_stop(as_state=State.FAILED, within=CLOSE_BOUND)
         await self._wait_for_exit(CLOSE_BOUND)
 
     def request_stop(self, *, within: float = CLOSE_BOUND) -> None:
-        """Have it ended in so many seconds, without waiting. May be called from any thread; never blocks."""
+        """Have the process ended within so many seconds, without waiting. Thread-safe; never blocks."""
         self._request_stop(as_state=State.STOPPED, within=within)
 
     async def aclose(self, *, within: float = CLOSE_BOUND) -> None:
-        """End it and wait until it is gone: at most so many seconds, also when cancelled. In any state and loop."""
+        """End the process and wait for its exit: shielded, at most `within` seconds, in any state and event loop."""
         self.request_stop(within=within)
         await self._wait_for_exit(within)
 
@@ -168,7 +167,7 @@ class Child:
             await self.exited.wait()
 
     def end_at_exit(self) -> None:
-        """End it while the interpreter exits: at once, without a thread. Waits a moment for its end to be noted."""
+        """Kill the process while the interpreter exits, without starting a thread. Waits a moment for its exit."""
         with self._lock:
             process = self._process if self._owner_pid == os.getpid() else None
             self._state = State.STOPPING if process is not None else self._state
@@ -177,7 +176,7 @@ class Child:
             self.exited.wait_blocking(INSIST_GRACE)
 
     def kill(self, why: str) -> None:
-        """End it at once, as failed: `why` is what it did, for those who ask. From any thread; never blocks."""
+        """Kill the process at once, as failed. `why`: what it did, for error messages. Thread-safe; never blocks."""
         with self._lock:
             if self._state is not State.READY or self._process is None or self._owner_pid != os.getpid():
                 return
@@ -192,7 +191,7 @@ class Child:
 
     @property
     def last_deed(self) -> str:
-        """How it ended, as the end of a sentence that begins with its name."""
+        """How the process ended, as the end of a sentence that starts with its name."""
         return self._killed_because or describe_exit(self.returncode)
 
     def _request_stop(self, *, as_state: State, within: float) -> None:
@@ -213,9 +212,9 @@ class Child:
             self._climb_in_thread(process, ask_grace if was is State.READY else None)
 
     def _spawn(self) -> None:
-        """In the spawning thread. From here on the attending thread owns the process's end.
+        """Spawn the process, in the spawning thread. From here on, the attending thread handles its exit.
 
-        Whatever it raises, `_note_failure` is called with it.
+        Whatever this raises, `_note_failure` is called with it.
         """
         if self._state is not State.STARTING:  # closed before it began
             self._finish(None)
@@ -250,19 +249,19 @@ class Child:
             self._climb_in_thread(process, None)
 
     def _note_failure(self, error: BaseException) -> None:
-        """It was not spawned, or is gone already."""
+        """Note that the process was not spawned, or is gone already."""
         self._spawn_error = error
         self._finish(None)
 
     def annotate(self, note: Mapping[str, str]) -> None:
-        """Add to its record what others of this user may want to know, such as where it listens."""
+        """Add to the record what other programs of this user may need, such as the address."""
         with self._record_lock:
             self._note = dict(note)
             if self._record is not None and self._process is not None:
                 self._write_record(self._process.pid)
 
     def _write_record(self, pid: int) -> None:
-        """Under its lock, so that none is written after the end."""
+        """Write the record, holding its lock, so that none is written after the exit."""
         if self._records is not None:
             from llmsession.processes.records import write_record
 
@@ -270,7 +269,7 @@ class Child:
             self._record = written or self._record  # what could not be written again is still there to be removed
 
     def _attend(self, process: lifetime.OwnedProcess) -> None:
-        """Until the process has ended, which is noted whatever happens to its record."""
+        """Wait for the exit of the process, and note it, whatever happens to its record."""
         returncode: int | None = None
         try:
             self._note_start(process)
@@ -319,7 +318,7 @@ class Child:
             process.kill()  # there is no thread that could ask it first
 
     def _climb(self, process: lifetime.OwnedProcess, ask_grace: float | None) -> None:
-        """The ladder: ask, insist, kill. Without `ask_grace`, in seconds, kill at once."""
+        """The ladder: ask, insist, kill. Without `ask_grace`, which is in seconds, kill at once."""
         if ask_grace is not None:
             if self.command.farewell is not None:
                 # In a thread: one that reads nothing would keep the ladder from going on.
@@ -349,7 +348,7 @@ def _describe_spawn_error(command: Command, cause: BaseException) -> Exception:
 
 
 def describe_exit(returncode: int | None) -> str:
-    """An exit code in words."""
+    """Describe an exit code in words."""
     if returncode is None:
         return "ended"
     if returncode < 0:

@@ -1,4 +1,4 @@
-"""The one place that chooses the platform: OwnedProcess, kill_stray and submit, of POSIX or of Windows."""
+"""The one place that chooses the platform: OwnedProcess, kill_stray and submit, for POSIX or for Windows."""
 
 import sys
 

@@ -1,7 +1,7 @@
-"""An owned process on Linux and macOS: its own group, dead when we are, killed only while it is surely ours.
+"""An owned process on Linux and macOS. It has its own group, dies with us, and is killed only while it is surely ours.
 
-On Linux the kernel kills it when the thread that started it ends (PR_SET_PDEATHSIG, prctl(2)), so one thread that
-never ends starts them all.
+On Linux the kernel kills it when the thread that started it ends (PR_SET_PDEATHSIG, prctl(2)), so one thread that never
+ends starts them all.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ STDIN_TURN = 0.1
 
 
 class OwnedProcess:
-    """A running child. `wait` is called once, by the thread that attends it; the rest may come from any thread."""
+    """A running child. The attending thread calls `wait` once; the other methods may be called from any thread."""
 
     def __init__(self, popen: subprocess.Popen[bytes]) -> None:
         self._popen = popen
@@ -48,7 +48,7 @@ class OwnedProcess:
     def spawn(
         cls, argv: Sequence[str], env: Mapping[str, str], *, stdout: int, stderr: int, watches_stdin: bool
     ) -> OwnedProcess:
-        """Start it. `watches_stdin` says that it ends by itself when its stdin is closed. Raises OSError."""
+        """Start the process. `watches_stdin`: it ends by itself when its stdin is closed. Raises OSError."""
         popen = subprocess.Popen(
             [*_guard(watches_stdin=watches_stdin), *argv],
             env=dict(env),
@@ -64,9 +64,11 @@ class OwnedProcess:
         return cls(popen)
 
     def wait(self) -> int | None:
-        """Block until it has ended, end what is left of its group, reap it. Gives the exit code, −N for a signal.
+        """Block until it has exited, kill what is left of its group, and reap it.
 
-        None if the program ignores SIGCHLD: the kernel then tells nobody how a child ended.
+        Return the exit code, −N for a signal.
+
+        None if the program ignores SIGCHLD: then the kernel reports no exit codes.
         """
         is_there = _wait_without_reaping(self.pid)
         with self._lock:
@@ -78,7 +80,7 @@ class OwnedProcess:
         return returncode if is_there else None
 
     def write_line(self, line: bytes) -> None:
-        """Write to its stdin, if it still reads. It blocks while the pipe is full."""
+        """Write to its stdin, if it still reads. Blocks while the pipe is full."""
         with self._stdin_in_turn(), contextlib.suppress(OSError, ValueError):
             rest = memoryview(line)
             # Another thread may close it at any moment: see _stdin_in_turn.
@@ -86,7 +88,7 @@ class OwnedProcess:
                 rest = rest[stdin.write(rest) or 0 :]
 
     def close_stdin(self) -> None:
-        """End its input."""
+        """Close its stdin."""
         with self._stdin_in_turn(), contextlib.suppress(OSError):
             if self._stdin is not None:
                 self._stdin.close()
@@ -94,7 +96,7 @@ class OwnedProcess:
 
     @contextlib.contextmanager
     def _stdin_in_turn(self) -> Iterator[None]:
-        """One writer at a time. Another may be stuck on a child that reads nothing: then it is not waited for."""
+        """One writer at a time. If another one is stuck on a child that reads nothing, it is not waited for."""
         if self._stdin_lock.acquire(timeout=STDIN_TURN):
             try:
                 yield
@@ -111,14 +113,14 @@ class OwnedProcess:
                     os.kill(self.pid, signal.SIGTERM)
 
     def kill(self) -> None:
-        """End it and its whole group at once."""
+        """Kill it and its whole group at once."""
         with self._lock:
             if not self._reaped:
                 _kill_group(self.pid, signal.SIGKILL)
 
 
 def kill_stray(pid: int) -> None:
-    """End a group that an earlier run of ours left; the caller has made sure that it is that one."""
+    """Kill a group that an earlier run left. The caller has made sure that it is that one."""
     _kill_group(pid, signal.SIGKILL)
 
 
@@ -129,7 +131,7 @@ def _kill_group(pid: int, number: signal.Signals) -> None:
 
 
 def _guard(*, watches_stdin: bool) -> list[str]:
-    """What to put before a command so that it dies with us."""
+    """Return what to put before a command so that it dies with this process."""
     if sys.platform != "linux":
         return []  # no such signal there: its own watch over stdin is what ends it
     # setpriv takes 0.7 ms, but does not look whether the parent died before it asked; a watch over stdin covers that.
@@ -147,9 +149,9 @@ def _forbid_core_dump(pid: int) -> None:
 
 
 def _wait_without_reaping(pid: int) -> bool:
-    """Return when the process has ended, with its number still taken, so that nothing else can be hit by a kill.
+    """Return when the process has exited, with its number still taken, so that no other process can be killed.
 
-    False if it was reaped already: by the kernel, as for a program that ignores SIGCHLD.
+    False if it was reaped already: by the kernel, if the program ignores SIGCHLD.
     """
     if sys.platform == "darwin":  # os.waitid came to macOS with Python 3.13
         queue_ = select.kqueue()
@@ -172,5 +174,5 @@ _spawner = ServiceThread("llmsession-spawner")
 
 
 def submit(job: Callable[[], None], on_failure: Callable[[BaseException], None]) -> None:
-    """Call `job` in the thread that starts children. Raises BackendError if that thread cannot be started."""
+    """Run `job` in the thread that starts children. Raises BackendError if that thread cannot be started."""
     _spawner.submit(job, on_failure)

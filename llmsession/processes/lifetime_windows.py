@@ -1,6 +1,6 @@
-"""An owned process on Windows: in a Job Object that the kernel ends when our last handle to it is gone.
+"""An owned process on Windows, in a Job Object that the kernel ends when the last handle to it is closed.
 
-https://learn.microsoft.com/windows/win32/procthread/job-objects. Written with care, not yet run: see README.
+https://learn.microsoft.com/windows/win32/procthread/job-objects. Not run yet: see README.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ _ntdll.NtResumeProcess.argtypes = [ctypes.c_void_p]
 
 
 class OwnedProcess:
-    """A running child. `wait` is called once, by the thread that attends it; the rest may come from any thread."""
+    """A running child. The attending thread calls `wait` once; the other methods may be called from any thread."""
 
     def __init__(self, popen: subprocess.Popen[bytes], job: int) -> None:
         self._popen = popen
@@ -74,7 +74,10 @@ class OwnedProcess:
     def spawn(
         cls, argv: Sequence[str], env: Mapping[str, str], *, stdout: int, stderr: int, watches_stdin: bool
     ) -> OwnedProcess:
-        """Start it, suspended until the job holds it, so that it is never outside. Raises OSError."""
+        """Start the process suspended, and resume it once it is in the job, so that it is never outside.
+
+        Raises OSError.
+        """
         del watches_stdin  # the job ends it in any case
         job = _new_job()
         try:
@@ -100,7 +103,7 @@ class OwnedProcess:
         return cls(popen, job)
 
     def wait(self) -> int:
-        """Block until it has ended, and end what is left of its job. Gives the exit code."""
+        """Block until it has exited, and end what is left of its job. Return the exit code."""
         returncode = self._popen.wait()
         with self._lock:
             if self._job is not None:
@@ -111,32 +114,32 @@ class OwnedProcess:
         return returncode
 
     def write_line(self, line: bytes) -> None:
-        """To its stdin, in so far as it still reads."""
+        """Write to its stdin, if it still reads."""
         with self._stdin_lock, contextlib.suppress(OSError, ValueError):
             if self._stdin is not None:
                 self._stdin.write(line)
 
     def close_stdin(self) -> None:
-        """End its input."""
+        """Close its stdin."""
         with self._stdin_lock, contextlib.suppress(OSError):
             if self._stdin is not None:
                 self._stdin.close()
             self._stdin = None
 
     def terminate(self) -> None:
-        """Ask it to end (CTRL_BREAK, the nearest to SIGTERM)."""
+        """Ask it to end (CTRL_BREAK, the closest to SIGTERM)."""
         with contextlib.suppress(OSError):
             self._popen.send_signal(signal.CTRL_BREAK_EVENT)
 
     def kill(self) -> None:
-        """End it and everything it started at once."""
+        """Kill it and everything that it started."""
         with self._lock:
             if self._job is not None:
                 _kernel32.TerminateJobObject(self._job, 1)
 
 
 def kill_stray(pid: int) -> None:
-    """End what an earlier run of ours left; the caller has made sure that it is that one."""
+    """Kill what an earlier run left. The caller has made sure that it is that one."""
     subprocess.run(["taskkill", "/F", "/T", "/PID", str(pid)], check=False, capture_output=True)  # noqa: S607
 
 
@@ -144,7 +147,7 @@ _spawner = ServiceThread("llmsession-spawner")
 
 
 def submit(job: Callable[[], None], on_failure: Callable[[BaseException], None]) -> None:
-    """Call `job` in the thread that starts children. Raises BackendError if that thread cannot be started."""
+    """Run `job` in the thread that starts children. Raises BackendError if that thread cannot be started."""
     _spawner.submit(job, on_failure)
 
 

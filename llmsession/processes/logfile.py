@@ -1,6 +1,7 @@
-"""One pair of files for each run of a child: NAME.log takes stderr, NAME.out takes stdout.
+"""The two log files of each run of a child: NAME.log for stderr, NAME.out for stdout.
 
-Files and not pipes: a grandchild that holds a pipe open cannot hang us, and the last words of a dead child stay.
+Files and not pipes: a grandchild that holds a pipe open cannot make us hang, and the last words of a dead child are
+kept.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ _OURS = re.compile(r"(.+-\d{8}-\d{6}-\d+-\d+)\.(?:log|out|log\.1)")
 
 
 class LogFile:
-    """The log of one run. `path` is its stderr, `out_path` its stdout; both are private to the user."""
+    """The log of one run. `path` is its stderr, `out_path` its stdout. Both are private to the user."""
 
     def __init__(self, folder: Path, name: str) -> None:
         stamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime())
@@ -39,7 +40,7 @@ class LogFile:
         self.out_path = folder / f"{stem}.out"
 
     def open(self) -> tuple[int, int]:
-        """Create both files, clear old runs away. Gives descriptors for stdout and stderr; the caller closes them."""
+        """Create both files, and remove old runs. Return descriptors for stdout and stderr, which the caller closes."""
         prune(self.path.parent)
         flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_EXCL
         out = os.open(self.out_path, flags, 0o600)
@@ -52,28 +53,28 @@ class LogFile:
         return out, log
 
     def read_out(self, offset: int = 0) -> bytes:
-        """What the child wrote to stdout, from `offset` on."""
+        """Return what the child wrote to stdout, from `offset` on."""
         return _read(self.out_path, offset)
 
     def read_log(self, offset: int = 0) -> bytes:
-        """What it wrote to stderr."""
+        """Return what the child wrote to stderr, from `offset` on."""
         return _read(self.path, offset)
 
     def size(self) -> int:
-        """Bytes of stderr so far: any word is a sign of life."""
+        """The bytes of stderr so far: any output is a sign of life."""
         with contextlib.suppress(OSError):
             return self.path.stat().st_size
         return 0
 
     def tail(self, lines: int = 20) -> str:
-        """The last lines of stderr: what an error shows."""
+        """Return the last lines of stderr, for error messages."""
         with contextlib.suppress(OSError), self.path.open("rb") as file:
             file.seek(max(0, self.path.stat().st_size - 200 * lines))
             return "\n".join(file.read().decode(errors="replace").splitlines()[-lines:])
         return ""
 
     def rotate(self) -> None:
-        """Where the log has grown too large, keep its end in NAME.log.1 and start over. Costs one stat otherwise."""
+        """If the log has grown too large, keep its end in NAME.log.1 and start over. Otherwise it costs one stat."""
         try:
             if self.path.stat().st_size <= LARGEST_LOG:
                 return
@@ -87,7 +88,7 @@ class LogFile:
 
 
 def prune(folder: Path) -> None:
-    """Remove the runs that were written to longest ago, beyond KEPT_RUNS and KEPT_BYTES; never one that still runs."""
+    """Remove the oldest runs beyond KEPT_RUNS and KEPT_BYTES, but none that is still running."""
     runs: dict[str, list[tuple[Path, os.stat_result]]] = {}
     for path in folder.iterdir():
         if (ours := _OURS.fullmatch(path.name)) is not None:

@@ -1,4 +1,4 @@
-"""Wait until a child is ready: a probe that is given, against its exit, against a deadline that moves with progress."""
+"""Waits until a child is ready: polls a probe until it exits, or until a deadline that progress extends."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ OFTEN_FOR = 1.0
 
 
 class ProbeResult(msgspec.Struct, frozen=True, kw_only=True):
-    """What a probe saw. Any change of `progress` moves the deadline."""
+    """What a probe saw. Any change of `progress` extends the deadline."""
 
     ready: bool = False
     progress: Hashable = None
@@ -30,7 +30,7 @@ Probe = Callable[[], Awaitable[ProbeResult]]
 
 
 async def await_ready(probe: Probe, exited: Latch, *, timeout: float) -> bool:
-    """True when the probe says ready, False when the child has exited first. Raises NotReadyError.
+    """Return True when the probe reports ready, False if the child exits first. Raises NotReadyError.
 
     `timeout` is in seconds, counted again from each progress.
     """

@@ -1,7 +1,7 @@
-"""A small file for each child that runs, so that a later run can clear what a lost one left.
+"""A small file for each running child, so that a later run can clear up what a lost one left.
 
-The last of the defences against orphans: it acts only where a kernel killed us in the one instant that the others miss.
-A process is ours only if its number *and* its time of birth are those on record: numbers are used again.
+The last defence against orphans: it matters only if this process was killed in the one instant that the others miss. A
+process is ours only if its id *and* its start time match the record, because ids are reused.
 """
 
 from __future__ import annotations
@@ -22,8 +22,9 @@ _log = logging.getLogger("llmsession.processes")
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True):
-    """Who runs, since when, and for whom. Times are seconds since the epoch, as psutil gives them. `note` is for others
-    who look for it, such as where it listens.
+    """Which process runs, since when, and for whom. Times are seconds since the epoch, as psutil reports them.
+
+    `note` is for other programs of this user, such as where the server listens.
     """
 
     pid: int
@@ -41,7 +42,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def write_record(folder: Path, pid: int, *, name: str, log: Path, note: Mapping[str, str] | None = None) -> Path | None:
-    """Put it on record, for this user's eyes only; None if the process is gone or the folder cannot be written."""
+    """Write the record, readable by this user only. None if the process is gone or the folder cannot be written."""
     with contextlib.suppress(OSError, ValueError, psutil.Error):  # ValueError: a path that is not UTF-8
         record = Record(
             pid=pid,
@@ -59,7 +60,7 @@ def write_record(folder: Path, pid: int, *, name: str, log: Path, note: Mapping[
 
 
 def read_records(folder: Path) -> dict[Path, Record]:
-    """All that are there and can be read."""
+    """Return all records that can be read."""
     records = {}
     for path in folder.glob("*.json"):
         try:
@@ -72,7 +73,7 @@ def read_records(folder: Path) -> dict[Path, Record]:
 
 
 def clear_leftovers(folder: Path) -> list[int]:
-    """Kill the children of owners that are gone; remove their records. Gives the process ids it ended."""
+    """Kill the children of owners that are gone, and remove their records. Return the process ids that were killed."""
     ended = []
     for path, record in read_records(folder).items():
         if _is_alive(record.owner_pid, record.owner_started):

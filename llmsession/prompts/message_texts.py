@@ -1,4 +1,4 @@
-"""Everything in messages that somebody wrote, to be looked through or changed. Pure."""
+"""Every text in messages that somebody wrote, to be searched or changed. Pure."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ _SPACES = ("\u200b", "\u2060")
 
 
 def choose_space(texts: Sequence[str]) -> str:
-    """One that is in none of the texts, if there is."""
+    """Return a character that is in none of the texts, if there is one."""
     return next((space for space in _SPACES if not any(space in text for text in texts)), _SPACES[0])
 
 
 def texts_of(messages: Sequence[Message]) -> Iterable[str]:
-    """Everything in them that somebody wrote."""
+    """Yield every text in the messages that somebody wrote."""
     for message in messages:
         yield from (message.content, message.name or "", message.tool_call_id or "")
         for call in message.tool_calls:
@@ -28,7 +28,7 @@ def texts_of(messages: Sequence[Message]) -> Iterable[str]:
 
 
 def strings_of(value: Any) -> Iterable[str]:
-    """Every string in what JSON holds, keys too."""
+    """Yield every string in a JSON value, including keys."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, dict):
@@ -41,7 +41,7 @@ def strings_of(value: Any) -> Iterable[str]:
 
 
 def map_texts(message: Message, change: Callable[[str], str]) -> Message:
-    """With each of its texts changed."""
+    """Return the message with each of its texts changed."""
     return msgspec.structs.replace(
         message,
         content=change(message.content),
@@ -55,7 +55,7 @@ def map_texts(message: Message, change: Callable[[str], str]) -> Message:
 
 
 def map_strings(value: Any, change: Callable[[str], str]) -> Any:
-    """The same with each string changed."""
+    """Return the JSON value with each string changed."""
     if isinstance(value, str):
         return change(value)
     if isinstance(value, dict):

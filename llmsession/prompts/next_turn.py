@@ -17,7 +17,10 @@ _PLACE = "\uf8ff"
 
 
 def open_next(messages: Sequence[Message], place: str, *, typing: bool = False) -> list[Message]:
-    """With `place` where the next that is said will go on: in a turn after the last one, or, `typing`, at its end."""
+    """Return the messages with `place` where the next text goes.
+
+    That is in a new turn, or with `typing` at the end of the last one.
+    """
     last = messages[-1]
     if typing and last.role is Role.USER:
         return [*messages[:-1], msgspec.structs.replace(last, content=last.content + place)]
@@ -27,7 +30,7 @@ def open_next(messages: Sequence[Message], place: str, *, typing: bool = False) 
 
 
 def encode_next(encoding: PromptEncoding, turns: Sequence[Message], *, typing: bool = False) -> list[Part]:
-    """What the next prompt will begin with, in parts: see `open_next`."""
+    """Return what the next prompt will begin with, in parts. See `open_next`."""
     place = _PLACE
     while any(place in turn.content for turn in turns):
         place += _PLACE

@@ -1,4 +1,4 @@
-"""A prompt taken apart: which part of it is whose, and which tokens are which part's. Pure."""
+"""Takes a prompt apart: whose each part is, and which tokens belong to it. Pure."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from llmsession.types.messages import Control, Role, Text
 def find_contents(
     text: str, skeleton: str, contents: Mapping[str, tuple[Role, str]], last: Role | None
 ) -> list[Part] | None:
-    """The parts of a rendered chat, by the same chat with a mark in place of each content; None if the two differ.
+    """Return the parts of a rendered chat, by comparing it with the same chat with a mark for each content.
 
-    What stands between two contents is of the turn that it opens; what stands behind the last, of `last`. Templates
-    trim contents.
+    None if the two differ. Text between two contents belongs to the turn that it opens, text after the last content to
+    `last`. Templates trim contents.
     """
     split = re.split(f"([{''.join(contents)}])", skeleton) if contents else [skeleton]
     parts: list[Part] = []
@@ -41,7 +41,7 @@ def find_contents(
 
 
 def read_pieces(parts: Sequence[Part], tokens: Sequence[tuple[int, bytes]]) -> list[PromptPiece]:
-    """The parts with their tokens. One that lies across a border is of the piece in which it begins."""
+    """Return the parts with their tokens. A token that crosses a border belongs to the piece in which it starts."""
     joined: list[tuple[Role | None, Piece]] = []
     for role, pieces in parts:
         for piece in join_pieces(pieces):
@@ -57,7 +57,10 @@ def read_pieces(parts: Sequence[Part], tokens: Sequence[tuple[int, bytes]]) -> l
 
 
 def _share(texts: Sequence[str], tokens: Sequence[tuple[int, bytes]]) -> list[list[int]]:
-    """Tokens have bytes that no text has: a first token that the engine adds, and SentencePiece's spaces."""
+    """Assign tokens to texts.
+
+    Some bytes are in no text: a first token that the engine adds, and SentencePiece's spaces.
+    """
     written = "".join(texts).encode()
     ends: list[int] = []
     for text in texts:

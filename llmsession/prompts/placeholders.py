@@ -1,7 +1,7 @@
-"""Which parts of a prompt a tokenizer would wrongly take for special tokens, and a prompt with stand-ins for them.
+"""Finds the parts of a prompt that a tokenizer would wrongly read as special tokens, and puts placeholders there.
 
-Pure: what the tokens are is for safe_prompt. A stand-in is one character of the private-use area, so that everything
-around it is tokenized as it always is: splitting a prompt into pieces would change tokens at each joint.
+Pure: the writer asks for the tokens. A placeholder is one character of the private-use area, so that everything around
+it is tokenized as usual: splitting a prompt into pieces would change the tokens at each joint.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ _FIRST, _LAST = 0xE000, 0xF8FF
 
 
 class Escaped(msgspec.Struct, frozen=True, kw_only=True):
-    """`text` with stand-ins, and what each of them stands for."""
+    """`text` with placeholders, and what each of them stands for."""
 
     text: str
     meant: dict[str, str]
 
     @property
     def count(self) -> int:
-        """How many places were defused."""
+        """The number of places that were escaped."""
         return sum(self.text.count(mark) for mark in self.meant)
 
 
 def escape_pieces(pieces: Sequence[Piece], find: Callable[[str], list[Span]]) -> Escaped:
-    """`find` says where special tokens are spelt. Of each that is not all control, the part in a text is replaced."""
+    """Replace the part of each special token's spelling that lies in a text. `find` returns where they are spelled."""
     text = "".join(piece.text for piece in pieces)
     inside: list[Span] = []
     at = 0
@@ -45,7 +45,7 @@ def escape_pieces(pieces: Sequence[Piece], find: Callable[[str], list[Span]]) ->
 
 
 def _within(spans: Iterable[Span], inside: Sequence[Span]) -> list[Span]:
-    """The parts of the spans that lie inside. Both are in order; those inside do not overlap."""
+    """Return the parts of the spans that lie inside. Both are in order, and those of `inside` do not overlap."""
     found = []
     ends = [last for _, last in inside]
     for start, end in spans:
@@ -58,7 +58,7 @@ def _within(spans: Iterable[Span], inside: Sequence[Span]) -> list[Span]:
 
 
 class Placeholders:
-    """Stand-ins that occur nowhere in the texts; the same one for the same part."""
+    """Placeholders that occur in none of the texts. The same part gets the same one."""
 
     def __init__(self, *texts: str) -> None:
         used = {letter for text in texts for letter in text if _FIRST <= ord(letter) <= _LAST}
@@ -66,14 +66,14 @@ class Placeholders:
         self._of: dict[str, str] = {}
 
     def mark(self, part: str) -> str:
-        """The stand-in for it. Raises StopIteration where a text holds the whole area: nobody writes that."""
+        """Return the placeholder for a part. Raises StopIteration if a text uses the whole private-use area."""
         if part not in self._of:
             self._of[part] = next(self._free)
         return self._of[part]
 
 
 def replace_spans(text: str, spans: Iterable[Span], marks: Placeholders) -> Escaped:
-    """With a stand-in for each span; those that overlap are one."""
+    """Replace each span with a placeholder. Overlapping spans become one."""
     meant: dict[str, str] = {}
     written: list[str] = []
     at = 0
@@ -86,7 +86,7 @@ def replace_spans(text: str, spans: Iterable[Span], marks: Placeholders) -> Esca
 
 
 def merge_spans(spans: Iterable[Span]) -> list[Span]:
-    """In order, without overlaps."""
+    """Return the spans in order, without overlaps."""
     merged: list[Span] = []
     for start, end in sorted(spans):
         if merged and start < merged[-1][1]:

@@ -1,4 +1,4 @@
-"""What a system prompt may hold: `{now}` and `{model}`. Nothing else in braces is touched, and no other text at all."""
+"""Fills in `{now}` and `{model}` in a system prompt. Other text, and other braces, are left unchanged."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ from datetime import datetime
 
 
 def render_system_prompt(text: str, *, model: str, now: datetime | None = None) -> str:
-    """With the model's name and the local time, to the minute: so a prompt's start stays the same, and cached, for one.
+    """Fill in the model's name and the local time, such as `Friday 2026-11-20 19:19`.
 
-    As `Friday 2026-11-20 19:19`. The name is not looked through for braces again.
+    The time has minutes only, so that a prompt's start stays the same, and cached, for a minute. Braces in the name are
+    not filled in.
     """
     if "{now}" not in text and "{model}" not in text:
         return text

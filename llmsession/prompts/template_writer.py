@@ -1,7 +1,7 @@
-"""TemplateWriter: prompts by the model's own template, which the server applies; texts in them stay texts.
+"""TemplateWriter: prompts written by the model's own template, which the server applies. Texts in them stay texts.
 
-The template gets a stand-in for each spelling of a special token, and for nothing else: templates trim contents and
-branch on them. What it wrote is then cut at the stand-ins.
+The template gets a placeholder for each spelling of a special token, and for nothing else, because templates trim
+contents and branch on them. Its output is then cut at the placeholders.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ _EMPTY_THOUGHT = re.compile(rf"{THINK}\s*{THINK_END}\s*")
 
 
 class ChatPrompt(Prompt, frozen=True, kw_only=True):
-    """`in_thought`: it ends inside of one. `think_token`: a thought begins with a token, and not with letters."""
+    """A rendered prompt. `in_thought`: it ends inside a thought. `think_token`: a thought starts with a token."""
 
     in_thought: bool
     think_token: bool
 
 
 class TemplateWriter:
-    """For the chats of one model on one server. `extra` are further fields of the request, tools among them."""
+    """Writes the chats of one model on one server. `extra`: further fields of the request, such as tools."""
 
     def __init__(self, writer: PromptWriter, client: HttpClient, *, model: str, extra: Mapping[str, Any]) -> None:
         self._writer = writer
@@ -50,13 +50,13 @@ class TemplateWriter:
         self._extra = dict(extra)
 
     async def is_plain(self, messages: Sequence[Message]) -> bool:
-        """Whether no text of theirs spells a token, or a part of one at an edge."""
+        """Whether no text of the messages spells a special token, or a part of one at an edge."""
         return not any((await self._find(messages)).values())
 
     async def can_continue(self, messages: Sequence[Message], begun: Delivered, *, may_close: bool = False) -> bool:
-        """Whether the server's template takes a begun reply as it is: some write what no model was trained on.
+        """Whether the server's template writes a started reply as it is: some write what no model was trained on.
 
-        `may_close`: also where it puts an empty thought before it.
+        `may_close`: also accept an empty thought before it.
         """
         before, after = [await self.apply(messages, begun=reply) for reply in (None, begun)]
         if begun.reasoning:
@@ -71,10 +71,10 @@ class TemplateWriter:
     async def write(
         self, messages: Sequence[Message], *, start: str = "", begun: Delivered | None = None
     ) -> ChatPrompt | None:
-        """A prompt for a reply; None if no text spells a token: then the chat is sent as it is.
+        """Return the prompt for a reply; None if no text spells a special token, so that the chat is sent as it is.
 
-        `start` is what the reply is to begin with. With a `begun` reply, None if nobody knows how this model marks
-        its thoughts, or what it quotes.
+        `start`: what the reply begins with. With a `begun` reply, None if it is unknown how the model marks its
+        thoughts, or whether it quotes a token.
         """
         spans = await self._find(messages)
         if begun is None and not start and not any(spans.values()):
@@ -105,13 +105,13 @@ class TemplateWriter:
         )
 
     async def write_next(self, messages: Sequence[Message], *, typing: bool = False) -> Prompt:
-        """What the next prompt will begin with: see messages.open_next."""
+        """Return what the next prompt will begin with. See next_turn.open_next."""
         rendering, place = await self._open_next(messages, typing=typing)
         rendered = await rendering.apply(_WITHOUT_REPLY)
         return await self._writer.write_marked(rendering.cut(rendered.partition(place)[0]))
 
     async def read_parts(self, messages: Sequence[Message], *, reply: bool) -> list[Part]:
-        """The prompt for a reply, or what the next prompt will begin with, in parts."""
+        """Return the prompt for a reply, or what the next prompt will begin with, in parts."""
         if reply:
             rendering = _Rendering(self, messages, await self._find(messages))
             rendered, skeleton = await rendering.apply(), await rendering.apply_marked()
@@ -132,21 +132,21 @@ class TemplateWriter:
     async def apply(
         self, messages: Sequence[Message], begun: Delivered | None = None, extra: Mapping[str, Any] | None = None
     ) -> str:
-        """What the server's template makes of them."""
+        """Return what the server's template makes of the messages."""
         body = openai_api.encode_template(
             messages, model=self._model, extra={**self._extra, **(extra or {})}, begun=begun
         )
         return openai_api.decode_template(await self._client.post(openai_api.TEMPLATE_PATH, body))
 
     async def _find(self, messages: Sequence[Message]) -> dict[str, list[Span]]:
-        """Where each text spells a token, or a part of one at an edge."""
+        """Return where each text spells a special token, or a part of one at an edge."""
         texts = [*texts_of(messages)]
         vocabulary = await self._writer.learn(texts)
         return {text: vocabulary.find(text) + vocabulary.find_edges(text) for text in texts}
 
 
 class _Rendering:
-    """What the template makes of one conversation, with stand-ins in the texts."""
+    """What the template makes of one conversation, with placeholders in its texts."""
 
     def __init__(self, chat: TemplateWriter, messages: Sequence[Message], spans: Mapping[str, Sequence[Span]]) -> None:
         self.contents: dict[str, tuple[Role, str]] = {}
@@ -163,11 +163,11 @@ class _Rendering:
         return replaced.text
 
     async def apply(self, extra: Mapping[str, Any] | None = None) -> str:
-        """All of it, with what a reply begins with unless `extra` says otherwise."""
+        """Return the whole rendering, with the generation prompt unless `extra` says otherwise."""
         return await self._chat.apply(self._messages, extra=extra)
 
     async def apply_marked(self, extra: Mapping[str, Any] | None = None, place: str = "") -> str:
-        """The same with a mark for each content, which is then in `contents`, except for the `place`."""
+        """Return the rendering with a mark for each content, which is then in `contents`, except for the `place`."""
         marked: list[Message] = []
         for number, message in enumerate(self._messages):
             if message.content not in ("", place):
@@ -178,14 +178,15 @@ class _Rendering:
         return await self._chat.apply(marked, extra=extra)
 
     def cut(self, rendered: str) -> list[Piece]:
-        """At the stand-ins: only what the template's own words did not make harmless again stays replaced."""
+        """Cut at the placeholders. Only what the template's own words did not make harmless again stays replaced."""
         split = re.split(f"([{''.join(self._meant)}])", rendered) if self._meant else [rendered]
         return [Text(self._meant[part]) if part in self._meant else Control(part) for part in split if part]
 
     async def open_answer(self, rendered: str) -> str:
-        """With the beginning of an answer instead of that of a reply, where the template tells the two apart.
+        """Return the rendering with the start of an answer in place of the generation prompt.
 
-        What it puts before the answer of an earlier turn shows it: a thought that is over, or the name of a channel.
+        What the template writes before the answer of an earlier turn shows it: a closed thought, or the name of a
+        channel. Unchanged if the template does not tell the two apart.
         """
         place = self._marks.mark(_PLACE)
         said = [*self._messages, Message.assistant(place), Message.user("x")]

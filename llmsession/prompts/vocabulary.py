@@ -1,6 +1,6 @@
-"""Vocabulary: the spellings that a tokenizer would take for more than text, and the tokens of single bytes.
+"""Vocabulary: the spellings that a tokenizer would read as special tokens, and the tokens of single bytes.
 
-Those of a model's file, or, of a server whose file is elsewhere, those that it confirms when it is asked.
+They come from the model's file; for a server whose file is elsewhere, its tokenizer is asked.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ MOST_KNOWN = 4096
 
 
 class Vocabulary:
-    """Of one model. `special` are the ids whose spelling must not come from a text, with that spelling.
+    """The special tokens of one model. `special`: the ids whose spelling must not come from a text, with that spelling.
 
-    `shown` are those spellings that a reply has where the model said the token; the others are never seen.
+    `shown`: the spellings that appear in a reply when the model generates the token; the others never do.
     """
 
     def __init__(
@@ -51,17 +51,17 @@ class Vocabulary:
         self._longest = max(map(len, spellings), default=0)
 
     def find(self, text: str) -> list[tuple[int, int]]:
-        """Where a special token is spelt, also where two overlap: the longest at each place, in order."""
+        """Return where special tokens are spelled, even overlapping ones: the longest at each place, in order."""
         if self._pattern is None:
             return []
         return [(found.start(), found.end(1)) for found in self._pattern.finditer(text)]
 
     def may_spell(self, text: str) -> bool:
-        """Whether a special token is spelled in the text, or may be together with what stands around it."""
+        """Whether a special token is spelled in the text, or may be together with the text around it."""
         return bool(self.find(text) or self.find_edges(text))
 
     def find_edges(self, text: str) -> list[tuple[int, int]]:
-        """A beginning and an end of a text that what stands around it could make a spelling of."""
+        """Return the start and the end of a text that could form a spelling with the text around it."""
         lengths = range(min(self._longest - 1, len(text)), 0, -1)
         first = next((length for length in lengths if text[:length] in self._ends), 0)
         last = next((length for length in lengths if text[-length:] in self._starts), 0)
@@ -69,7 +69,10 @@ class Vocabulary:
 
 
 def read_vocabulary_of(path: Path) -> Vocabulary:
-    """Of a model's file, or of a folder of safetensors, which names the added tokens only. Raises InvalidModelError."""
+    """Read the vocabulary of a GGUF file, or of a folder of safetensors. Raises InvalidModelError.
+
+    A folder of safetensors names only the added tokens.
+    """
     if path.is_dir():
         added = read_added_tokens(path)
         return Vocabulary({id_: spelling for id_, spelling in added.items() if _is_marker(spelling)}, None)
@@ -84,7 +87,7 @@ def read_vocabulary_of(path: Path) -> Vocabulary:
 
 
 def _is_marker(spelling: str) -> bool:
-    """User-defined are also the runs of spaces of some vocabularies, and letters: those are ordinary text."""
+    """Whether a user-defined token is a marker: runs of spaces, and letters, are ordinary text."""
     return len(spelling) > 1 and not spelling.isspace() and not spelling.isalnum()
 
 
@@ -99,7 +102,7 @@ def _find_byte_tokens(table: TokenTable) -> list[int] | None:
 
 
 def _byte_letters() -> list[str]:
-    """GPT-2's: printable bytes are themselves, the others letters from U+0100 on.
+    """Return GPT-2's letters for bytes: printable ones stand for themselves, the others are letters from U+0100 on.
 
     https://github.com/openai/gpt-2/blob/master/src/encoder.py
     """
@@ -109,7 +112,7 @@ def _byte_letters() -> list[str]:
 
 
 def _compile(spellings: Iterable[str]) -> re.Pattern[str] | None:
-    """One expression for all, as a tree of their letters: thousands of them cost no more than a few."""
+    """Return one expression for all spellings, as a tree of letters: thousands of them cost no more than a few."""
     tree: dict[str, dict] = {}  # type: ignore[type-arg]
     for spelling in spellings:
         node = tree
@@ -120,7 +123,10 @@ def _compile(spellings: Iterable[str]) -> re.Pattern[str] | None:
 
 
 def _write(node: dict[str, dict]) -> str:  # type: ignore[type-arg]
-    """Longer spellings are tried before those that they begin with. Chains of letters are not groups."""
+    """Return the expression of a node.
+
+    Longer spellings are tried before their prefixes. A chain of letters is no group.
+    """
     prefix = ""
     while len(node) == 1 and "" not in node:
         letter, node = next(iter(node.items()))
@@ -133,9 +139,10 @@ def _write(node: dict[str, dict]) -> str:  # type: ignore[type-arg]
 
 
 class RemoteVocabulary:
-    """Of a server whose file is elsewhere: its tokenizer is asked what of a text that looks special is one token.
+    """The vocabulary of a server whose file is elsewhere: its tokenizer is asked what looks special in a text.
 
-    `exact`: the tokenizer tells the bytes of each token, so that one request answers for all; else each is a request.
+    `exact`: the tokenizer reports the bytes of each token, so that one request is enough for all; otherwise each
+    candidate is a request.
     """
 
     def __init__(self, client: HttpClient, *, exact: bool) -> None:
@@ -145,7 +152,7 @@ class RemoteVocabulary:
         self._ordinary: dict[str, None] = {}  # the last ones that were asked for
 
     async def learn(self, texts: Iterable[str]) -> Vocabulary:
-        """Return what is known after these texts were looked through."""
+        """Look through these texts, and return what is known then."""
         looked = {candidate: None for text in texts for candidate in find_candidates(text)}
         fresh = [text for text in looked if text not in self._special and text not in self._ordinary]
         if len(fresh) > 1 and self._exact:
@@ -184,7 +191,7 @@ class RemoteVocabulary:
 
 
 def find_candidates(text: str) -> Iterator[str]:
-    """What looks like the spelling of a special token, also where one stands inside of another."""
+    """Yield everything that looks like a special token, even if one is inside another."""
     at = 0
     while (found := _LOOKS_SPECIAL.search(text, at)) is not None:
         yield found[0]
@@ -192,12 +199,12 @@ def find_candidates(text: str) -> Iterator[str]:
 
 
 def look_special(text: str) -> list[tuple[int, int]]:
-    """Where something stands that looks like one, for a server that has no tokenizer to ask. Not where it is HTML."""
+    """Return where something looks like a special token, for a server that cannot be asked. HTML does not count."""
     return [found.span() for found in _SURELY_SPECIAL.finditer(text)]
 
 
 class VocabularyLoader:
-    """A vocabulary that is read while the engine loads: of a large one that takes half a second."""
+    """Reads a vocabulary while the engine loads: a large one takes half a second."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -214,7 +221,7 @@ class VocabularyLoader:
         self._read.set()
 
     async def wait(self) -> Vocabulary:
-        """It, once it is read. Raises InvalidModelError if the file has changed meanwhile."""
+        """Return the vocabulary once it is read. Raises InvalidModelError if the file has changed meanwhile."""
         await self._read.wait()
         if isinstance(self._found, Exception):
             raise self._found

@@ -1,7 +1,7 @@
-"""PromptWriter: prompts in which no text is ever a special token, for one server.
+"""PromptWriter: writes prompts for one server, in which no text is ever a special token.
 
-A text without the spelling of one is sent as text, as always. With one, the whole prompt is tokenized at once, with a
-stand-in where the spelling is, and the stand-in's tokens are then replaced by those of the spelling's letters.
+A text that spells no special token is sent as text. Otherwise the whole prompt is tokenized at once, with a placeholder
+for the spelling, and the placeholder's tokens are replaced with those of the spelling's letters.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ T = TypeVar("T")
 
 
 class Prompt(msgspec.Struct, frozen=True, kw_only=True):
-    """What to send. `neutralized`: how many spellings in texts were kept from being special tokens.
+    """The prompt to send. `neutralized`: how many spellings in texts were kept from being special tokens.
 
-    `space`: the character that was put inside of each for that, where there was no other way.
+    `space`: the character that was put inside each of them, if there was no other way.
     """
 
     prompt: str | list[int]
@@ -43,7 +43,7 @@ class Prompt(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class PromptWriter:
-    """For one server, whose tokenizer it asks. `exact`: that tells the bytes of each token; old ones do not."""
+    """Writes prompts for one server. `exact`: its tokenizer reports the bytes of each token; old ones do not."""
 
     def __init__(self, client: HttpClient, vocabulary: Vocabulary | RemoteVocabulary, *, exact: bool = True) -> None:
         self._client = client
@@ -53,7 +53,7 @@ class PromptWriter:
         self._adds: dict[str, bool] = {}
 
     async def write(self, pieces: Sequence[Piece]) -> Prompt:
-        """Of an encoding's pieces."""
+        """Return the prompt for the pieces of an encoding."""
         vocabulary = await self.learn(["".join(piece.text for piece in pieces)])
         pieces = await self._without_second_bos(pieces, vocabulary)
         text = "".join(piece.text for piece in pieces)
@@ -68,13 +68,13 @@ class PromptWriter:
         return Prompt(prompt=await self._tokenize(defused, vocabulary), neutralized=defused.count)
 
     async def thinks_by_token(self) -> bool:
-        """Whether a thought begins with a token of the model, and not with letters that could be an answer."""
+        """Whether a thought starts with a token of the model, and not with letters that could be an answer."""
         return THINK in (await self.learn([])).special.values()
 
     async def tokenize_prefix(self, text: str, start: str = "") -> list[Piece] | None:
-        """A reply that has begun, by what the model said as tokens; None if it might have quoted them.
+        """Return the pieces of a started reply, as tokens of the model; None if the model might have quoted them.
 
-        `start` stands before it: that the model was given, and it is text.
+        `start` is the given beginning of the reply, which is text.
         """
         vocabulary = await self.learn([start, text])
         before, mark, after = text.partition(THINK)
@@ -87,7 +87,7 @@ class PromptWriter:
         return [piece for piece in [Text(start), *pieces] if piece.text]
 
     async def write_marked(self, pieces: Sequence[Piece]) -> Prompt:
-        """Of a template's pieces, which are sent as they are where no text spells a token."""
+        """Return the prompt for the pieces of a template, unchanged if no text spells a special token."""
         vocabulary = await self.learn([])
         pieces = await self._without_second_bos(pieces, vocabulary)
         size = sum(len(piece.text) for piece in pieces)
@@ -97,7 +97,7 @@ class PromptWriter:
         return Prompt(prompt=await self._tokenize(defused, vocabulary), neutralized=defused.count)
 
     async def go_on(self, prompt: list[int], text: str) -> Prompt:
-        """Token ids, and a text behind them of which nothing is special."""
+        """Return a prompt of token ids, followed by a text in which nothing is special."""
         vocabulary = await self.learn([text])
         ids, at, count = list(prompt), 0, 0
         for start, end in merge_spans(vocabulary.find(text)):
@@ -106,18 +106,18 @@ class PromptWriter:
         return Prompt(prompt=[*ids, *await self._go_on(text[at:], vocabulary)], neutralized=count)
 
     async def read_tokens(self, prompt: str | list[int]) -> list[tuple[int, bytes]]:
-        """What the engine makes of a prompt: the ids, and the bytes of each."""
+        """Return the ids and the bytes of a prompt's tokens, as the engine reads it."""
         body = completion_api.encode_tokenize_pieces(prompt)
         return completion_api.decode_pieces(await self._client.post("/tokenize", body))
 
     async def learn(self, texts: Iterable[str]) -> Vocabulary:
-        """The vocabulary, as far as it matters to these texts."""
+        """Return the vocabulary, as far as it matters for these texts."""
         if isinstance(self._vocabulary, RemoteVocabulary):
             return await self._vocabulary.learn(texts)
         return self._vocabulary
 
     async def _without_second_bos(self, pieces: Sequence[Piece], vocabulary: Vocabulary) -> Sequence[Piece]:
-        """Without the first token's spelling where the server puts that token in front by itself."""
+        """Remove the spelling of the first token if the server adds that token itself."""
         text = "".join(piece.text for piece in pieces)
         starts = [end for start, end in vocabulary.find(text[:200]) if start == 0]
         if not starts or isinstance(pieces[0], Text):
@@ -136,7 +136,7 @@ class PromptWriter:
         return kept
 
     async def _tokenize(self, defused: Escaped, vocabulary: Vocabulary) -> list[int]:
-        """The tokens of the prompt, with those of each spelling's letters in its place."""
+        """Return the tokens of the prompt, with the tokens of its letters in place of each spelling."""
         tokens = await self.read_tokens(defused.text)
         spelt = {mark: await self._spell(part, vocabulary) for mark, part in defused.meant.items()}
         parts = await _apart(len(defused.text), _replace_marks, tokens, defused)
@@ -153,7 +153,7 @@ class PromptWriter:
         return ids
 
     async def _tokenize_parts(self, defused: Escaped, spelt: dict[str, list[int]]) -> list[int]:
-        """The parts between the stand-ins each by itself."""
+        """Tokenize the parts between the placeholders separately."""
         ids: list[int] = []
         for number, part in enumerate(re.split(f"([{''.join(defused.meant)}])", defused.text)):
             if part in spelt:
@@ -163,13 +163,13 @@ class PromptWriter:
         return ids
 
     async def _spell(self, part: str, vocabulary: Vocabulary) -> list[int]:
-        """The tokens of a spelling's letters."""
+        """Return the tokens of a spelling's letters."""
         if part not in self._spelt:
             self._spelt[part] = await self._go_on(part, vocabulary)
         return self._spelt[part]
 
     async def _go_on(self, text: str, vocabulary: Vocabulary) -> list[int]:
-        """The tokens of a text, as in the middle of another, none of them special."""
+        """Return the tokens of a text as in the middle of another text, without special tokens."""
         if not text:
             return []
         apart = await self._ask(_APART, add_special=False, parse_special=False)
@@ -180,7 +180,7 @@ class PromptWriter:
         return ids
 
     async def _bytes(self, data: bytes, vocabulary: Vocabulary) -> list[int]:
-        """A token each; where the vocabulary has none, the tokens of each character, as in the middle of a text."""
+        """Return a token for each byte; if the vocabulary lacks those, the tokens of each character."""
         if vocabulary.byte_tokens is not None:
             return [vocabulary.byte_tokens[byte] for byte in data]
         apart = await self._ask(_APART, add_special=False, parse_special=False)
@@ -201,19 +201,19 @@ def _may_spell(pieces: Sequence[Piece], vocabulary: Vocabulary) -> bool:
 
 
 def says_token(text: str, vocabulary: Vocabulary) -> bool:
-    """Whether it may be that the model said a special token there, and did not quote one."""
+    """Whether the model may have generated a special token there, rather than quoted it."""
     return any(text[start:end] in vocabulary.shown for start, end in vocabulary.find(text))
 
 
 async def _apart(size: int, function: Callable[..., T], *arguments: Any) -> T:
-    """Call it; for a long text in a thread, so that others have their turn meanwhile."""
+    """Call the function; for a long text in a thread, so that the event loop stays responsive."""
     return function(*arguments) if size < LONG_TEXT else await run_in_thread(function, *arguments)
 
 
 def _replace_marks(tokens: Sequence[tuple[int, bytes]], defused: Escaped) -> list[int | str | bytes] | None:
-    """The tokens in order, with the mark in the place of each stand-in, and bytes for what else its token held.
+    """Return the tokens in order, with a mark for each placeholder, and bytes for the rest of its token.
 
-    None if not all stand-ins are found.
+    None if not all placeholders are found.
     """
     written = b"".join(piece for _, piece in tokens)
     places = _find_marks(written, defused)
@@ -244,7 +244,7 @@ def _replace_marks(tokens: Sequence[tuple[int, bytes]], defused: Escaped) -> lis
 
 
 def _find_marks(written: bytes, defused: Escaped) -> list[tuple[int, int, str]]:
-    """Where the stand-ins are among the bytes of the tokens."""
+    """Return where the placeholders are in the bytes of the tokens."""
     if not defused.meant:
         return []
     pattern = re.compile(b"|".join(re.escape(mark.encode()) for mark in defused.meant))

@@ -1,4 +1,4 @@
-"""What comes back from a model: Completion and the values inside it. Plain data, no behaviour."""
+"""What a model returns: Completion and the values inside it. Plain data."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class StopReason(enum.StrEnum):
 
 
 class Usage(msgspec.Struct, frozen=True, kw_only=True):
-    """Tokens of one reply. `cached_tokens` is the part of the prompt that did not have to be evaluated.
+    """The tokens of one reply. `cached_tokens`: the part of the prompt that did not have to be evaluated.
 
     A `reply_start` is a part of the prompt.
     """
@@ -32,26 +32,29 @@ class Usage(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def total_tokens(self) -> int:
-        """Prompt and completion together: what the conversation now takes of its context."""
+        """Prompt and completion together: the tokens that the conversation now takes of its context."""
         return self.prompt_tokens + self.completion_tokens
 
 
 class TokenPerformance(msgspec.Struct, frozen=True, kw_only=True):
-    """So many tokens in so many seconds."""
+    """A number of tokens, and the seconds they took."""
 
     count: int = 0
     seconds: float = 0.0
 
     @property
     def rate(self) -> float:
-        """Tokens a second; 0.0 where no time was measured."""
+        """Tokens per second; 0.0 if no time was measured."""
         return self.count / self.seconds if self.seconds > 0 else 0.0
 
 
 class Timings(msgspec.Struct, frozen=True, kw_only=True):
-    """How long the engine worked. `first_token_seconds` is what the caller waited, from the request being sent.
+    """How long the engine worked.
 
-    `generated` leaves out the first token, as the engine does: it comes with the prompt's evaluation.
+    `first_token_seconds`: the caller's wait, from sending the request to the first token.
+
+    `generated` does not include the first token, as in the engine's own figures: it comes with the evaluation of the
+    prompt.
     """
 
     prompt: TokenPerformance = TokenPerformance()
@@ -60,9 +63,9 @@ class Timings(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Token(msgspec.Struct, frozen=True, kw_only=True):
-    """A token with its natural-log probability; `top` are the likeliest at that place, where they were asked for.
+    """A token with its natural-log probability. `top`: the likeliest tokens at that place, if they were requested.
 
-    `text` may be a part of a character (then U+FFFD stands in for it).
+    `text` may be a part of a character, which is then U+FFFD.
     """
 
     id: int
@@ -76,13 +79,13 @@ LONGEST_SHOWN = 80
 
 
 class Completion(msgspec.Struct, frozen=True, kw_only=True):
-    """A reply and everything that is known about it.
+    """A reply, and everything that is known about it.
 
-    `stop_phrase` is the phrase that ended it, with `STOP_PHRASE`. `context_full` says that it was cut because the
-    context had no room left. `tokens` is empty unless `top_logprobs` was given. `neutralized`: how many spellings of
-    special tokens stood in texts, and were kept from being more than text. `restarts`: how often the server ended
-    and was started again while it replied; then `timings` are those of the last part. `dropped`: the messages that a
-    chat left out of what it sent from this turn on, for the context was full.
+    `stop_phrase`: the phrase that ended it, with `STOP_PHRASE`. `context_full`: it was cut because the context was
+    full. `tokens`: empty unless `top_logprobs` was given. `neutralized`: how many spellings of special tokens in texts
+    were kept as text. `restarts`: how often the server exited and was restarted during the reply; then `timings` are
+    those of the last part. `dropped`: the messages that a chat leaves out from this turn on, because the context was
+    full.
     """
 
     id: str

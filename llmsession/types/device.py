@@ -1,4 +1,4 @@
-"""Device: what an engine can compute on; and what `device=` asks for, by its text."""
+"""Device: what an engine can compute on. And the request that the text of `device=` stands for."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _FORM = re.compile(r"(?P<kind>best|cpu|gpu)(?::(?P<number>\d{1,4}))?")
 
 
 class Device(msgspec.Struct, frozen=True, kw_only=True):
-    """A processor that an engine of this machine can use. `id` is what `device=` takes: `cpu`, `gpu:0`, `gpu:1`."""
+    """A processor that an engine on this machine can use. `id` is what `device=` takes: `cpu`, `gpu:0`, `gpu:1`."""
 
     id: str
     name: str
@@ -23,7 +23,10 @@ class Device(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Gpu(msgspec.Struct, frozen=True, kw_only=True):
-    """One as an engine's build sees it: `name` is what the engine calls it, such as CUDA0, `index` its place there."""
+    """A GPU as an engine's build sees it.
+
+    `name`: the engine's name for it, such as CUDA0. `index`: its place in the list.
+    """
 
     name: str
     index: int
@@ -33,7 +36,7 @@ class Gpu(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class DeviceRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """`device=`, understood: `index` of the one GPU, `threads` of the CPU; None if the text names none."""
+    """The parsed `device=`. `index`: of the GPU; `threads`: of the CPU; None if the text does not name them."""
 
     kind: Literal["best", "cpu", "gpu"] = "best"
     index: int | None = None
@@ -41,7 +44,7 @@ class DeviceRequest(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def parse_device(text: object) -> DeviceRequest:
-    """`best`, `cpu`, `cpu:THREADS`, `gpu` or `gpu:INDEX`. Raises ConfigError."""
+    """Parse `best`, `cpu`, `cpu:THREADS`, `gpu` or `gpu:INDEX`. Raises ConfigError."""
     found = _FORM.fullmatch(text) if isinstance(text, str) else None
     number = int(found["number"]) if found is not None and found["number"] is not None else None
     match found["kind"] if found is not None else None, number:
@@ -58,7 +61,7 @@ def parse_device(text: object) -> DeviceRequest:
 
 
 def device_id(given: object) -> str:
-    """The id of what `device=` was given. Raises ConfigError."""
+    """Return the id of the Device or text that `device=` was given. Raises ConfigError."""
     text = given.id if isinstance(given, Device) else given
     parse_device(text)
     return str(text)

@@ -1,6 +1,6 @@
 """What can happen in a reply: TextDelta, ReasoningDelta, ToolCallDelta, Finished.
 
-`Ended` is what a server says at the end; ReplyStream makes the Finished of it.
+`Ended` is what a server reports at the end; ReplyStream makes a Finished of it.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from llmsession.types.completion import Completion, StopReason, Timings, Token, 
 
 
 class TextDelta(msgspec.Struct, frozen=True, kw_only=True):
-    """A piece of the answer. `tokens`: where log-probabilities were asked for; `completion_tokens`: so far."""
+    """A piece of the answer. `tokens`: if log-probabilities were requested. `completion_tokens`: the count so far."""
 
     text: str
     tokens: tuple[Token, ...] = ()
@@ -21,13 +21,13 @@ class TextDelta(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ReasoningDelta(msgspec.Struct, frozen=True, kw_only=True):
-    """A piece of what the model thinks before it answers."""
+    """A piece of the model's reasoning before its answer."""
 
     text: str
 
 
 class ToolCallDelta(msgspec.Struct, frozen=True, kw_only=True):
-    """A piece of a tool call. The first of an `index` has `id` and `name`; `arguments` are pieces of JSON text."""
+    """A piece of a tool call. The first one of an `index` has `id` and `name`; `arguments` are pieces of JSON text."""
 
     index: int
     id: str | None = None
@@ -36,13 +36,13 @@ class ToolCallDelta(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Finished(msgspec.Struct, frozen=True, kw_only=True):
-    """The last event of a reply that came to its end."""
+    """The last event of a reply that reached its end."""
 
     completion: Completion
 
 
 class Ended(msgspec.Struct, frozen=True, kw_only=True):
-    """The server's own words at the end."""
+    """The end of a reply as the server reports it."""
 
     stop_reason: StopReason
     stop_phrase: str | None = None

@@ -1,4 +1,4 @@
-"""Images in messages, made one form: a data URL, which every server with eyes takes."""
+"""Converts images in messages to data URLs, which every server that can see accepts."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _KINDS = {b"\x89PNG": "png", b"\xff\xd8\xff": "jpeg", b"GIF8": "gif", b"BM": "bm
 
 
 def as_data_url(image: ImageLike) -> str:
-    """Of bytes, of a file by its path, or of a data URL, checked. Raises ValueError that says what is wrong."""
+    """Convert bytes, the path of a file, or a data URL, which is checked. Raises ValueError if it is not an image."""
     if isinstance(image, str) and image.startswith("data:"):
         return _check_data_url(image)
     if isinstance(image, bytes):

@@ -1,4 +1,4 @@
-"""What a chat reports of itself: how full its context is, and each piece of what would be sent."""
+"""What a chat reports about itself: how full its context is, and each piece of what would be sent."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from llmsession.types.messages import Role
 
 
 class ChatStats(msgspec.Struct, frozen=True, kw_only=True):
-    """How much of the context is used. `context_length` and `percent` are None if a remote server does not tell."""
+    """How much of the context is used. `context_length` and `percent`: None if a remote server does not report it."""
 
     tokens: int
     context_length: int | None
@@ -34,7 +34,7 @@ class ChatStats(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class InspectedPiece(msgspec.Struct, frozen=True, kw_only=True):
-    """A piece of what is sent. `is_cached`: whether the engine had read it by the last reply; None: there was none."""
+    """A piece of what is sent. `is_cached`: whether the last reply left it in the cache; None if there was no reply."""
 
     role: Role | None
     is_control: bool
@@ -44,7 +44,7 @@ class InspectedPiece(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Inspection(Sequence[InspectedPiece]):
-    """The pieces in their order. `missed` says why the last turn's prompt was not in the cache; None if it was."""
+    """The pieces in order. `missed`: why the last turn's prompt was not in the cache; None if it was."""
 
     def __init__(self, pieces: Sequence[InspectedPiece], *, missed: str | None) -> None:
         self._pieces = tuple(pieces)
@@ -64,7 +64,7 @@ class Inspection(Sequence[InspectedPiece]):
         return iter(self._pieces)
 
     def __str__(self) -> str:
-        """A line for each piece: its role, what it is, how many tokens, whether it was cached, the text."""
+        """A line for each piece: its role, what it is, its number of tokens, whether it was cached, and the text."""
         lines = [
             f"{piece.role or '':<9} {'control' if piece.is_control else 'text':<7} {piece.tokens:>6} "
             f"{ {True: 'cached', False: 'new', None: ''}[piece.is_cached]:<6} {piece.text!r}"
@@ -76,10 +76,10 @@ class Inspection(Sequence[InspectedPiece]):
 
 
 class PromptPiece(msgspec.Struct, frozen=True, kw_only=True):
-    """A part of a prompt as it is sent: whose it is, whether special tokens in it mean those, its text and its tokens.
+    """A part of a prompt as it is sent: its role, whether its special tokens count, its text and its tokens.
 
-    `role` is None for what stands before the first turn. Of a template of the model's own, what stands between two
-    contents is of the turn that it opens.
+    `role` is None for what comes before the first turn. In a model's own template, the text between two contents
+    belongs to the turn that it opens.
     """
 
     role: Role | None

@@ -1,4 +1,4 @@
-"""Lora: an adapter that an engine loads beside its model, and how strongly it counts."""
+"""Lora: an adapter that an engine loads beside its model, with a scale."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from llmsession.types.errors import ConfigError, UsageError
 
 
 class Lora(msgspec.Struct, frozen=True):
-    """An adapter in GGUF form: its path, or `hf:author/repo/HEAD/file`. `scale` 1.0 is as it was trained, 0.0 is off.
+    """An adapter in GGUF form: its path, or `hf:author/repo/HEAD/file`. Raises ConfigError.
 
-    Raises ConfigError.
+    `scale`: 1.0 is as trained, 0.0 is off.
     """
 
     path: str | Path
@@ -32,7 +32,7 @@ class Lora(msgspec.Struct, frozen=True):
 
 
 def as_loras(given: object) -> tuple[Lora, ...]:
-    """What `lora=` was given: one or several, by their paths or with scales. Raises ConfigError."""
+    """Convert what `lora=` was given: one adapter or several, by path or with scales. Raises ConfigError."""
     if isinstance(given, str | Path | Lora):
         given = (given,)
     if not isinstance(given, Iterable):
@@ -47,15 +47,15 @@ def as_loras(given: object) -> tuple[Lora, ...]:
 
 
 def lora_key(lora: Lora) -> str:
-    """What makes two of them the same adapter: the reference, or where the file lies."""
+    """Return what identifies an adapter: the reference, or the location of its file."""
     text = str(lora.path)
     return text if text.startswith("hf:") else str(Path(text).expanduser().absolute())
 
 
 def choose_scales(loaded: tuple[Lora, ...], asked: Sequence[Lora | str | Path] | None) -> tuple[float, ...] | None:
-    """The scale of each loaded adapter, for one request: 0.0 for what it does not name. None if none are loaded.
+    """Return the scale of each loaded adapter for one request: 0.0 for those that it does not name.
 
-    Raises UsageError.
+    None if none are loaded. Raises UsageError.
     """
     if asked is None:
         return tuple(lora.scale for lora in loaded) or None

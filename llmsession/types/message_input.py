@@ -1,4 +1,4 @@
-"""Whatever is accepted as messages, as a list of Message: a `str`, a `Message` or an OpenAI-style `dict`."""
+"""Converts everything that is accepted as messages: a `str`, a `Message`, an OpenAI-style `dict`, or a list."""
 
 from __future__ import annotations
 
@@ -23,9 +23,10 @@ MessagesLike: TypeAlias = MessageLike | Sequence[MessageLike]
 
 
 def as_messages(value: MessagesLike, *, reply: bool = True) -> list[Message]:
-    """Any accepted form as a list of messages, in an order that a model can answer (`reply`), or could have said.
+    """Convert any accepted form to a list of messages, in an order that a model can answer with `reply`.
 
-    Raises InvalidMessagesError, with the index of the first message that is wrong.
+    Without `reply`, the last message may be the assistant's. Raises InvalidMessagesError, with the index of the first
+    wrong message.
     """
     if isinstance(value, str | Message | Mapping):
         value = [value]
@@ -37,7 +38,7 @@ def as_messages(value: MessagesLike, *, reply: bool = True) -> list[Message]:
 
 
 def with_data_urls(messages: Sequence[Message]) -> list[Message]:
-    """With each image read and made a data URL. Raises InvalidMessagesError with the index."""
+    """Return the messages with each image as a data URL. Raises InvalidMessagesError with the index."""
     return [
         msgspec.structs.replace(message, images=_read_images(message, index)) if message.images else message
         for index, message in enumerate(messages)
@@ -69,7 +70,7 @@ def check_order(messages: Sequence[Message], *, reply: bool = True) -> None:
 
 
 def find_fault(message: Message, before: Message | None) -> str | None:
-    """What is wrong with this message after that one, or as the first; None if nothing is."""
+    """Return what is wrong with this message after `before`, or as the first one; None if nothing is."""
     asked = before is not None and before.role is Role.ASSISTANT and bool(before.tool_calls)
     match message.role:
         case Role.SYSTEM if before is not None:
@@ -86,7 +87,7 @@ def find_fault(message: Message, before: Message | None) -> str | None:
 
 
 def as_message(item: object, index: int = 0) -> Message:
-    """Any accepted form of one message. Raises InvalidMessagesError with the index."""
+    """Convert any accepted form of one message. Raises InvalidMessagesError with the index."""
     try:
         message = _read(item)
     except InvalidMessagesError as error:
@@ -103,7 +104,7 @@ def as_message(item: object, index: int = 0) -> Message:
 
 
 def is_unicode(text: str) -> bool:
-    """Whether it can be sent: Python's strings can hold halves of surrogate pairs, UTF-8 cannot."""
+    """Whether the text can be encoded as UTF-8: Python's strings can hold halves of surrogate pairs."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -147,7 +148,7 @@ def _read_openai(item: Mapping[str, Any]) -> Message:
 
 
 def _read_content(content: object) -> tuple[str, tuple[ImageLike, ...]]:
-    """The text, and the images in it."""
+    """Return the text, and the images in it."""
     if content is None or isinstance(content, str):
         return content or "", ()
     if not isinstance(content, list):

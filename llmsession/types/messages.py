@@ -1,6 +1,6 @@
-"""What is said: Role, Message, ToolCall; and Control and Text, the pieces of a prompt.
+"""The values of a conversation: Role, Message, ToolCall; and Control and Text, the pieces of a prompt.
 
-Wherever messages are taken, a `str`, a `Message` or an OpenAI-style `dict` will do; `as_messages` makes them one.
+Wherever messages are taken, a `str`, a `Message` or an OpenAI-style `dict` will do; `as_messages` converts them.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ else:  # msgspec reads no union of bytes, texts and paths; what may be given is 
 
 
 class Role(enum.StrEnum):
-    """Who speaks. Made from any case; `bot` is another word for the assistant, `developer` for the system."""
+    """The author of a message, made from any case. `bot` also means the assistant, `developer` the system."""
 
     SYSTEM = "system"
     USER = "user"
@@ -37,7 +37,7 @@ class Role(enum.StrEnum):
 
 
 class ToolCall(msgspec.Struct, frozen=True, kw_only=True):
-    """The model asks for `name` to be called. `arguments` is a JSON object."""
+    """The model's request to call `name`. `arguments` is a JSON object."""
 
     id: str
     name: str
@@ -52,9 +52,9 @@ class _Spoken(msgspec.Struct, frozen=True):
 
 
 class Message(_Spoken, frozen=True, kw_only=True):
-    """One message. Build it by `Message.user("…")` and its siblings, or `Message(role, content)`.
+    """One message. Make it with `Message.user("…")` and the like, or `Message(role, content)`.
 
-    `images` of a user are bytes, paths or data URLs, for a model that can see.
+    `images` of a user's message are bytes, paths or data URLs, for a model that can see.
     """
 
     tool_calls: tuple[ToolCall, ...] = ()
@@ -104,12 +104,12 @@ class Message(_Spoken, frozen=True, kw_only=True):
 
 
 class Control(msgspec.Struct, frozen=True):
-    """A piece of a prompt that is ours: the spellings of special tokens in it mean those tokens."""
+    """A piece of a prompt that the library writes: special tokens spelled in it are those tokens."""
 
     text: str
 
 
 class Text(msgspec.Struct, frozen=True):
-    """A piece of a prompt that is somebody's words: nothing in it is ever a special token."""
+    """A piece of a prompt that somebody wrote: nothing in it is ever a special token."""
 
     text: str

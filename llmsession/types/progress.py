@@ -1,4 +1,4 @@
-"""Progress: how far long work is."""
+"""Progress of long work."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import msgspec
 
 
 class Progress(msgspec.Struct, frozen=True, kw_only=True):
-    """What a callback `on_progress` is given, in bytes. `stage`: `engine` for the download of a llama-server,
-    `download` for that of a model, `load` where the engine reads it.
+    """What the callback `on_progress` gets, in bytes.
 
-    `total` is None if nobody knows it. `speed` is in bytes a second, for a download that has begun.
+    `stage`: `engine` for the download of a llama-server, `download` for that of a model, `load` while the engine reads
+    the model. `total`: None if it is unknown. `speed`: bytes per second, once a download has started.
     """
 
     stage: Literal["engine", "download", "load"]
@@ -23,7 +23,7 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def share(self) -> float | None:
-        """0.0 to 1.0."""
+        """The share that is done, 0.0 to 1.0."""
         return self.done / self.total if self.total else None
 
 
@@ -32,13 +32,13 @@ SPEED_OVER = 5.0
 
 
 class Speedometer:
-    """Bytes a second over the last seconds."""
+    """Measures bytes per second over the last seconds."""
 
     def __init__(self) -> None:
         self._seen: list[tuple[float, int]] = []
 
     def measure(self, done: int) -> float | None:
-        """None until some time has passed."""
+        """Return the speed; None until some time has passed."""
         now = time.monotonic()
         self._seen = [(at, count) for at, count in self._seen if now - at < SPEED_OVER] + [(now, done)]
         (first, before), (last, after) = self._seen[0], self._seen[-1]

@@ -1,6 +1,6 @@
 """Sampling: how the next token is drawn, and named presets.
 
-`None` means "not given": the engine's default holds. A falsy value that was given is sent.
+`None` means "not given": the engine's default applies. A falsy value that was given is sent.
 https://github.com/ggml-org/llama.cpp/tree/master/tools/server explains each of them.
 """
 
@@ -17,7 +17,7 @@ _COLLECTIONS = ("dry_sequence_breakers", "samplers", "logit_bias")
 
 
 class Sampling(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
-    """Settings of the samplers. `samplers` is their order; `logit_bias` maps token id to bias."""
+    """Settings of the samplers. `samplers`: their order. `logit_bias`: token id to bias."""
 
     temperature: float | None = None
     dynatemp_range: float | None = None
@@ -71,7 +71,7 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, fo
                 raise UsageError(f"{name} is a finite number, not {value!r}")
 
     def merge(self, over: Sampling) -> Sampling:
-        """This, with everything that `over` sets put in its place."""
+        """Return these settings, overridden by everything that `over` sets."""
         set_there = {name: value for name in over.__struct_fields__ if (value := getattr(over, name)) is not None}
         return msgspec.structs.replace(self, **set_there)
 

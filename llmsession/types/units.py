@@ -1,4 +1,4 @@
-"""Sizes as people write them."""
+"""Sizes, and how to show them to people."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ MIB: Final = 2**20
 
 
 def describe_size(size: float) -> str:
-    """As people write it: `4.9 GB`."""
+    """Return a size in bytes such as `4.9 GB`."""
     for unit in ("B", "kB", "MB", "GB", "TB"):
         if size < 1000 or unit == "TB":
             break

@@ -1,4 +1,4 @@
-"""Accumulator: what has arrived of a reply, put together into a Completion at any time. No I/O."""
+"""Accumulator: collects the deltas of a reply into a Completion. No I/O."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from llmsession.wire.resume import Delivered, DeliveredCall
 
 
 class Accumulator:
-    """Of one reply."""
+    """The deltas of one reply, which can be made into a Completion at any time."""
 
     def __init__(self, *, id: str, model: str, seed: int) -> None:
         self._id = id
@@ -27,11 +27,11 @@ class Accumulator:
         self._calls: dict[int, list[str]] = {}
 
     def begin(self, start: str) -> None:
-        """With what the reply was given to begin with: the text has it, and no server will say it."""
+        """Start with the reply's given beginning: the completion contains it, but no server sends it."""
         self._start = start
 
     def take(self, delta: Delta) -> None:
-        """One more piece."""
+        """Add one delta."""
         if type(delta) is TextDelta:
             self._text.append(delta.text)
             self._tokens.extend(delta.tokens)
@@ -53,7 +53,7 @@ class Accumulator:
         neutralized: int = 0,
         restarts: int = 0,
     ) -> Completion:
-        """What there is by now. `usage` counts where the server has not said its `end`."""
+        """Return what has arrived so far as a Completion. `usage` is used if the server has not reported the `end`."""
         timings = end.timings if end is not None else Timings()
         return Completion(
             id=self._id,
@@ -73,7 +73,7 @@ class Accumulator:
         )
 
     def delivered(self, usage: Usage) -> Delivered:
-        """What has arrived from a server, for a reply that has to go on elsewhere."""
+        """Return what has arrived so far, for a reply that has to be resumed."""
         return Delivered(
             text="".join(self._text),
             reasoning="".join(self._reasoning),
@@ -86,7 +86,7 @@ class Accumulator:
         )
 
     def _read_calls(self) -> list[ToolCall]:
-        """The calls that are whole: one that was cut has no arguments to be called with."""
+        """Yield the tool calls that are complete: a call that was cut has no valid arguments."""
         whole = []
         for _, (id_, name, arguments) in sorted(self._calls.items()):
             with contextlib.suppress(msgspec.DecodeError):

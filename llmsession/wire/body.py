@@ -1,4 +1,4 @@
-"""The body of an answer to a streamed request: a stream, or what servers send instead of one."""
+"""The body of a response to a streamed request: a stream of events, or what some servers send instead."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from llmsession.wire.server_errors import WEB_PAGE, decode_error
 
 
 class ByteStream(Protocol):
-    """A body that arrives; `abort` may be called from any thread."""
+    """A response body that arrives piece by piece. `abort` may be called from any thread."""
 
     async def receive(self) -> bytes:
         """Return the next bytes; empty at the end. Raises httpx.HTTPError."""
         ...
 
     def abort(self) -> None:
-        """Cut it: whoever reads it sees its end."""
+        """Cut the connection: whoever reads the body sees its end."""
         ...
 
     async def aclose(self) -> None:
-        """Close its connection."""
+        """Close the connection."""
         ...
 
 
 async def open_body(response: httpx.Response, address: str) -> ByteStream:
-    """Return the body, with compression that nobody asked for undone. Raises ServerError if it is a web page."""
+    """Return the body, decompressed if necessary. Raises ServerError if it is a web page."""
     body = cast("ByteStream", response.extensions.get("byte_stream", response.stream))
     coding = response.headers.get("content-encoding", "identity").strip().lower()
     try:
@@ -40,7 +40,7 @@ async def open_body(response: httpx.Response, address: str) -> ByteStream:
 
 
 class _Decompressed:
-    """A body that was compressed by gzip or deflate. Raises ProtocolError for anything else."""
+    """A body compressed with gzip or deflate. Raises ProtocolError for any other encoding."""
 
     def __init__(self, inner: ByteStream, coding: str, address: str) -> None:
         if coding not in ("gzip", "x-gzip", "deflate"):

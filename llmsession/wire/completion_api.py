@@ -22,9 +22,9 @@ PATH = "/completion"
 
 
 class EngineTimings(msgspec.Struct, frozen=True):
-    """`timings`, as both APIs of llama-server give them. `predicted_ms` leaves out the first token.
+    """The field `timings` of both APIs of llama-server. `predicted_ms` does not include the first token.
 
-    Old servers have no `cache_n`, and null where they would divide by nothing.
+    Old servers have no `cache_n`, and null in place of a division by zero.
     """
 
     cache_n: int | None = None
@@ -34,13 +34,13 @@ class EngineTimings(msgspec.Struct, frozen=True):
     predicted_ms: float | None = 0.0
 
     def count_cached(self, prompt_tokens: int) -> int:
-        """How many of the prompt's tokens did not have to be evaluated."""
+        """Return how many of the prompt's tokens did not have to be evaluated."""
         if self.cache_n is not None:
             return self.cache_n
         return max(0, prompt_tokens - self.prompt_n) if self.prompt_n else 0
 
     def to_timings(self) -> Timings:
-        """In our units."""
+        """Convert to Timings, with seconds."""
         return Timings(
             prompt=TokenPerformance(count=self.prompt_n or 0, seconds=(self.prompt_ms or 0.0) / 1000),
             generated=TokenPerformance(
@@ -58,10 +58,10 @@ class _OldProbability(msgspec.Struct, frozen=True):
 
 
 class Probability(msgspec.Struct, frozen=True):
-    """A token with its log-probability, as both APIs of llama-server give it. `id` is missing elsewhere.
+    """A token with its log-probability, as both APIs of llama-server report it. Other servers send no `id`.
 
-    Old servers (LLAMA_SERVER §8) have `content` and `probs` instead: no ids, and where the token itself is not among
-    the likeliest, not its own probability either: NaN.
+    Old servers (LLAMA_SERVER §8) have `content` and `probs` instead: without ids, and with NaN as the token's own
+    log-probability if the token is not among the likeliest ones.
     """
 
     token: str = ""
@@ -72,7 +72,7 @@ class Probability(msgspec.Struct, frozen=True):
     probs: tuple[_OldProbability, ...] | None = None
 
     def to_token(self, top: int) -> Token:
-        """With at most `top` alternatives."""
+        """Convert to a Token, with at most `top` alternatives."""
         if self.probs is not None:
             others = tuple(other.to_token() for other in self.probs)
             own = next((other.logprob for other in others if other.text == self.content), math.nan)
@@ -86,7 +86,7 @@ class Probability(msgspec.Struct, frozen=True):
 
 
 class _Frame(msgspec.Struct):
-    """One event of the stream. Fields that we have no use for are not read."""
+    """One event of the stream. Fields that are not used are not read."""
 
     content: str = ""
     tokens: list[int] = []
@@ -124,7 +124,7 @@ _STOP_REASONS = {
 
 
 def encode_request(prompt: str | Sequence[int], request: GenerationRequest) -> bytes:
-    """The body of a streamed request."""
+    """Return the body of a streamed request."""
     body: dict[str, Any] = {
         "prompt": prompt,
         "stream": True,
@@ -147,7 +147,7 @@ def encode_request(prompt: str | Sequence[int], request: GenerationRequest) -> b
 
 
 def encode_sampling(request: GenerationRequest) -> dict[str, Any]:
-    """The settings that were given, by the engine's names, which are ours; and what both APIs take alike."""
+    """Return the sampling settings that were given, by the engine's names, and the fields that both APIs share."""
     settings: dict[str, Any] = msgspec.to_builtins(request.sampling)
     if request.sampling.logit_bias is not None:
         settings["logit_bias"] = list(request.sampling.logit_bias.items())
@@ -158,7 +158,7 @@ def encode_sampling(request: GenerationRequest) -> dict[str, Any]:
 
 
 class EventDecoder:
-    """The events of one /completion stream. `usage` is what is known of it at any time."""
+    """Decodes the events of one /completion stream. `usage` is what is known so far."""
 
     def __init__(self, request: GenerationRequest) -> None:
         self._top = request.top_logprobs
@@ -168,7 +168,7 @@ class EventDecoder:
         self.slot: int | None = None
 
     def decode(self, payload: bytes) -> list[Delta | Ended]:
-        """What one event of the stream says. An error frame is put into `error`. Raises UndecodableError."""
+        """Decode one event of the stream. An error frame is stored in `error`. Raises UndecodableError."""
         try:
             frame: _Frame | None = _FRAMES.decode(payload)
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
@@ -198,7 +198,7 @@ class EventDecoder:
         return [TextDelta(text=frame.content, tokens=tokens, completion_tokens=count)]
 
     def end(self) -> Ended | None:
-        """The last frame is the end; without it the reply was cut."""
+        """Return None: only the last frame ends a reply, and without it the reply was cut."""
         return None
 
     def _decode_end(self, frame: _Frame) -> list[Delta | Ended]:
@@ -231,12 +231,12 @@ class _Content(msgspec.Struct):
 
 
 def encode_tokenize(text: str, *, add_special: bool, parse_special: bool) -> bytes:
-    """The body for /tokenize. `add_special`: with BOS and EOS where the model wants them."""
+    """Return the body for /tokenize. `add_special`: add BOS and EOS if the model uses them."""
     return msgspec.json.encode({"content": text, "add_special": add_special, "parse_special": parse_special})
 
 
 def decode_tokens(payload: bytes) -> list[int]:
-    """Its answer."""
+    """Return the token ids in the response of /tokenize."""
     return _decode(payload, _Tokens).tokens
 
 
@@ -250,12 +250,12 @@ class _Pieces(msgspec.Struct):
 
 
 def encode_tokenize_pieces(prompt: str | Sequence[int]) -> bytes:
-    """The body for /tokenize that asks for each token's bytes as well: of a whole prompt, as /completion reads it."""
+    """Return the body for /tokenize of a whole prompt, which also asks for the bytes of each token."""
     return msgspec.json.encode({"content": prompt, "add_special": True, "parse_special": True, "with_pieces": True})
 
 
 def decode_pieces(payload: bytes) -> list[tuple[int, bytes]]:
-    """Its answer: ids and bytes. Those of half a character come as numbers."""
+    """Return the ids and bytes in that response. Bytes that are a part of a character come as numbers."""
     return [
         (token.id, token.piece.encode() if isinstance(token.piece, str) else bytes(token.piece))
         for token in _decode(payload, _Pieces).tokens
@@ -263,7 +263,7 @@ def decode_pieces(payload: bytes) -> list[tuple[int, bytes]]:
 
 
 def decode_text(payload: bytes) -> str:
-    """The answer of /detokenize."""
+    """Return the text in the response of /detokenize."""
     return _decode(payload, _Content).content
 
 

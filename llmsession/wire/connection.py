@@ -1,7 +1,7 @@
-"""One TCP connection, in whichever event loop runs; any thread may cut it.
+"""One TCP connection, in the running event loop. Any thread may cut it.
 
-On asyncio its own streams: anyio's pause and resume reading around each receive, two system calls for every token. On
-trio anyio's.
+On asyncio it uses asyncio's own streams: anyio pauses and resumes reading around each receive, which costs two system
+calls per token. On trio it uses anyio's.
 """
 
 from __future__ import annotations
@@ -27,27 +27,27 @@ NEXT_ADDRESS_AFTER = 0.25
 
 
 class Connection(Protocol):
-    """Raises OSError if the connection fails or breaks."""
+    """A TCP connection. Its methods raise OSError if it fails or breaks."""
 
     async def send(self, data: bytes) -> None:
-        """All of it."""
+        """Send all of the data."""
         ...
 
     async def receive(self) -> bytes:
-        """What has arrived, at least one byte; empty at the end."""
+        """Return what has arrived, at least one byte; empty at the end."""
         ...
 
     def abort(self) -> None:
-        """Cut it: whoever receives gets the end. Thread-safe, never blocks, never raises."""
+        """Cut the connection: whoever receives from it sees its end. Thread-safe; never blocks, never raises."""
         ...
 
     async def aclose(self) -> None:
-        """Close it; shielded and quick."""
+        """Close the connection: shielded and quick."""
         ...
 
 
 async def open_connection(host: str, port: int, tls: ssl.SSLContext | None = None) -> Connection:
-    """Connect, over TLS where a context is given. Raises OSError, of which ssl.SSLError is one."""
+    """Connect, with TLS if a context is given. Raises OSError, which includes ssl.SSLError."""
     if isinstance(loop := current_loop(), asyncio.AbstractEventLoop):
         # If nobody answers at one of a name's addresses, as with a broken IPv6, the next is tried. uvloop cannot; and
         # where there is only one, asyncio's way leaves its socket open when it is cancelled.
@@ -82,10 +82,10 @@ def _is_address(host: str) -> bool:
 
 
 class _Cuttable:
-    """`abort` for both: shutting the socket down wakes its reader, in every loop and from every thread.
+    """Implements `abort` for both: shutting down the socket wakes its reader, in every loop and from every thread.
 
-    `theirs` is what the loop shows of its socket, which under uvloop cannot be shut down. A descriptor of our own for
-    the same connection can, and it is never another's, whenever the loop closes its own.
+    `theirs` is the loop's view of its socket, which uvloop does not let us shut down. So we hold a second descriptor
+    for the same connection, which stays ours when the loop closes its own.
     """
 
     def __init__(self, theirs: Any) -> None:

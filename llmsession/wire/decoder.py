@@ -1,4 +1,4 @@
-"""EventDecoder: what each API offers to read its stream."""
+"""EventDecoder: the interface for decoding the stream of either API."""
 
 from __future__ import annotations
 
@@ -9,34 +9,34 @@ from llmsession.types.events import Delta, Ended
 
 
 class EventDecoder(Protocol):
-    """What both APIs offer to read their stream."""
+    """Decodes the stream of either API."""
 
     @property
     def usage(self) -> Usage:
-        """What is known of it by now."""
+        """The usage that is known so far."""
         ...
 
     @property
     def error(self) -> bytes | None:
-        """An error frame that came."""
+        """An error frame, if one has arrived."""
         ...
 
     @property
     def slot(self) -> int | None:
-        """The slot of the server that it came from, once that was said."""
+        """The slot of the server that generates the reply, once it is reported."""
         ...
 
     def decode(self, payload: bytes) -> list[Delta | Ended]:
-        """What one event of the stream says."""
+        """Decode one event of the stream."""
         ...
 
     def end(self) -> Ended | None:
-        """What it means that the stream is over, if the reply had been finished by then."""
+        """Return the end of the reply if the stream ended after a finished reply; None if the reply was cut."""
         ...
 
 
 class Unopened:
-    """The decoder of a reply whose stream has not begun: nothing is known of it."""
+    """The decoder of a reply whose stream has not started: nothing is known yet."""
 
     usage = Usage()
     error: bytes | None = None
@@ -47,5 +47,5 @@ class Unopened:
         raise NotImplementedError(payload)
 
     def end(self) -> Ended | None:
-        """The reply is not finished."""
+        """Return None: the reply is not finished."""
         return None

@@ -1,7 +1,7 @@
-"""One large file from a public address, into a file that a later try goes on with.
+"""Download one large file from a public address. An interrupted download is resumed.
 
-Unlike everything else here it follows redirects to other hosts, and goes through the proxy of the environment: it
-speaks to the internet, not to a server on this machine. It carries no key.
+Unlike the rest of this room, it follows redirects to other hosts, and uses the proxy of the environment: it talks to
+the internet, not to a server on this machine. It sends no key.
 """
 
 from __future__ import annotations
@@ -30,16 +30,17 @@ _RANGE = re.compile(r"bytes (\d+)-\d+/(\d+|\*)")
 
 
 class _Trouble(Exception):  # noqa: N818 - never leaves this file: it says that another try may help
-    """What went wrong this time."""
+    """What went wrong in one attempt."""
 
 
 async def download(
     url: str, path: Path, *, size: int | None = None, advance: Callable[[int, int | None], None] = lambda _d, _t: None
 ) -> None:
-    """Have all of it in `path`. What is there is gone on with, where the server says that it is still the same file.
+    """Download the whole file to `path`. An existing part is kept if the server confirms that it is of the same file.
 
-    `advance` is told the bytes that are there and those that it will have, first before anything is read; it may raise
-    to refuse. Cancelling keeps what has come. Raises FetchError if it cannot be had, OSError where the disk is full.
+    `advance` is called with the bytes that have arrived and those expected in all, for the first time before anything
+    is read; it may raise to refuse. After cancellation the part that has arrived is kept. Raises FetchError if the file
+    cannot be downloaded, OSError if the disk is full.
     """
     if size is not None and path.is_file() and path.stat().st_size == size:
         advance(size, size)
@@ -54,7 +55,7 @@ async def download(
 
 
 async def fetch_small(url: str) -> bytes:
-    """A small file. Raises FetchError."""
+    """Return the content of a small file. Raises FetchError."""
     with _explained(url):
         async with httpx.AsyncClient(follow_redirects=True, timeout=TIMEOUT) as client:
             response = await client.get(url, headers={"User-Agent": "llmsession"})
@@ -64,7 +65,7 @@ async def fetch_small(url: str) -> bytes:
 
 
 async def reach(url: str, timeout: float) -> str | None:
-    """Why it cannot be reached; None if it answers, whatever it says. `timeout` in seconds."""
+    """Return why the address cannot be reached; None if it answers anything. `timeout` is in seconds."""
     try:
         async with httpx.AsyncClient(timeout=timeout) as client:
             await client.head(url, headers={"User-Agent": "llmsession"})
@@ -74,7 +75,7 @@ async def reach(url: str, timeout: float) -> str | None:
 
 
 class _Download:
-    """One file, from one address."""
+    """One file from one address."""
 
     def __init__(
         self,
@@ -87,7 +88,7 @@ class _Download:
         self._client, self._url, self._file, self._path, self._advance = client, url, file, path, advance
 
     async def run(self, size: int | None) -> None:
-        """Try until all of it is there, or nothing comes any more."""
+        """Retry until the whole file has arrived, or no more data comes."""
         in_vain = 0
         while True:
             before = self._end()
@@ -104,7 +105,7 @@ class _Download:
         _validator_of(self._path).unlink(missing_ok=True)
 
     async def _fetch_rest(self, size: int | None) -> None:
-        """From where the file ends, or from its beginning where the server will not have that."""
+        """Fetch from where the file ends, or from its start if the server does not support that."""
         done, validator = self._end(), _read_validator(self._path)
         headers = {"Range": f"bytes={done}-", "If-Range": validator} if done and validator else {}
         async with self._client.stream("GET", self._url, headers=headers) as response:
@@ -127,7 +128,7 @@ class _Download:
             raise _Trouble(f"{done} of {total} bytes came")
 
     def _check(self, response: httpx.Response) -> tuple[int, int | None]:
-        """Where the body begins in the file, and how long the file is."""
+        """Return where the body starts in the file, and how long the whole file is."""
         status = response.status_code
         if self._url.startswith("https:") and response.url.scheme != "https":
             raise FetchError(f"{self._url} leads to {response.url}, which is not encrypted: nothing was fetched")
@@ -175,7 +176,7 @@ def _keep_validator(path: Path, response: httpx.Response) -> None:
 
 @contextlib.contextmanager
 def _explained(url: str, kept: str = "") -> Iterator[None]:
-    """What httpx raises, and what is left after the last try, as FetchError."""
+    """Turn httpx's errors, and the failure of the last attempt, into FetchError."""
     try:
         yield
     except _Trouble as error:

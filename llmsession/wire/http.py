@@ -1,6 +1,6 @@
-"""The http client, and the one map from foreign errors to ours.
+"""The HTTP client, and the one map from httpx's errors to ours.
 
-Everything that goes over HTTP goes through here; no error of httpx leaves this room.
+All HTTP goes through here. No error of httpx leaves this room.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ _FOREIGN_ERRORS: tuple[tuple[type[Exception], type[LLMSessionError], str], ...] 
 
 @contextlib.contextmanager
 def foreign_errors(address: str) -> Iterator[None]:
-    """Turn what httpx raises into ours."""
+    """Turn httpx's errors into ours."""
     try:
         yield
     except (httpx.HTTPError, httpx.InvalidURL) as error:
@@ -54,7 +54,7 @@ def foreign_errors(address: str) -> Iterator[None]:
 
 
 def map_error(error: Exception, address: str) -> LLMSessionError:
-    """The error of ours for one of httpx's."""
+    """Return our error for one of httpx's."""
     if isinstance(error.__cause__, ssl.SSLCertVerificationError):
         why = error.__cause__.verify_message
         return ConnectionLostError(
@@ -66,7 +66,7 @@ def map_error(error: Exception, address: str) -> LLMSessionError:
 
 
 class HttpClient:
-    """Asks one server. Holds no connection between calls, so it may be used from one event loop after another."""
+    """A client of one server. It holds no connection between calls, so any event loop may use it."""
 
     def __init__(
         self,
@@ -94,20 +94,23 @@ class HttpClient:
             )
 
     async def get(self, path: str, *, timeout: float = SMALL_TIMEOUT) -> bytes:
-        """The body of the answer. Raises ServerError if the status is not 200."""
+        """Return the body of the response. Raises ServerError if the status is not 200."""
         return await self._exchange(self._client.build_request("GET", path), timeout)
 
     async def post(self, path: str, body: bytes, *, timeout: float = SMALL_TIMEOUT) -> bytes:
-        """The same, for a body of JSON."""
+        """Send a JSON body, and return the body of the response. Raises ServerError if the status is not 200."""
         return await self._exchange(self._build_post(path, body), timeout)
 
     async def get_status(self, path: str, *, timeout: float = SMALL_TIMEOUT) -> int:
-        """Only the status of the answer."""
+        """Return the status of the response."""
         with foreign_errors(self.base_url), _bound(timeout, self.base_url):
             return (await self._send(self._client.build_request("GET", path))).status_code
 
     async def open_stream(self, path: str, body: bytes) -> ByteStream:
-        """The body of the answer as it arrives; the caller closes it. Raises ServerError for any status but 200."""
+        """Return the body of the response as it arrives.
+
+        The caller closes it. Raises ServerError if the status is not 200.
+        """
         with foreign_errors(self.base_url):
             response = await self._send(self._build_post(path, body), stream=True)
             if response.status_code == 200:
@@ -123,7 +126,10 @@ class HttpClient:
         raise decode_error(response.status_code, content, response.headers)
 
     async def _send(self, request: httpx.Request, *, stream: bool = False) -> httpx.Response:
-        """Send it, also to where the same server redirects it. Raises ProtocolError if that is another one."""
+        """Send the request, and follow redirects to the same server.
+
+        Raises ProtocolError for a redirect to another one.
+        """
         for _ in range(MOST_REDIRECTS):
             response = await self._client.send(request, stream=stream)
             if response.status_code not in _REDIRECTS or "location" not in response.headers:

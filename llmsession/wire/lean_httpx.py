@@ -1,6 +1,6 @@
-"""httpx without its command line, which it imports along with itself where click and rich are installed.
+"""Imports httpx without its command line, which it imports as well if click and rich are installed.
 
-That is two thirds of the time that httpx takes to import, and a fifth of a program's way to its first token.
+That is two thirds of httpx's import time, and a fifth of a program's time to its first token.
 """
 
 from __future__ import annotations

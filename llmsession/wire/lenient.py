@@ -1,7 +1,7 @@
-"""Read JSON from servers of any maker: what fits is taken, and the rest is as if it were missing. No I/O.
+"""Reads JSON from servers of any maker: what fits is used, and the rest is treated as missing. No I/O.
 
-A value that has the expected form costs nothing extra. Otherwise it is read again, field by field: null, a number of
-another type, or text where an object belongs does not throw away what stands beside it.
+A value of the expected form costs nothing extra. Otherwise it is read again field by field, so that a null, a number of
+another type, or text in place of an object does not discard the other fields.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _MISSING: Any = object()
 
 
 class LenientReader(Generic[T]):
-    """Reads one type of object, of which the fields without a default are required."""
+    """Reads one type of object. Fields without a default are required."""
 
     def __init__(self, kind: type[T], what: str) -> None:
         self._kind = kind
@@ -31,14 +31,14 @@ class LenientReader(Generic[T]):
         """Decode what has the expected form. Raises msgspec.DecodeError or UnicodeDecodeError for all else."""
 
     def read(self, payload: bytes) -> T | None:
-        """Return the object; None for `null`. Raises UndecodableError, with the payload, if it is not an object."""
+        """Return the object; None for `null`. Raises UndecodableError, with the payload, if it does not fit."""
         try:
             return self.decode(payload)
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             return self.read_again(payload, error)
 
     def read_again(self, payload: bytes, error: Exception) -> T | None:
-        """Read what has another form. Returns and raises what `read` does."""
+        """Read a value that does not have the expected form. Returns and raises what `read` does."""
         try:
             value = parse_json(payload)
         except ValueError:
@@ -52,9 +52,9 @@ class LenientReader(Generic[T]):
 
 
 def parse_json(payload: bytes) -> Any:
-    """Return what the bytes stand for, in Python's own types. Raises ValueError if they are not JSON.
+    """Return the value in plain Python types. Raises ValueError if the bytes are not JSON.
 
-    Bytes that are not UTF-8 are replaced, and NaN and Infinity, which some servers send, are numbers.
+    Bytes that are not UTF-8 are replaced. NaN and Infinity, which some servers send, are accepted as numbers.
     """
     try:
         return json.loads(payload.decode("utf-8-sig", errors="replace"))

@@ -1,6 +1,6 @@
-"""What a server counts: Prometheus text and /slots as Metrics. No I/O.
+"""Parses a server's counts, from Prometheus text and /slots, into Metrics. No I/O.
 
-Names come and go between builds (LLAMA_SERVER F10), so unknown ones are passed over, and missing ones are 0.
+Names change between builds (LLAMA_SERVER F10), so unknown ones are ignored and missing ones are 0.
 https://prometheus.io/docs/instrumenting/exposition_formats/
 """
 
@@ -19,7 +19,10 @@ from llmsession.wire.lenient import LenientReader, parse_json
 
 
 class Metrics(msgspec.Struct, frozen=True, kw_only=True):
-    """Counts since the server started; None if it does not tell. `kv_cache_usage` is 0.0 to 1.0 over all slots."""
+    """Counts since the server started; None if the server does not report them.
+
+    `kv_cache_usage`: 0.0 to 1.0 over all slots.
+    """
 
     prompt: TokenPerformance = TokenPerformance()
     generated: TokenPerformance = TokenPerformance()
@@ -35,7 +38,9 @@ Place: TypeAlias = tuple[int, int, int]
 
 
 class Slot(msgspec.Struct, frozen=True):
-    """One slot of the server. `n_prompt_tokens` are those in its KV cache now; None if the server does not tell.
+    """One slot of the server.
+
+    `n_prompt_tokens`: the tokens in its KV cache now; None if the server does not report them.
 
     `place`: its task, how many tokens of the prompt it has evaluated, and how many it has generated.
     """
@@ -52,7 +57,7 @@ class _NextToken(msgspec.Struct):
 
 
 class _Slot(msgspec.Struct):
-    """As servers write it: before October 2024 with `state`, and of llamafile so to its end."""
+    """A slot as servers report it: with `state` before October 2024, and in every version of llamafile."""
 
     id: int
     n_ctx: int = 0
@@ -88,9 +93,9 @@ _SAMPLE = re.compile(r"([A-Za-z_:][\w:]*)(?:\{.*\})?\s+(\S+)")
 
 
 def parse_samples(text: str) -> dict[str, float]:
-    """Return the values by name, added up over labels. A line that cannot be read is passed over.
+    """Return the values by name, summed over labels. Lines that cannot be parsed are skipped.
 
-    Raises UndecodableError if there is a text, and not one line of it can be read.
+    Raises UndecodableError if there is text, but no line of it can be parsed.
     """
     if text.lstrip().startswith('"'):  # some servers send it as a string of JSON
         with contextlib.suppress(ValueError):
@@ -108,7 +113,7 @@ def parse_samples(text: str) -> dict[str, float]:
 
 
 def parse_slots(payload: bytes) -> list[Slot]:
-    """The answer of /slots."""
+    """Parse the response of /slots."""
     slots = _SLOTS.read(b'{"slots":' + payload + b"}")
     if slots is None or slots.slots is None:
         raise UndecodableError("the slots cannot be read", payload=payload[:1000])
@@ -116,14 +121,15 @@ def parse_slots(payload: bytes) -> list[Slot]:
 
 
 def tells_cache(text: str) -> bool:
-    """Whether the text of /metrics says itself how full the KV cache is: until May 2025, and llamafile's."""
+    """Whether the text of /metrics reports the use of the KV cache: builds before May 2025 and llamafile do."""
     return "llamacpp:kv_cache_usage_ratio" in parse_samples(text)
 
 
 def parse_metrics(text: str, slots: list[Slot] | None = None) -> Metrics:
-    """From the text of /metrics, with the KV cache from the slots where the text no longer has it.
+    """Parse the text of /metrics. The use of the KV cache is taken from the slots if the text does not have it.
 
-    llamafile has no sums of seconds, only the rate since it was last asked: then that is the performance's.
+    llamafile reports rates since the last request instead of sums of seconds: then the performance is computed from
+    those.
     """
     samples = parse_samples(text)
 
@@ -156,7 +162,7 @@ def parse_metrics(text: str, slots: list[Slot] | None = None) -> Metrics:
 
 
 def _fill(slots: list[Slot]) -> tuple[float | None, int | None]:
-    """How full they are together, and of how many tokens; None if one does not tell."""
+    """Return how full all slots are together, and with how many tokens; None if one of them does not report it."""
     held = [slot.n_prompt_tokens for slot in slots if slot.n_prompt_tokens is not None]
     room = sum(slot.n_ctx for slot in slots)
     if len(held) < len(slots) or not room:

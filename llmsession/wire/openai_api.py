@@ -1,6 +1,6 @@
-"""The OpenAI API: /v1/chat/completions, giving the same events as the native one. No I/O.
+"""The OpenAI API, /v1/chat/completions, decoded to the same events as the native one. No I/O.
 
-https://platform.openai.com/docs/api-reference/chat; what llama-server adds to it is used where it is there.
+https://platform.openai.com/docs/api-reference/chat. llama-server's additions are used if the server has them.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class _Usage(msgspec.Struct):
 
 
 class _Verbose(msgspec.Struct):
-    """The native final frame, which llama-server adds on request: only there is the stop phrase named."""
+    """The native final frame, which llama-server adds on request. Only there is the stop phrase named."""
 
     stop_type: str = ""
     stopping_word: str = ""
@@ -111,7 +111,7 @@ _STANDARD = {"temperature", "top_p", "presence_penalty", "frequency_penalty", "l
 
 
 def find_beyond_openai(request: GenerationRequest) -> str | None:
-    """The first thing in it that only llama.cpp's servers understand."""
+    """Return the first setting that only llama.cpp's servers support; None if there is none."""
     for field in msgspec.structs.fields(request.sampling):
         if field.name not in _STANDARD and getattr(request.sampling, field.name) is not None:
             return f"sampling setting {field.name}"
@@ -126,9 +126,10 @@ def encode_request(
     features: Container[str] = ALL_FEATURES,
     begun: Delivered | None = None,
 ) -> bytes:
-    """The body of a streamed request. `features` are those of the server: "sampling" for llama.cpp's settings,
-    "stop_phrase" where it can name the phrase that stopped a reply. `begun` is what the reply is to go on from, for
-    llama-server.
+    """Return the body of a streamed request. `begun`: the start of the reply, which llama-server continues.
+
+    `features` are those of the server: "sampling" if it takes llama.cpp's settings, "stop_phrase" if it can name the
+    phrase that stopped a reply.
     """
     body: dict[str, Any] = {
         "model": model,
@@ -178,12 +179,12 @@ def encode_template(
     extra: Mapping[str, Any] | None = None,
     begun: Delivered | None = None,
 ) -> bytes:
-    """The body for llama-server's /apply-template."""
+    """Return the body for llama-server's /apply-template."""
     return msgspec.json.encode({"model": model, **_encode_messages(messages, begun), **(extra or {})})
 
 
 def decode_template(payload: bytes) -> str:
-    """Its answer: the prompt."""
+    """Return the prompt in that response."""
     try:
         return msgspec.json.decode(payload, type=_Rendered).prompt
     except msgspec.DecodeError as error:
@@ -191,12 +192,12 @@ def decode_template(payload: bytes) -> str:
 
 
 def encode_count(messages: Sequence[Message], *, model: str) -> bytes:
-    """The body for llama-server's count of a chat's tokens."""
+    """Return the body for llama-server's count of the tokens of a chat."""
     return msgspec.json.encode({"model": model, "messages": [encode_message(message) for message in messages]})
 
 
 def decode_count(payload: bytes) -> int:
-    """Its answer."""
+    """Return the number of tokens in that response."""
     try:
         return msgspec.json.decode(payload, type=_Count).input_tokens
     except msgspec.DecodeError as error:
@@ -204,7 +205,10 @@ def decode_count(payload: bytes) -> int:
 
 
 def _encode_messages(messages: Sequence[Message], begun: Delivered | None) -> dict[str, Any]:
-    """With what the reply begins with, which llama-server repeats in the reply unless it is told both."""
+    """Return the fields for the messages and the start of the reply.
+
+    llama-server repeats that start in its reply unless both flags are set.
+    """
     encoded = [encode_message(message) for message in messages]
     if begun is None:
         return {"messages": encoded}
@@ -215,7 +219,7 @@ def _encode_messages(messages: Sequence[Message], begun: Delivered | None) -> di
 
 
 def encode_message(message: Message) -> dict[str, Any]:
-    """A message in OpenAI's form. Its images are data URLs."""
+    """Return a message in OpenAI's form. Its images are data URLs."""
     encoded: dict[str, Any] = {"role": message.role.value, "content": message.content}
     if message.images:
         images = [{"type": "image_url", "image_url": {"url": image}} for image in message.images]
@@ -239,9 +243,9 @@ def encode_message(message: Message) -> dict[str, Any]:
 
 
 class EventDecoder:
-    """The events of one chat stream. `usage` is what is known of it at any time.
+    """Decodes the events of one chat stream. `usage` is what is known so far.
 
-    The end is announced in one frame and counted in a later one: `Ended` comes with `[DONE]`, when both are known.
+    The end is announced in one frame and counted in a later one, so `Ended` comes with `[DONE]`, when both are known.
     """
 
     def __init__(self, request: GenerationRequest) -> None:
@@ -258,7 +262,7 @@ class EventDecoder:
         self.slot: int | None = None
 
     def decode(self, payload: bytes) -> list[Delta | Ended]:
-        """What one event of the stream says. An error frame is put into `error`. Raises UndecodableError."""
+        """Decode one event of the stream. An error frame is stored in `error`. Raises UndecodableError."""
         if payload.startswith(b"[DONE]"):
             return [self._decode_end()] if self._finish_reason is not None else []
         try:
@@ -280,11 +284,11 @@ class EventDecoder:
         return self._decode_choice(choice) if choice is not None else []
 
     def end(self) -> Ended | None:
-        """Some servers leave out the `[DONE]` and the counts: a reply that was finished is whole all the same."""
+        """Return the end of a reply that was finished: some servers send neither `[DONE]` nor the counts."""
         return self._decode_end() if self._finish_reason is not None else None
 
     def _choose(self, choices: list[_Choice]) -> _Choice | None:
-        """The one of the first choice that came: a server may send others, which nobody asked for."""
+        """Return the choice whose index came first. A server may send others that nobody asked for."""
         if self._choice is None:
             self._choice = choices[0].index or 0
         return next((choice for choice in choices if (choice.index or 0) == self._choice), None)
@@ -322,7 +326,7 @@ class EventDecoder:
         return events
 
     def _note_finish(self, word: str) -> None:
-        """A word that says nothing is no end; one that says "failed", or that nobody knows, is an error."""
+        """Note a finish_reason. An empty one is no end; one that means failure, or is unknown, is an error."""
         known = word.strip().lower()
         if known in _NOT_FINISHED:
             return
@@ -357,7 +361,7 @@ class EventDecoder:
         )
 
     def _count(self, usage: _Usage) -> None:
-        """Take the server's counts. Some have zeros in every frame, and perhaps in the last one too."""
+        """Take the server's counts. Some servers send zeros in every frame, perhaps even in the last one."""
         prompt, generated = usage.prompt_tokens or 0, usage.completion_tokens or 0
         self._is_counted = self._is_counted or generated > 0
         details = usage.prompt_tokens_details
@@ -380,7 +384,7 @@ class _CallNumbers:
         self._arguments: list[str] = []
 
     def number(self, index: int | None, id_: str | None, name: str | None, arguments: str) -> int:
-        """Return our number of the call to which this piece belongs."""
+        """Return our number of the call that this piece belongs to."""
         number = self._current.get(index)
         if number is None and index is None and id_ is None and name is None and self._ids:
             number = len(self._ids) - 1  # the rest of whichever came last

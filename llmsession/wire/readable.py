@@ -1,6 +1,6 @@
-"""Readable: a reply that is iterated for its pieces or events, then asked for the whole, and that any thread may end.
+"""Readable: a reply that is iterated for its pieces or events, then asked for the whole. Any thread may end it.
 
-It holds no task and no cancel scope between two reads. Ending it sets a verdict and wakes its reader, which finds the
+It holds no task and no cancel scope between two reads. Ending it sets a verdict and wakes the reader, which finds the
 verdict. `ReplyStream` (one request) and `ChatStream` (one turn of a conversation) build on it.
 """
 
@@ -26,29 +26,29 @@ from llmsession.types.events import Event, TextDelta
 
 
 class ActiveReplies:
-    """The replies of one session that are in progress, held weakly: one that is forgotten frees its slot.
+    """The replies of one session that are in progress, held weakly, so that a forgotten one frees its slot.
 
-    A signal handler may call it at any moment, so there is no lock: each step is one operation on a dict.
+    A signal handler may call it at any moment, so there is no lock: each step is a single operation on a dict.
     """
 
     def __init__(self) -> None:
         self._replies: dict[int, weakref.ref[Readable]] = {}
 
     def add(self, reply: Readable) -> None:
-        """Let `end_all` end it, until it is discarded."""
+        """Let `end_all` end this reply, until it is discarded."""
         self._replies[id(reply)] = weakref.ref(reply)
 
     def discard(self, reply: Readable) -> None:
-        """Remove it; no effect if it is not there."""
+        """Remove the reply. No effect if it is not registered."""
         self._replies.pop(id(reply), None)
 
     @property
     def count(self) -> int:
-        """How many are in progress."""
+        """The number of replies in progress."""
         return len(self._replies)
 
     def end_all(self, make_verdict: Callable[[], StopReason | LLMSessionError]) -> None:
-        """End each with a verdict of its own. Thread-safe, never blocks."""
+        """End each reply with a verdict of its own. Thread-safe; never blocks."""
         for reference in list(self._replies.values()):
             if (reply := reference()) is not None:
                 reply.end(make_verdict())
@@ -77,15 +77,15 @@ class Readable(abc.ABC):
 
     @abc.abstractmethod
     async def _next(self) -> Event | None:
-        """The next event, or None after the last. It ends with a completion or an error."""
+        """Return the next event, or None after the last. Sets the completion or the error at the end."""
 
     @abc.abstractmethod
     def _abandon(self) -> None:
-        """Free what it holds, when it was forgotten inside its block. Never blocks."""
+        """Free everything that a reply holds which was forgotten inside its block. Never blocks."""
 
     @abc.abstractmethod
     def _cut(self) -> None:
-        """Wake the reader, after a verdict was set. Thread-safe, never blocks."""
+        """Wake the reader after a verdict was set. Thread-safe; never blocks."""
 
     def __del__(self) -> None:
         if self._entered and not self._left:
@@ -113,9 +113,9 @@ class Readable(abc.ABC):
             call_soon(loop, scope.cancel)
 
     async def _until_verdict(self, wait: Callable[[], Awaitable[None]], deadline: float = math.inf) -> bool:
-        """Await it, for as long as there is no verdict and time left (`deadline` on time.monotonic's clock).
+        """Await `wait` until there is a verdict or no time is left. Return whether it finished.
 
-        Returns whether it was awaited to its end.
+        `deadline` is on the clock of time.monotonic.
         """
         with anyio.CancelScope() as scope:
             if deadline < math.inf:
@@ -205,7 +205,7 @@ class Readable(abc.ABC):
 
 
 class _Events:
-    """Not a generator: one that is not read to its end is trouble under trio."""
+    """An asynchronous iterator. It is not a generator: one that is not exhausted causes trouble under trio."""
 
     def __init__(self, read_next: Callable[[], Awaitable[Event | None]]) -> None:
         self._read_next = read_next

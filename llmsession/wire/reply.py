@@ -38,7 +38,7 @@ from llmsession.wire.timeouts import Timeouts, TimeoutSettings
 
 
 class Source(Protocol):
-    """Where a reply comes from: what the session knows and this room does not."""
+    """Where a reply comes from: the part that the session knows and this room does not."""
 
     decoder: EventDecoder
     model: str
@@ -46,38 +46,41 @@ class Source(Protocol):
     restarts: int
 
     async def open(self, mark_sent: Callable[[], None]) -> ByteStream:
-        """Wait for a slot, have the server ready, call `mark_sent`, send the request."""
+        """Wait for a slot and for the server to be ready, call `mark_sent`, and send the request."""
         ...
 
     async def is_engine_failure(self, error: LLMSessionError) -> bool:
-        """Whether that error is the end of a server that may be started again for this reply."""
+        """Whether the error means that the server has exited and may be restarted for this reply."""
         ...
 
     async def resume(self, error: LLMSessionError, delivered: Delivered, mark_sent: Callable[[], None]) -> ByteStream:
-        """The rest of the reply, after such an end."""
+        """Return the rest of the reply, after the server was restarted."""
         ...
 
     def check_progress(self, *, has_begun: bool, give_up: Callable[[], None]) -> bool:
-        """No token has come for long: whether that is being looked into, and `give_up` called where it is hopeless."""
+        """Called when no token has come for long. Return whether the server is being checked.
+
+        `give_up` is called if it is hopeless.
+        """
         ...
 
     def close(self, completion: Completion | None) -> None:
-        """The reply is over, and whole if there is a completion: the slot is free."""
+        """Free the slot at the end of the reply. `completion` is set if the reply is whole."""
 
     async def diagnose(self, error: LLMSessionError) -> LLMSessionError:
-        """The true cause of a lost connection, where there is a better one than that it was lost."""
+        """Return the cause of a lost connection if a better one is known, else the error itself."""
         ...
 
     @property
     def queue_position(self) -> int | None:
-        """How many are in front, while it waits."""
+        """How many requests are in front of this one while it waits for a slot; None otherwise."""
         ...
 
 
 class ReplyStream(Readable):
-    """A reply as it arrives: `async with` it, iterate it for pieces of text or `events()`, then `await result()`.
+    """A reply as it arrives: use it in `async with`, iterate it for text or `events()`, then `await result()`.
 
-    `cancel()` and the session's `interrupt()` end it with what has arrived; leaving the block frees its slot at once.
+    `cancel()` and the session's `interrupt()` end it with the text so far. Leaving the block frees its slot at once.
     """
 
     def __init__(
@@ -147,11 +150,11 @@ class ReplyStream(Readable):
 
     @property
     def partial(self) -> Completion:
-        """What has arrived by now, as if it were interrupted here."""
+        """The reply so far, as if it were interrupted now."""
         return self._complete(StopReason.INTERRUPTED)
 
     async def _connect(self, open_body: Callable[[], Awaitable[ByteStream]]) -> None:
-        """Wait for the body, for as long as there is no verdict. Raises the verdict if that is an error."""
+        """Wait for the body until there is a verdict. Raises the verdict if it is an error."""
 
         async def wait() -> None:
             self._body = await open_body()
@@ -189,7 +192,7 @@ class ReplyStream(Readable):
             await self._body.aclose()
 
     async def _next(self) -> Event | None:
-        """The next event, or None after the last."""
+        """Return the next event, or None after the last."""
         while not self._pending:
             if self._error is not None:
                 raise self._error
@@ -201,9 +204,9 @@ class ReplyStream(Readable):
         return self._pending.popleft()
 
     async def _read(self) -> None:
-        """Read one chunk and put its events into the queue, or find the end.
+        """Read one chunk and queue its events, or find the end.
 
-        Once for each token, so it has no layers: a context manager here costs as much as decoding the token.
+        Called once per token, so there are no layers: a context manager here costs as much as decoding the token.
         """
         assert self._body is not None  # noqa: S101 - set by _open
         try:
@@ -243,7 +246,7 @@ class ReplyStream(Readable):
                 self._fail(await self._source.diagnose(error))
 
     async def _resume(self, error: LLMSessionError) -> None:
-        """Go on from what was delivered. The reader waits as for any token."""
+        """Continue after the part that was delivered. The reader waits as for any token."""
         delivered = self._accumulator.delivered(self._delivered)
         self._timeouts.note_restart()
         await self._close_body()

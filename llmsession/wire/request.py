@@ -1,4 +1,4 @@
-"""What a reply is asked with, apart from the prompt; both APIs write it down in their own way."""
+"""The settings of a reply, apart from its prompt. Each API encodes them in its own way."""
 
 from __future__ import annotations
 
@@ -19,12 +19,11 @@ LARGEST_COUNT = 2**31 - 1
 
 
 class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """The settings of one reply, checked when made. `seed` is always a real one; `has_own_seed`: the caller's.
+    """The settings of one reply, checked when made. `seed` is always set; `has_own_seed`: the caller gave it.
 
-    `own_stops` are those of `stop` that the caller did not ask for: the encoding's ends of a turn. `reply_start` is
-    the part of the reply that is given, and stands in the prompt. `lora_scales` are those of all loaded adapters by
-    their numbers; None if there are none. `reports_slot`: the server is to report which
-    slot it took, since what it evaluates will be wanted again.
+    `own_stops` are those of `stop` that the caller did not ask for: the encoding's ends of a turn. `reply_start` is the
+    given beginning of the reply, which is a part of the prompt. `lora_scales` are those of all loaded adapters, in
+    order; None if there are none. `reports_slot`: the server is asked to report the slot, because its KV will be saved.
     """
 
     seed: int
@@ -55,7 +54,7 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
         lora_scales: tuple[float, ...] | None = None,
         extra: Mapping[str, Any] | None,
     ) -> GenerationRequest:
-        """From what a caller gave. Raises UsageError."""
+        """Check what a caller gave. Raises UsageError."""
         _check_int("max_tokens", max_tokens, 1, None)
         _check_int("seed", seed, 0, LARGEST_SEED)
         _check_int("top_logprobs", top_logprobs, 0, None)
@@ -81,13 +80,13 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
         )
 
     def with_own_stops(self, stops: tuple[str, ...]) -> GenerationRequest:
-        """The same with the encoding's ends of a turn, less those that the caller asked for."""
+        """Return the request with the encoding's ends of a turn added, unless the caller asked for them."""
         own = tuple(stop for stop in stops if stop not in self.stop)
         return msgspec.structs.replace(self, stop=(*self.stop, *own), own_stops=own) if own else self
 
 
 def encode_json(body: Mapping[str, Any], extra: Mapping[str, Any]) -> bytes:
-    """The body with the caller's own keys. Raises UsageError if one of those is ours, or cannot be sent."""
+    """Return the body with the caller's extra fields. Raises UsageError if one is reserved, or cannot be encoded."""
     if taken := sorted(set(body) & set(extra)):
         raise UsageError(f"extra= may not set {', '.join(taken)}: that is set by a keyword of the call")
     try:

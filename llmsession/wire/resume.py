@@ -1,4 +1,4 @@
-"""A reply that outlives its server: what was delivered, and decoders for the stream that goes on with it. No I/O."""
+"""Resuming a reply whose server exited: what was delivered, and decoders for the rest of the stream. No I/O."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ if TYPE_CHECKING:
 
 
 class TokenLimitReachedError(LLMSessionError):
-    """As many tokens were delivered as were asked for: the reply is whole."""
+    """As many tokens were delivered as were asked for, so the reply is whole."""
 
 
 class DeliveredCall(msgspec.Struct, frozen=True, kw_only=True):
-    """As much of a tool call as has arrived."""
+    """The part of a tool call that has arrived."""
 
     id: str
     name: str
@@ -28,7 +28,7 @@ class DeliveredCall(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Delivered(msgspec.Struct, frozen=True, kw_only=True):
-    """What a reader has of a reply. `usage` is that of the last piece; `token_count`: with log-probabilities."""
+    """What a reader has of a reply. `usage`: of the last piece; `token_count`: tokens with log-probabilities."""
 
     text: str = ""
     reasoning: str = ""
@@ -43,7 +43,7 @@ class Delivered(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ContinuedDecoder(Around):
-    """Of a stream that begins where the delivered part ends: only the counts are put together."""
+    """Decodes a stream that starts where the delivered part ends, and adds up the counts."""
 
     def __init__(self, inner: EventDecoder, before: Usage) -> None:
         super().__init__(inner)
@@ -51,15 +51,15 @@ class ContinuedDecoder(Around):
 
     @property
     def usage(self) -> Usage:
-        """Of the whole reply."""
+        """The usage of the whole reply."""
         return self._add(self._inner.usage)
 
     def decode(self, payload: bytes) -> list[Delta | Ended]:
-        """What one event says."""
+        """Decode one event."""
         return [self._count(event) for event in self._inner.decode(payload)]
 
     def end(self) -> Ended | None:
-        """Of the inner one, counted with the rest."""
+        """Return the inner decoder's end, with the counts of the whole reply."""
         ended = self._inner.end()
         return msgspec.structs.replace(ended, usage=self._add(ended.usage)) if ended is not None else None
 
@@ -71,7 +71,7 @@ class ContinuedDecoder(Around):
         return msgspec.structs.replace(event, usage=self._add(event.usage)) if isinstance(event, Ended) else event
 
     def _add(self, after: Usage) -> Usage:
-        """The new prompt was the old one and what had been delivered, marks of a thought and all."""
+        """Add up the usage: the new prompt was the old one and the delivered part, with the tags of a thought."""
         before = self._before
         prompt = before.prompt_tokens
         return Usage(
@@ -82,7 +82,7 @@ class ContinuedDecoder(Around):
 
 
 class ReplayDecoder(Around):
-    """Of a stream that starts over: what was delivered is left out; what differs from it raises `difference`."""
+    """Decodes a stream that starts over, and skips what was delivered. Raises `difference` if the two differ."""
 
     def __init__(self, inner: EventDecoder, delivered: Delivered, difference: LLMSessionError) -> None:
         super().__init__(inner)
@@ -94,11 +94,11 @@ class ReplayDecoder(Around):
         self._tokens = delivered.token_count
 
     def decode(self, payload: bytes) -> list[Delta | Ended]:
-        """What one event says that was not said before."""
+        """Return what one event adds to the delivered part."""
         return [self._leave_away(event) for event in self._inner.decode(payload)]
 
     def end(self) -> Ended | None:
-        """Of the inner one."""
+        """Return the inner decoder's end, once everything delivered has come again."""
         ended = self._inner.end()
         return self._check_end(ended) if ended is not None else None
 
@@ -127,7 +127,7 @@ class ReplayDecoder(Around):
         return ToolCallDelta(index=event.index, arguments=rest)
 
     def _compare(self, new: str, old: str) -> tuple[str, str]:
-        """What is new of it, and what is still to come of the old."""
+        """Return the new part of `new`, and what is left of `old`."""
         if old.startswith(new):
             return "", old[len(new) :]
         if new.startswith(old):

@@ -20,7 +20,7 @@ _PLAIN_NAMES = frozenset({b"", b"message", b"completion", b"chunk", b"delta", b"
 
 
 class Decoder:
-    """Bytes in, in pieces of any size; the data of whole events out."""
+    """Splits bytes, in chunks of any size, into the data of whole events."""
 
     def __init__(self) -> None:
         self._buffer = b""
@@ -34,7 +34,7 @@ class Decoder:
         """The first line that no event stream has: what a server says instead of one."""
 
     def feed(self, chunk: bytes) -> list[bytes]:
-        """The data of each event that these bytes complete. Comments and empty events give nothing."""
+        """Return the data of each event that this chunk completes. Comments and empty events give none."""
         if not self._buffer and not self._parts and not self._data and not self._name:
             # As llama-server sends it, a chunk is just one event with one line.
             if (
@@ -69,7 +69,7 @@ class Decoder:
         return b"\n" in chunk or b"\r" in chunk or self._buffer.endswith(b"\r")
 
     def finish(self) -> list[bytes]:
-        """The data of the last event, where the stream ends without the empty line after it."""
+        """Return the data of the last event if the stream ends without the empty line after it."""
         rest, self._buffer, self._parts = b"".join((self._buffer, *self._parts)), b"", []
         if self._is_whole:
             return [rest] if rest else []
@@ -103,7 +103,7 @@ class Decoder:
 
 
 def _read_event(name: bytes, data: bytes) -> bytes:
-    """The data as one without a name has it; empty if the event says nothing of the reply, as a `ping` does."""
+    """Return the data as an unnamed event has it; empty if the event is not about the reply, such as a `ping`."""
     data = data.strip()
     if name == b"error" and b'"error"' not in data:
         return (

@@ -24,33 +24,33 @@ class Around:
 
     @property
     def usage(self) -> Usage:
-        """Of the inner one."""
+        """The usage of the inner decoder."""
         return self._inner.usage
 
     @property
     def error(self) -> bytes | None:
-        """Of the inner one."""
+        """The error of the inner decoder."""
         return self._inner.error
 
     @property
     def slot(self) -> int | None:
-        """Of the inner one."""
+        """The slot of the inner decoder."""
         return self._inner.slot
 
     def end(self) -> Ended | None:
-        """Of the inner one."""
+        """Return the end of the inner decoder."""
         return self._inner.end()
 
 
 class StripCharacter(Around):
-    """Leaves a character away, wherever it comes."""
+    """Removes a character wherever it appears."""
 
     def __init__(self, inner: EventDecoder, character: str) -> None:
         super().__init__(inner)
         self._character = character
 
     def decode(self, payload: bytes) -> list[Delta | Ended]:
-        """What one event says, without it."""
+        """Decode one event, without the character."""
         return [self._clean(event) for event in self._inner.decode(payload)]
 
     def _clean(self, event: Delta | Ended) -> Delta | Ended:
@@ -64,7 +64,7 @@ class StripCharacter(Around):
 
 
 class StopAtPhrase(Around):
-    """Ends the text before a stop phrase, for a server that stops there and sends the phrase, and what came with it."""
+    """Ends the text before a stop phrase, for a server that stops there but sends the rest of its token."""
 
     def __init__(self, inner: EventDecoder, phrases: Sequence[str]) -> None:
         super().__init__(inner)
@@ -73,7 +73,7 @@ class StopAtPhrase(Around):
         self._found: str | None = None
 
     def decode(self, payload: bytes) -> list[Delta | Ended]:
-        """What one event says; text that may begin a phrase waits for the next."""
+        """Decode one event. Text that may be the start of a phrase is held back until the next one."""
         events: list[Delta | Ended] = []
         for event in self._inner.decode(payload):
             match event:
@@ -103,10 +103,10 @@ class StopAtPhrase(Around):
 
 
 class SplitReasoning(Around):
-    """What stands between `<think>` and `</think>` at the beginning is reasoning, as the chat endpoint has it.
+    """Turns a leading `<think>…</think>` into reasoning, as the chat endpoint does.
 
-    `begun`: the prompt ends inside the thought; `answers`: it ends inside the answer. `whole`: only a `<think>` that
-    comes at once, as a token, begins one.
+    `begun`: the prompt ends inside the thought. `answers`: it ends inside the answer. `whole`: only a `<think>` that
+    arrives at once, as a token, starts a thought.
     """
 
     def __init__(self, inner: EventDecoder, *, begun: bool, whole: bool, answers: bool = False) -> None:
@@ -116,7 +116,7 @@ class SplitReasoning(Around):
         self._kept = ""
 
     def decode(self, payload: bytes) -> list[Delta | Ended]:
-        """What one event says, as text or as reasoning."""
+        """Decode one event, as text or as reasoning."""
         if self._state == "answer" and not self._kept:
             return self._inner.decode(payload)
         events: list[Delta | Ended] = []
@@ -162,6 +162,6 @@ class SplitReasoning(Around):
 
 
 def _held_back(text: str, phrase: str) -> int:
-    """Where the beginning of a phrase may stand, at the end of a text."""
+    """Return where the start of a phrase may be at the end of a text."""
     lengths = range(min(len(phrase) - 1, len(text)), 0, -1)
     return len(text) - next((length for length in lengths if text.endswith(phrase[:length])), 0)

@@ -1,6 +1,6 @@
-"""Timeouts: how long one reply may take in all, to its first token, and from one token to the next.
+"""Timeouts of one reply: in all, to the first token, and between tokens.
 
-Watched by the thread of `deadlines`; a token costs one look at the clock.
+The watchdog thread watches them. A token costs one look at the clock.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _TURNS = 4
 
 
 class _LoopTurns:
-    """Some turns of an event loop, counted from any thread."""
+    """Counts some turns of an event loop, from any thread."""
 
     def __init__(self, loop: Any) -> None:
         self._loop = loop
@@ -46,7 +46,7 @@ class _LoopTurns:
 
 
 class TimeoutSettings(msgspec.Struct, frozen=True, kw_only=True):
-    """Seconds. `total` covers the whole call, waiting included."""
+    """The limits in seconds. `total` covers the whole call, including the wait for a slot."""
 
     first_token: float = math.inf
     idle: float = math.inf
@@ -54,15 +54,18 @@ class TimeoutSettings(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class CheckProgress(Protocol):
-    """No token has come for long: whether that is being looked into, and `give_up` called where it is hopeless."""
+    """Called when no token has come for long. Returns whether the server is being checked.
+
+    `give_up` is called if it is hopeless.
+    """
 
     def __call__(self, *, has_begun: bool, give_up: Callable[[], None]) -> bool:
-        """Does not block."""
+        """Never blocks."""
         ...
 
 
 class Timeouts:
-    """The timeouts of one reply. `end` is called with the error; whoever waits for the server sets `is_reading`."""
+    """The timeouts of one reply. `end` is called with the error. Whoever reads from the server sets `is_reading`."""
 
     def __init__(
         self,
@@ -88,25 +91,25 @@ class Timeouts:
 
     @property
     def first_token_seconds(self) -> float | None:
-        """From the request to the first token; None if there was none."""
+        """Seconds from the request to the first token; None if there was none."""
         if self._first_token_at is None or self._sent_at is None:
             return None
         return self._first_token_at - self._sent_at
 
     def begin(self) -> None:
-        """The call is made, in the running event loop."""
+        """Start the timeouts of a call, in the running event loop."""
         self._loop = current_loop()
         if self._settings.total is not None:
             self._total_deadline = self.deadline = time.monotonic() + self._settings.total
         watchdog.watch(self)
 
     def end(self) -> None:
-        """The call is over."""
+        """Stop watching: the call is over."""
         self._is_over = True
         watchdog.unwatch(self)
 
     def note_sent(self) -> None:
-        """The request goes to a server that is ready; again, where the last one died."""
+        """The request is being sent to a ready server, perhaps again after a restart."""
         now = time.monotonic()
         if self._first_token_at is None:
             self._sent_at = now
@@ -117,7 +120,7 @@ class Timeouts:
         watchdog.watch(self)  # again: it may be nearer than what the thread waits for
 
     def note_progress(self) -> None:
-        """A token has come."""
+        """A token has arrived."""
         now = time.monotonic()
         if self._awaits_first:
             self._awaits_first, self._first_deadline = False, math.inf
@@ -129,11 +132,11 @@ class Timeouts:
         self.deadline = min(self._progress_deadline, self._total_deadline)
 
     def note_restart(self) -> None:
-        """Until it is sent again, only the whole call has a limit."""
+        """Until the request is sent again, only the whole call has a limit."""
         self._wait_until(math.inf)
 
     def overrun(self, now: float) -> None:
-        """Called by the deadlines' thread when `deadline` has passed."""
+        """Called by the watchdog thread when `deadline` has passed."""
         if now >= self._total_deadline:
             self.deadline = math.inf
             self._end(TotalTimeoutError(f"the reply was not complete within timeout={self._settings.total:g} s"))
@@ -152,7 +155,7 @@ class Timeouts:
             self._give_up()
 
     def _has_loop_run(self) -> bool:
-        """Whether the event loop has had its turn since the deadline, so that what had arrived was read.
+        """Whether the event loop has run since the deadline, so that everything that had arrived was read.
 
         It may have been busy, or the whole program stopped, while tokens waited in the socket.
         """

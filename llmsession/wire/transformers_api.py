@@ -1,7 +1,7 @@
-"""The chat endpoint of `transformers serve`: what it makes of OpenAI's API, giving the same events. No I/O.
+"""The chat endpoint of `transformers serve`, a variant of OpenAI's API, decoded to the same events. No I/O.
 
-It refuses fields that it does not know and ignores most that it does, a temperature among them where the model's own
-settings do not sample: so everything goes into its own field `generation_config`, and the rest is refused by us.
+It rejects unknown fields and ignores most known ones, even the temperature if the model's own settings do not sample.
+So everything is sent in its field `generation_config`, and the rest is rejected here.
 https://huggingface.co/docs/transformers/main/en/serve-cli/serving, as of version 5.
 """
 
@@ -47,7 +47,7 @@ _TOO_LONG = re.compile(rb"Input length of input_ids is (\d+), but `max_length` i
 
 
 def find_unsupported(request: GenerationRequest) -> str | None:
-    """The first thing in it that would be ignored."""
+    """Return the first setting that the server would ignore; None if there is none."""
     for field in msgspec.structs.fields(request.sampling):
         if field.name not in _SETTINGS and getattr(request.sampling, field.name) is not None:
             return f"sampling setting {field.name}"
@@ -61,7 +61,7 @@ def find_unsupported(request: GenerationRequest) -> str | None:
 def encode_request(
     messages: Sequence[Message], request: GenerationRequest, *, model: str | None = None, context_length: int | None
 ) -> bytes:
-    """The body of a streamed request. `model` None: the one that it was started with."""
+    """Return the body of a streamed request. `model` None: the model that the server was started with."""
     settings: dict[str, Any] = {
         theirs: value for ours, theirs in _NAMES.items() if (value := getattr(request.sampling, ours)) is not None
     }
@@ -99,9 +99,9 @@ def _ends_at_context(request: GenerationRequest, context_length: int | None) -> 
 
 
 class EventDecoder(openai_api.EventDecoder):
-    """The events of one stream. It has no `[DONE]`: the frame that names the end also has the counts.
+    """Decodes the events of one stream. There is no `[DONE]`: the frame with the end also has the counts.
 
-    `context_length` None: not known, then nothing is said of it.
+    `context_length` None: unknown, so it is not reported whether the context was full.
     """
 
     def __init__(self, request: GenerationRequest, *, context_length: int | None) -> None:
@@ -109,7 +109,7 @@ class EventDecoder(openai_api.EventDecoder):
         self._context_length = context_length
 
     def decode(self, payload: bytes) -> list[Delta | Ended]:
-        """What one event says. An error is a text between quotes, which may hold quotes and break off."""
+        """Decode one event. An error is text between quotes, which may itself hold quotes and be cut."""
         if payload.startswith(_ERROR):
             self.error = _rewrite_error(payload)
             return []
@@ -127,7 +127,7 @@ class EventDecoder(openai_api.EventDecoder):
 
 
 def _rewrite_error(payload: bytes) -> bytes:
-    """As llama-server would say it."""
+    """Return the error in llama-server's form."""
     if (found := _TOO_LONG.search(payload)) is not None:
         return _overflow(int(found[1]), int(found[2]))
     message = payload.removeprefix(_ERROR).removesuffix(b"}").rstrip().removesuffix(b'"')

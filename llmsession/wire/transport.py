@@ -1,4 +1,4 @@
-"""An httpx transport with one connection per request, cheap per token, which any thread can cut.
+"""An httpx transport with one connection per request, which is cheap per token and can be cut from any thread.
 
 A pool gains little on the loopback and costs much: llama-server drops idle connections after 5 s and busy ones after
 100 requests, and a pooled connection belongs to one event loop, while a session may be closed from another.
@@ -22,7 +22,7 @@ CONNECTED_WITHIN = 8.0
 
 
 class BodyDecoder:
-    """The body of a response from its bytes: chunked, of a known length, or until the end (length None). No I/O."""
+    """Decodes a response body: chunked, of a known length, or until the connection ends (`length` None). No I/O."""
 
     def __init__(self, *, chunked: bool, length: int | None) -> None:
         self._chunked = chunked
@@ -34,7 +34,7 @@ class BodyDecoder:
             self._left = None
 
     def feed(self, data: bytes) -> bytes:
-        """The part of the body that these bytes bring."""
+        """Return the part of the body in these bytes."""
         if self._chunked:
             return self._feed_chunked(data)
         if self._left is None:
@@ -45,7 +45,7 @@ class BodyDecoder:
         return data
 
     def end(self) -> None:
-        """The connection has ended. Raises httpx.RemoteProtocolError where the body had not."""
+        """The connection has ended. Raises httpx.RemoteProtocolError if the body is incomplete."""
         if self._chunked or self._left is not None:
             raise httpx.RemoteProtocolError("the server hung up in the middle of its answer")
         self.done = True
@@ -82,7 +82,7 @@ class BodyDecoder:
 
 
 class BodyStream(httpx.AsyncByteStream):
-    """The body as it arrives. Read and closed in its own event loop; `abort` from anywhere."""
+    """The body as it arrives. It is read and closed in its own event loop; `abort` may be called from anywhere."""
 
     def __init__(self, connection: Connection, decoder: BodyDecoder, first: bytes) -> None:
         self._connection = connection
@@ -90,7 +90,7 @@ class BodyStream(httpx.AsyncByteStream):
         self._first = first
 
     def abort(self) -> None:
-        """Cut the connection at once: whoever reads it sees its end. Thread-safe, never blocks, never raises."""
+        """Cut the connection at once: whoever reads sees the end. Thread-safe; never blocks, never raises."""
         self._connection.abort()
 
     async def aclose(self) -> None:
@@ -98,7 +98,10 @@ class BodyStream(httpx.AsyncByteStream):
         await self._connection.aclose()
 
     async def receive(self) -> bytes:
-        """The next bytes of it; empty at its end. No generator: one that is not read out is trouble under trio."""
+        """Return the next bytes; empty at the end.
+
+        Not a generator: one that is not exhausted causes trouble under trio.
+        """
         decoder, data = self._decoder, self._first
         self._first = b""
         try:
@@ -119,16 +122,16 @@ class BodyStream(httpx.AsyncByteStream):
 
 
 class DirectTransport(httpx.AsyncBaseTransport):
-    """Opens a connection, sends the request, gives the response as soon as its head is there.
+    """Opens a connection, sends the request, and returns the response once its head has arrived.
 
-    `tls` is what https:// is spoken with; without it only http:// is.
+    `tls` is used for https://; without it only http:// is supported.
     """
 
     def __init__(self, tls: ssl.SSLContext | None = None) -> None:
         self._tls = tls
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        """The response, its body still to come. Raises httpx's own errors."""
+        """Return the response, whose body is still to come. Raises httpx's own errors."""
         secure = request.url.scheme == "https" and self._tls is not None
         if request.url.scheme != "http" and not secure:
             raise httpx.UnsupportedProtocol(f"{request.url.scheme}:// is not spoken here", request=request)
