@@ -270,7 +270,7 @@ async def test_memory_is_looked_at_before_anything_is_spawned(engine: Engine, tm
 async def test_an_engine_that_a_signal_ends_while_it_loads(engine: Engine, slow_model: Path) -> None:
     """LLAMA_SERVER §4.6: each is named, with what it most likely means."""
     meanings = {
-        signal.SIGILL: "instructions that this processor does not have .*SIGILL.*; take",
+        signal.SIGILL: "instructions that this processor does not have .*SIGILL.*; (use|take) backend=",
         signal.SIGSEGV: "crashed by a fault of its own .SIGSEGV.; try again",
         signal.SIGABRT: "crashed by a fault of its own .SIGABRT.; try again",
         signal.SIGBUS: "model's file could not be read any more .SIGBUS.; .*fetch it again",
