@@ -1,1 +1,1 @@
-"""What was said."""
+"""Stores conversations."""

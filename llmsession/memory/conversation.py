@@ -1,4 +1,4 @@
-"""Conversation: a tree of turns, of which one path is active. What is awaited here is on the disk when it returns."""
+"""Conversation: a tree of turns with one active path. Changes are durable when the call returns."""
 
 from __future__ import annotations
 
@@ -42,27 +42,27 @@ class Conversation:
 
     @property
     def id(self) -> int:
-        """Its number in the memory, never given to another."""
+        """The number in the memory; it is never reused."""
         return self._log.id
 
     @property
     def user(self) -> str:
-        """Who talks to the model."""
+        """The user's name."""
         return self._log.user
 
     @property
     def channel(self) -> str:
-        """Where; empty if there is only one place."""
+        """The channel; empty if there is only one."""
         return self._log.channel
 
     @property
     def started(self) -> datetime:
-        """When it was made: aware, in UTC."""
+        """The time of creation, as an aware datetime in UTC."""
         return self._log.started
 
     @property
     def last_update(self) -> datetime:
-        """When something was last said: aware, in UTC. It never goes back."""
+        """The time of the newest turn, as an aware datetime in UTC. It never decreases."""
         return self._log.last_update
 
     @property
@@ -72,7 +72,7 @@ class Conversation:
 
     @property
     def turns(self) -> list[Turn]:
-        """Every turn of the tree, oldest first."""
+        """All turns of the tree, oldest first."""
         return self._log.turns
 
     @property
@@ -108,7 +108,9 @@ class Conversation:
         await self._log.change(lambda tree: tree.plan_system_prompt(prompt))
 
     async def edit(self, turn_id: int, text: str) -> Turn:
-        """Add another version of a turn, beside it. The active path now ends there; what followed stays in the tree.
+        """Add another version of a turn as its sibling, and end the active path there.
+
+        What followed the old version stays in the tree.
 
         Raises: UsageError, StoreError.
         """
@@ -130,7 +132,7 @@ class Conversation:
         await self._log.change(lambda tree: tree.plan_delivered(turn_id))
 
     async def branch(self, turn_id: int) -> None:
-        """End the active path in that turn: what is added continues from there.
+        """End the active path at that turn; new turns continue from there.
 
         Raises: UsageError, StoreError.
         """
@@ -152,5 +154,5 @@ class Conversation:
 
 
 def log_of(conversation: Conversation) -> ConversationLog:
-    """The inner side of a conversation, for Chat and Memory and not for users."""
+    """Return the internal side of a conversation, for Chat and Memory."""
     return conversation._log  # noqa: SLF001 - the one way in

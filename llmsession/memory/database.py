@@ -1,7 +1,7 @@
-"""The database file: opened, made or migrated, and what can be wrong with it as one sentence.
+"""Opens, creates and migrates the database file, and explains SQLite's errors.
 
-Nothing here opens the file but SQLite: where a process closes any descriptor of it, the kernel drops all locks that the
-process has on it (https://www.sqlite.org/howtocorrupt.html, 2.2).
+Only SQLite opens the file: when a process closes any descriptor of it, the kernel drops all locks that the process has
+on it (https://www.sqlite.org/howtocorrupt.html, 2.2).
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ VERSION: Final = len(_MIGRATIONS)
 
 
 def connect(path: Path | None) -> sqlite3.Connection:
-    """To that file, which is made where there is none, or to one in RAM. Raises StoreError and its kinds."""
+    """Return a connection to the file, created if missing, or to a database in RAM. Raises StoreError."""
     if path is None:
         connection = _connect(":memory:")
         _migrate(connection)
@@ -101,7 +101,7 @@ def connect(path: Path | None) -> sqlite3.Connection:
 
 
 def connect_reader(path: Path) -> sqlite3.Connection:
-    """One more to a file that is open. It never waits for a writer."""
+    """Return another connection to an open database. It never waits for a writer."""
     connection = _connect(str(path))
     connection.execute("PRAGMA query_only = ON")
     connection.execute(f"PRAGMA busy_timeout = {LOCK_TIMEOUT * 1000:.0f}")  # recovery after a crash, in another process
@@ -109,7 +109,7 @@ def connect_reader(path: Path) -> sqlite3.Connection:
 
 
 def execute_patiently(connection: sqlite3.Connection, sql: str) -> Any:
-    """What needs the lock of those who write. The first column of the first row, if there is one."""
+    """Execute a statement that needs the write lock; return the first column of the first row, if any."""
     deadline = time.monotonic() + LOCK_TIMEOUT
     while True:
         try:
@@ -123,12 +123,12 @@ def execute_patiently(connection: sqlite3.Connection, sql: str) -> Any:
 
 
 def is_busy(error: BaseException) -> bool:
-    """Whether another connection is in the way."""
+    """Return whether another connection holds the lock."""
     return _code(error) in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
 
 
 def explain(error: sqlite3.Error, path: Path | None) -> LLMSessionError:
-    """What SQLite met, in words that name the file and the next step."""
+    """Return SQLite's error as ours, with the file and the next step."""
     where = "the memory" if path is None else str(path)
     match _code(error):
         case sqlite3.SQLITE_BUSY | sqlite3.SQLITE_LOCKED:
@@ -150,7 +150,7 @@ def explain(error: sqlite3.Error, path: Path | None) -> LLMSessionError:
 
 
 def damaged(path: Path | None, how: str) -> StoreError:
-    """What is read makes no sense."""
+    """Return the error for content that makes no sense."""
     return StoreError(
         f"{path or 'the memory'} is damaged ({how}): restore a copy, or save what is left with sqlite3's .recover; it "
         "was left as it is"
@@ -158,7 +158,7 @@ def damaged(path: Path | None, how: str) -> StoreError:
 
 
 def _code(error: BaseException) -> int:
-    """The primary one: extended codes carry it in their last byte."""
+    """Return the primary result code: extended codes carry it in their last byte."""
     return getattr(error, "sqlite_errorcode", 0) & 0xFF
 
 
@@ -194,7 +194,7 @@ def _check_place(path: Path) -> None:
 
 
 def _is_mounted(path: Path, mounts: Path = Path("/proc/self/mountinfo")) -> bool:
-    """Whether the file itself is a mount point, as a container's volume of one file is. Known on Linux only."""
+    """Return whether the file itself is a mount point, as a container's volume of one file is. Linux only."""
     try:
         lines = mounts.read_text(errors="surrogateescape").splitlines()
     except OSError:
@@ -205,7 +205,7 @@ def _is_mounted(path: Path, mounts: Path = Path("/proc/self/mountinfo")) -> bool
 
 
 def _prepare(connection: sqlite3.Connection, path: Path) -> None:
-    """Ours, of this version, and written so that what is acknowledged is on the disk."""
+    """Check that the database is ours and of this version, and make commits durable."""
     execute_patiently(
         connection, "PRAGMA application_id"
     )  # one who makes it, or closes it as the last, keeps others out

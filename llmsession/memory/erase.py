@@ -1,4 +1,4 @@
-"""Forgetting a user for good: not a byte of what was said is left in the file, its log, or beside them."""
+"""Deletes users for good: no byte of what was said stays in the file, in its log, or beside them."""
 
 from __future__ import annotations
 
@@ -18,9 +18,10 @@ _LOOK_EVERY = 0.02
 
 
 def delete_conversations(connection: sqlite3.Connection, which: str, values: Sequence[object]) -> int:
-    """Those of which that SQL is true, in a transaction, and what engines keep of them. Says how many that were.
+    """Delete the conversations that match the SQL condition, and the engines' files of them; return their number.
 
-    The files go first: a kill in between costs an engine some reading, and leaves nothing of what is deleted.
+    Runs in a transaction. The files go first: a kill in between costs an engine some reading and leaves no deleted
+    text.
     """
     sql = f"SELECT folder, name FROM copy JOIN conversation ON conversation.id = copy.conversation WHERE {which}"
     for folder, name in connection.execute(sql, values).fetchall():
@@ -29,10 +30,10 @@ def delete_conversations(connection: sqlite3.Connection, which: str, values: Seq
 
 
 def erase_traces(connection: sqlite3.Connection, path: Path) -> None:
-    """Rewrite the file without what was deleted. Raises StoreError and StoreLockedError; then call it again.
+    """Rewrite the file without deleted data. Raises StoreError; after StoreLockedError, call it again.
 
-    `secure_delete` overwrites what is deleted where it stands. It does not overwrite the copies that SQLite leaves in
-    the free space of a page when it moves rows to another one (seen with 3.40: of every twentieth user).
+    `secure_delete` overwrites deleted rows in place. It does not overwrite the copies that SQLite leaves in the free
+    space of a page when it moves rows to another page (seen with 3.40, for one user in twenty).
     """
     deleted = f"all of it was deleted from {path}, but traces of it are left in the file"
     try:

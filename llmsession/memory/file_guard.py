@@ -1,4 +1,4 @@
-"""Whether a file is still the one that was opened: what is written to a deleted one is lost."""
+"""Checks that the open file is still the one at its path: what is written to a deleted file is lost."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from llmsession.types.errors import StoreError
 
 
 class FileGuard:
-    """The database file and its log. Cheap to check: two looks at the folder."""
+    """Watches the database file and its log. A check costs two `stat` calls."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

@@ -47,7 +47,7 @@ class _GoMemory(msgspec.Struct):
 
 
 class FormatNote(msgspec.Struct, kw_only=True):
-    """A conversation as it is told from one memory to another. The turns are numbered from 1, parents come first."""
+    """A conversation, independent of a memory. Turns are numbered from 1; parents come before their replies."""
 
     user: str
     channel: str
@@ -62,9 +62,9 @@ class FormatNote(msgspec.Struct, kw_only=True):
 
 
 def read_json(path: Path) -> tuple[list[FormatNote], int]:
-    """All of it, and how many lists of tools were left out.
+    """Return all conversations and the number of tool lists that were left out.
 
-    Raises StoreError, which says where the file is wrong, and StoreVersionError.
+    Raises StoreError with the place of the fault, and StoreVersionError.
     """
     try:
         data = path.read_bytes()
@@ -89,7 +89,7 @@ def read_json(path: Path) -> tuple[list[FormatNote], int]:
 
 
 def _read_conversation(go: _GoConversation) -> tuple[FormatNote, int]:
-    """And how many lists of tools it had."""
+    """Return the conversation and the number of its tool lists."""
     started, last_update = _read_moment(go.s), _read_moment(go.l)
     builder = _Builder(started)
     for index, message in enumerate(go.m or ()):
@@ -110,7 +110,7 @@ def _read_conversation(go: _GoConversation) -> tuple[FormatNote, int]:
 
 
 class _Builder:
-    """Makes turns of the messages of one conversation."""
+    """Builds the turns of one conversation from its messages."""
 
     def __init__(self, created: datetime) -> None:
         self.turns: list[Turn] = []
@@ -121,7 +121,7 @@ class _Builder:
         self._open_calls: list[str] = []
 
     def add(self, go: _GoMessage) -> None:
-        """The next one. Raises ValueError if it cannot come next."""
+        """Add the next message. Raises ValueError if it cannot come next."""
         match go.r:
             case 0 if not self.turns and not self.system_prompt:
                 self.system_prompt = go.c
@@ -143,7 +143,7 @@ class _Builder:
                 raise ValueError(f"{go.r} is not a role: 0 to 5 are")
 
     def _call(self, calls: tuple[ToolCall, ...]) -> None:
-        """What an assistant says before it calls, and calls one after another, are one message here."""
+        """Merge an assistant's text and the calls that follow it into one message."""
         last = None if self.head is None else self.turns[self.head - 1]
         if last is None or last.message.role is not Role.ASSISTANT:
             self._put(Message(Role.ASSISTANT, tool_calls=calls))
@@ -154,7 +154,7 @@ class _Builder:
             self._open_calls += [call.id for call in calls]
 
     def _leave_unanswered(self) -> None:
-        """A bot of the Go package's that failed to answer kept the question, and then the next one."""
+        """Take an unanswered question off the path, as FAILED: a Go bot that failed to answer kept it."""
         if self.head is None or self.turns[self.head - 1].message.role is not Role.USER:
             return
         left = self.turns[self.head - 1]
@@ -177,7 +177,7 @@ class _Builder:
 
 
 def _read_calls(text: str, number: int) -> tuple[ToolCall, ...]:
-    """`{"name":…,"arguments":{…}}` or a list of such, as models write them."""
+    """Parse `{"name":…,"arguments":{…}}`, or a list of such, as models write them."""
     try:
         found: Any = msgspec.json.decode(text)
     except msgspec.DecodeError as error:
@@ -198,7 +198,7 @@ def _read_calls(text: str, number: int) -> tuple[ToolCall, ...]:
 
 
 def _read_moment(text: str) -> datetime:
-    """RFC 3339, with up to nine digits after the point."""
+    """Parse an RFC 3339 time with up to nine fractional digits."""
     moment = msgspec.convert(text, Annotated[datetime, msgspec.Meta(tz=True)])
     return moment.astimezone(UTC) if moment.year > 1 else _NEVER
 
@@ -207,7 +207,7 @@ def _read_moment(text: str) -> datetime:
 
 
 def write_json(path: Path, conversations: Iterable[FormatNote]) -> int:
-    """All of it or nothing, whatever happens meanwhile. Says how many images were left out. Raises StoreError."""
+    """Write all conversations or nothing; return the number of images that were left out. Raises StoreError."""
     images = 0
     try:
         with replacing(path, durable=True) as file:

@@ -1,4 +1,4 @@
-"""ConversationLog: the inner side of a Conversation. What is awaited here is on the disk when it returns."""
+"""ConversationLog: the internal side of a Conversation. Changes are durable when the call returns."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ Keeper: TypeAlias = Store | RamStore
 
 
 class ConversationLog:
-    """What is known of one conversation, and how it is changed: for Chat and Memory. See `log_of`.
+    """The state of one conversation and its changes, for Chat and Memory. See `log_of`.
 
-    Several of these, in several processes, may stand for the same conversation: what the others added is seen with each
-    call that is awaited. Each may raise StoreError, and ClosedError if the memory was closed.
+    Several of these, in several processes, may stand for the same conversation: each awaited call sees what the others
+    added. Each may raise StoreError, and ClosedError if the memory was closed.
     """
 
     __slots__ = ("__weakref__", "_keeper", "_row", "_tree")
@@ -43,49 +43,49 @@ class ConversationLog:
 
     @property
     def id(self) -> int:
-        """Its number in the memory, never given to another."""
+        """The number in the memory; it is never reused."""
         return self._row.id
 
     @property
     def user(self) -> str:
-        """Who talks to the model."""
+        """The user's name."""
         return self._row.user
 
     @property
     def channel(self) -> str:
-        """Where; empty where there is only one place."""
+        """The channel; empty if there is only one."""
         return self._row.channel
 
     @property
     def started(self) -> datetime:
-        """Aware, in UTC."""
+        """The time of creation, as an aware datetime in UTC."""
         return self._row.started
 
     @property
     def last_update(self) -> datetime:
-        """When something was last said. Aware, in UTC; it never goes back."""
+        """The time of the newest turn, as an aware datetime in UTC. It never decreases."""
         return self._row.last_update
 
     @property
     def system_prompt(self) -> str | None:
-        """As it was given, with `{now}` in it if that was."""
+        """The system prompt as given, with `{now}` if it has that."""
         return self._loaded().system_prompt
 
     @property
     def rendered_system(self) -> str | None:
-        """The system prompt as it was first sent, see `keep_rendered`."""
+        """The system prompt as first sent, see `keep_rendered`."""
         rendered = self._loaded().rendered
         return None if rendered is None else rendered[0]
 
     @property
     def rendered_for(self) -> str | None:
-        """The model for which that was."""
+        """The model that `rendered_system` was sent to."""
         rendered = self._loaded().rendered
         return None if rendered is None else rendered[1]
 
     @property
     def turns(self) -> list[Turn]:
-        """Every turn of the tree, oldest first."""
+        """All turns of the tree, oldest first."""
         with self._keeper.guard:
             return list(self._loaded().turns.values())
 
@@ -105,37 +105,37 @@ class ConversationLog:
 
     @property
     def summary(self) -> Turn | None:
-        """The newest summary of what was said on the active path."""
+        """The newest summary on the active path."""
         with self._keeper.guard:
             return self._loaded().summary()
 
     def path_to(self, turn_id: int) -> list[Turn]:
-        """The turns from the first one to this one, wherever the active path goes."""
+        """Return the turns from the first one to this one, on any path."""
         with self._keeper.guard:
             tree = self._loaded()
             return tree.path(tree.turn(turn_id).id)
 
     def find(self, key: str) -> Turn | None:
-        """The user's turn that came with that key."""
+        """Return the user's turn with that key."""
         with self._keeper.guard:
             return self._loaded().find(key)
 
     def reply_to(self, turn_id: int) -> Turn | None:
-        """What was answered to a turn, partial or whole: the reply on the active path, else the newest."""
+        """Return the reply to a turn, partial or whole: the one on the active path, else the newest."""
         with self._keeper.guard:
             return self._loaded().reply_to(turn_id)
 
     # For Chat.
 
     async def refresh(self) -> None:
-        """See what other processes, and other objects of this one, have added."""
+        """Load what other processes and other objects have added."""
         self._refresh()
 
     @contextlib.asynccontextmanager
     async def answering(self) -> AsyncIterator[None]:
         """Hold the conversation for one turn: in order within this process, one process at a time.
 
-        It may be cancelled while it waits. A process that dies lets go. Not twice by the same task.
+        May be cancelled while it waits. The lock ends with its process. It is not reentrant.
         """
         async with self._keeper.answering(self._row.id):
             self._refresh()
@@ -144,10 +144,10 @@ class ConversationLog:
     async def ask(
         self, message: MessageLike, *, key: str | None = None, parent: int | UnsetType | None = UNSET
     ) -> Turn:
-        """The user's turn, PENDING, at the end of the active path, or after `parent`.
+        """Add the user's turn, PENDING, to the end of the active path, or after `parent`.
 
-        Where the path ends in a turn that was never answered, the new one stands beside it, and that one is FAILED
-        unless it waits for its key to come again. Raises DuplicateKeyError, InvalidMessagesError.
+        If the path ends in an unanswered turn, the new one becomes its sibling, and the old one FAILED unless it waits
+        for its key to come again. Raises DuplicateKeyError, InvalidMessagesError.
         """
         read = read_message(message)
         if key is not None:
@@ -157,10 +157,10 @@ class ConversationLog:
         return await self.add(lambda tree: tree.plan_ask(read, now(), key=key, parent=parent))
 
     async def ask_again(self, turn_id: int) -> Turn:
-        """A user's turn that failed, or was cut, is PENDING again.
+        """Make a failed or interrupted user's turn PENDING again.
 
-        The active path ends in it, or in the part of its reply that there is; unless the path went on without it: then
-        that stays, and `path_to` gives what leads to this turn.
+        The active path ends in it, or in its partial reply. If the path continued without the turn, it stays as it is,
+        and `path_to` gives the messages that lead to this turn.
         """
         await self.change(lambda tree: tree.plan_ask_again(turn_id))
         with self._keeper.guard:
@@ -176,10 +176,11 @@ class ConversationLog:
         tokens: int | None = None,
         asked_tokens: int | None = None,
     ) -> Turn:
-        """What a model said to the turn `asked`: a new reply, or `reply` as it is now. One commit.
+        """Store the reply to the turn `asked`, in one commit: a new turn, or a new state of `reply`.
 
         PENDING is a checkpoint: more will come. COMPLETE and INTERRUPTED make the user's turn COMPLETE, unless the
-        reply calls a tool; FAILED makes it FAILED. The active path ends in the reply, unless it went on without it.
+        reply calls a tool; FAILED makes it FAILED. The active path ends in the reply, unless it continued without the
+        turn.
         """
         if reply is None:
             return await self.add(
@@ -196,22 +197,22 @@ class ConversationLog:
             return self._loaded().turn(reply)
 
     async def fail(self, asked: int) -> None:
-        """Nothing was said to it: it is FAILED, and the active path ends before it."""
+        """Mark the turn as FAILED, without a reply; the active path ends before it."""
         await self.change(lambda tree: tree.plan_fail(asked))
 
     async def leave_out(self, turn_ids: Iterable[int], summary: Completion | str | None = None) -> Turn | None:
-        """These turns are no longer sent; the summary, if any, stands for them. One commit. Returns its turn."""
+        """Stop sending these turns, in one commit; a summary, if given, is sent instead. Returns its turn."""
         ids = list(turn_ids)
         new_id = await self.change(lambda tree: tree.plan_leave_out(ids, summary, now()))
         with self._keeper.guard:
             return None if new_id is None else self._loaded().turn(new_id)
 
     async def keep_tokens(self, counts: Mapping[int, int]) -> None:
-        """What each turn adds to the prompt, by its id."""
+        """Store how many tokens each turn adds to the prompt, by turn id."""
         await self.change(lambda tree: tree.plan_tokens(counts))
 
     async def keep_rendered(self, text: str, model: str) -> None:
-        """The system prompt as that model is told it, from now on."""
+        """Store the system prompt as it is sent to that model from now on."""
         await self.change(
             lambda tree: Change(
                 rendered=UNSET if tree.rendered == (text, model) else (text, model),
@@ -220,24 +221,24 @@ class ConversationLog:
         )
 
     async def cache_key(self, folder: Path) -> str | None:
-        """The name under which an engine may keep in that folder what it has read; None if no memory keeps us.
+        """Return the file name for an engine's cache of this conversation in that folder; None without a memory.
 
-        It is drawn once; the files go when the conversation is forgotten.
+        It is drawn once. The files are deleted when the conversation is forgotten.
         """
         return await self._keeper.cache_key(self._row.id, folder)
 
     # For Memory.
 
     def is_older_than(self, row: ConversationRow) -> bool:
-        """Whether more is known there than here."""
+        """Return whether the row is newer than this object."""
         return self._row.version != row.version
 
     def drop(self) -> None:
-        """It was forgotten: so nothing of it stays here."""
+        """Remove all content, after the conversation was forgotten."""
         self._tree = Tree()
 
     def to_dict(self) -> dict[str, Any]:
-        """All of it, as JSON would hold it."""
+        """Return the whole conversation as JSON values."""
         with self._keeper.guard:
             tree = self._refresh()
             rendered, model = tree.rendered or (None, None)
@@ -256,20 +257,20 @@ class ConversationLog:
         return plain
 
     def reload(self) -> None:
-        """See what was added."""
+        """Load what was added."""
         self._refresh()
 
     # Changing it.
 
     async def add(self, plan: Callable[[Tree], Change]) -> Turn:
-        """Make a change that adds a turn, and return that turn."""
+        """Apply a change that adds a turn, and return the turn."""
         new_id = await self.change(plan)
         assert new_id is not None  # noqa: S101 - the plans that come here have a new turn
         with self._keeper.guard:
             return self._loaded().turn(new_id)
 
     async def change(self, plan: Callable[[Tree], Change]) -> int | None:
-        """Plan on what is known, and again where somebody else was faster. Returns the id of the new turn, if any."""
+        """Plan a change and apply it; plan it again if another writer was faster. Returns the new turn's id, if any."""
         while True:
             with self._keeper.guard:
                 tree = self._loaded()
@@ -300,12 +301,12 @@ class ConversationLog:
             return applied.new_id
 
     def _is_news(self, row: ConversationRow) -> bool:
-        """Whether more is known now than that."""
+        """Return whether the conversation was changed since the row was read."""
         self._refresh()
         return self._row.version != row.version
 
     def _loaded(self) -> Tree:
-        """What is known of it, read if it was not yet."""
+        """Return the tree, read on first use."""
         return self._tree if self._tree is not None else self._refresh()
 
     def _refresh(self) -> Tree:
@@ -333,17 +334,17 @@ class ConversationLog:
 
 
 def now() -> datetime:
-    """The time, aware and in UTC."""
+    """Return the current time, as an aware datetime in UTC."""
     return datetime.now(UTC)
 
 
 def read_message(message: MessageLike) -> Message:
-    """With its images read: what is kept does not depend on files."""
+    """Return the message with its images read, so that it does not depend on files."""
     return with_data_urls([as_message(message)])[0]
 
 
 def check_text(text: object, what: str) -> None:
-    """Raise UsageError or InvalidMessagesError unless it is a text that can be stored."""
+    """Raise UsageError or InvalidMessagesError unless the text can be stored."""
     if not isinstance(text, str):
         raise UsageError(f"{what} is a str, not {type(text).__name__}")
     if not is_unicode(text):
@@ -351,7 +352,7 @@ def check_text(text: object, what: str) -> None:
 
 
 def check_system_prompt(text: str | None) -> str | None:
-    """None if it is empty."""
+    """Check the system prompt and return it; None if it is empty."""
     if text is not None:
         check_text(text, "a system prompt")
     return text or None

@@ -39,7 +39,7 @@ _AT_ONCE = 1000
 
 
 class Unfinished(msgspec.Struct, frozen=True, kw_only=True):
-    """A turn that a restarted bot should take up: not answered, or with a reply that was not marked as delivered."""
+    """A turn to continue after a restart: it has no reply, or its reply was not marked as delivered."""
 
     conversation: Conversation
     turn: Turn
@@ -47,9 +47,9 @@ class Unfinished(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Memory:
-    """What was said, by user and channel. Open it with `Memory.open`, close it with `async with` or `aclose()`.
+    """Stores conversations by user and channel. Open it with `Memory.open`; close it with `async with` or `aclose()`.
 
-    Any event loop may use it, and several processes may have one file open. Without a path it keeps to RAM.
+    Any event loop may use it, and several processes may share a file. Without a path it is kept in RAM.
     """
 
     def __init__(self, store: Store, max_age: timedelta | None) -> None:
@@ -63,9 +63,8 @@ class Memory:
     def open(cls, path: str | os.PathLike[str] | None = None, *, max_age: float | timedelta | None = None) -> Opening:
         """`async with Memory.open("bot.db") as memory:` or `memory = await Memory.open("bot.db")`.
 
-        What was not talked in for `max_age` (seconds, or a timedelta) is forgotten, now and with each `forget()`.
-        Raises StoreError if the file is none of ours, StoreVersionError where a newer llmsession wrote it, and
-        StoreLockedError.
+        Conversations unused for `max_age` (seconds, or a timedelta) are forgotten, now and with each `forget()`. Raises
+        StoreError if the file is not a memory, StoreVersionError if a newer llmsession wrote it, and StoreLockedError.
         """
         return Opening(_check_path(path), _check_age(max_age))
 
@@ -90,7 +89,7 @@ class Memory:
             warnings.warn(f"{self!r} was never closed: use `async with`", ResourceWarning, stacklevel=1, source=self)
 
     async def aclose(self) -> None:
-        """When all that waits is on the disk. Conversations keep what they know, and take nothing more."""
+        """Write what waits and close the file. Conversations stay readable; changes raise ClosedError."""
         self._is_closed = True
         with anyio.CancelScope(shield=True):  # bounded by the writer: see Writer.aclose
             await self._store.aclose()
@@ -144,12 +143,11 @@ class Memory:
         return await self._store.write(lambda connection: delete_conversations(connection, old, values))
 
     async def forget_user(self, user: str) -> int:
-        """Delete all that this user said and was told, and say how many conversations that were.
+        """Delete everything of this user, and return the number of conversations.
 
-        When it returns, no byte of it is left in the file or beside it, nor in the files in which engines of Chats keep
-        what they have read. For that the file is rewritten: it takes as
-        long, and others wait to write meanwhile. Raises StoreLockedError if another program reads for so long that
-        this cannot be had now, StoreError on a full disk: then it is deleted, and its traces go with the next call.
+        When it returns, no byte is left in the file, beside it, or in the files in which engines of Chats keep prompts.
+        The file is rewritten: that takes as long, and other writers wait. Raises StoreLockedError if another program
+        reads for too long, StoreError on a full disk: the data is then deleted, and its traces go with the next call.
         """
         _check_name(user, "user")
         name = (user.encode(),)
@@ -163,7 +161,7 @@ class Memory:
         return count
 
     async def export(self, user: str) -> dict[str, Any]:
-        """All that is stored of a user, as dicts and lists for JSON. Raises UsageError, StoreError and ClosedError."""
+        """Return all that is stored of a user, as JSON values. Raises UsageError, StoreError and ClosedError."""
         _check_name(user, "user")
         return {
             "user": user,
@@ -171,20 +169,20 @@ class Memory:
         }
 
     async def save_json(self, path: str | os.PathLike[str]) -> None:
-        """Write all conversations, each with its active path, in the Go package's format.
+        """Write all conversations, each with its active path, in the Go package's format: all or nothing.
 
-        All or nothing. What that format cannot say is left out: other branches, keys, states and images. Raises
-        StoreError where the file cannot be written.
+        The format has no other branches, keys, states or images; they are left out. Raises StoreError if the file
+        cannot be written.
         """
         images = await anyio.to_thread.run_sync(write_json, Path(path).absolute(), self._tell())
         if images:
             warnings.warn(f"{path}: {images} images were not written: this format has none", stacklevel=2)
 
     async def load_json(self, path: str | os.PathLike[str]) -> int:
-        """Take in what the Go package saved, all or nothing, and say how many conversations that were.
+        """Import what the Go package saved, all or nothing; return the number of conversations.
 
-        Raises StoreError that says where the file is wrong, StoreVersionError, and UsageError where a conversation of
-        it is here already.
+        Raises StoreError with the place of the fault, StoreVersionError, and UsageError if a conversation exists
+        already.
         """
         told, lists_of_tools = await anyio.to_thread.run_sync(read_json, Path(path).absolute())
 
@@ -238,7 +236,7 @@ class Memory:
             )
 
     def _adopt(self, row: ConversationRow) -> Conversation:
-        """The object that stands for that row, which may have changed."""
+        """Return the object for a row, which may have changed."""
         with self._store.guard:
             held = self._held.get(row.id)
             if held is None:
@@ -255,7 +253,7 @@ class Memory:
 
 
 class Opening:
-    """A memory that is about to be opened: await it, or enter it."""
+    """A memory about to be opened: await it, or enter it."""
 
     def __init__(self, path: Path | None, max_age: timedelta | None) -> None:
         self._path = path
@@ -314,7 +312,7 @@ def _check_name(name: object, what: str) -> None:
 
 
 def _check_path(path: str | os.PathLike[str] | None) -> Path | None:
-    """The file itself, so that all who have it open by some link mean the same files beside it."""
+    """Return the path with links resolved, so that all processes use the same files beside it."""
     if path is None or path == ":memory:":
         return None
     if "\0" in os.fspath(path):

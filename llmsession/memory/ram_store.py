@@ -1,4 +1,4 @@
-"""A conversation that no memory keeps: it is its own store."""
+"""RamStore: the store of a conversation without a memory."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from llmsession.memory.turn_lock import Queues
 
 
 class RamStore:
-    """Of one conversation."""
+    """Stores one conversation in RAM."""
 
     def __init__(self, row: ConversationRow) -> None:
         self.path = None
@@ -26,18 +26,18 @@ class RamStore:
         self._queues = Queues()
 
     def look(self, conversation: int) -> int | None:
-        """How often it was changed."""
+        """Return the number of changes."""
         del conversation
         return self._row.version
 
     def load(self, conversation: int, *, since: int) -> tuple[ConversationRow, list[Turn]] | None:
-        """All of it."""
+        """Return the whole conversation."""
         del conversation, since
         with self.guard:
             return copy(self._row), list(self._tree.turns.values())
 
     async def apply(self, row: ConversationRow, change: Change, last_update: datetime) -> Applied | None:
-        """Number the new turn."""
+        """Number the new turn and store the change."""
         with self.guard:
             mine, tree = self._row, self._tree
             if row.version != mine.version:
@@ -50,10 +50,10 @@ class RamStore:
             return Applied(mine.version, last_update, new_id)
 
     async def cache_key(self, conversation: int, folder: Path) -> str | None:
-        """Nothing of it is kept."""
+        """Return None: nothing of it is written to a disk."""
         del conversation, folder
         return None
 
     def answering(self, conversation: int) -> contextlib.AbstractAsyncContextManager[None]:
-        """One at a time."""
+        """Hold the conversation: one task at a time."""
         return self._queues.turn(conversation)

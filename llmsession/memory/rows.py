@@ -1,4 +1,4 @@
-"""Rows of the database, and the values that they stand for. Texts are kept as UTF-8 bytes: they may hold NUL."""
+"""Converts between the rows of the database and values. Texts are UTF-8 blobs, since they may hold NUL."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ TURN_COLUMNS = "id, parent, role, message, state, created, key, pinned, left_out
 
 
 class ConversationRow(msgspec.Struct, kw_only=True):
-    """All of a conversation but its turns. `version` counts the changes, by whichever process they were made."""
+    """A conversation without its turns. `version` counts the changes by all processes."""
 
     id: int
     user: str
@@ -51,32 +51,32 @@ _completion = msgspec.json.Decoder(Completion)
 
 
 def as_microseconds(moment: datetime) -> int:
-    """Since 1970."""
+    """Return microseconds since 1970."""
     return (moment - _EPOCH) // _MICROSECOND
 
 
 def as_hour(microseconds: int) -> int:
-    """Since 1970."""
+    """Return hours since 1970."""
     return microseconds // 3_600_000_000
 
 
 def as_moment(microseconds: int) -> datetime:
-    """Aware, in UTC."""
+    """Return an aware datetime in UTC."""
     return _EPOCH + timedelta(microseconds=microseconds)
 
 
 def as_blob(text: str | None) -> bytes | None:
-    """As it is kept."""
+    """Encode a text for the database."""
     return None if text is None else text.encode()
 
 
 def as_text(blob: bytes | None) -> str | None:
-    """The other way round."""
+    """Decode a text from the database."""
     return None if blob is None else blob.decode()
 
 
 def read_conversation(row: Any) -> ConversationRow:
-    """Of CONVERSATION_COLUMNS."""
+    """Convert a row of CONVERSATION_COLUMNS."""
     number, user, channel, started, last_update, version, head, system_prompt, rendered, rendered_for = row
     return ConversationRow(
         id=number,
@@ -92,7 +92,7 @@ def read_conversation(row: Any) -> ConversationRow:
 
 
 def write_turn(turn: Turn) -> tuple[Any, ...]:
-    """The values of TURN_COLUMNS without the id."""
+    """Return the values of TURN_COLUMNS without the id."""
     message, completion = turn.message, turn.completion
     images = tuple(image for image in message.images if isinstance(image, str))
     kept = _Kept(message.content, message.tool_calls, message.tool_call_id, message.name, images)
@@ -114,7 +114,7 @@ def write_turn(turn: Turn) -> tuple[Any, ...]:
 
 
 def read_turn(row: Any) -> Turn:
-    """Of TURN_COLUMNS."""
+    """Convert a row of TURN_COLUMNS."""
     number, parent, role, blob, state, created, key, pinned, left_out, summary, tokens, known = row
     kept = _kept.decode(blob)
     message = Message(

@@ -1,4 +1,4 @@
-"""The store: what is asked of the database, in SQL. Reads are short and made in place; writes go through the writer."""
+"""Store: the SQL of a memory. Reads are short and run in place; writes go through the writer."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ _NEXT_TURN = "SELECT coalesce(max(seq), 0) + 1 FROM sqlite_sequence WHERE name =
 
 
 class Applied(msgspec.Struct, frozen=True):
-    """What came of a change."""
+    """The result of a change."""
 
     version: int
     last_update: datetime
@@ -72,7 +72,7 @@ class Store:
     """One database, in a file or in RAM (`path=None`). Any thread and any event loop may use it."""
 
     def __init__(self, path: Path | None) -> None:
-        """Open it, which may take a moment: a log of another process may have to be read."""
+        """Open the database. This may take a moment: another process's log may have to be read."""
         self.path = path
         # Whatever is read and whatever a Conversation holds changes under it; nobody waits in it.
         self.guard = threading.RLock()
@@ -87,7 +87,7 @@ class Store:
         _STORES.add(self)
 
     def _share(self, path: Path) -> None:
-        """Read on a connection of its own, and write in a thread."""
+        """Open a second connection for reading, and leave the first to the writer's thread."""
         with contextlib.ExitStack() as undo:
             writing = self._reader
             undo.callback(writing.close)
@@ -105,18 +105,18 @@ class Store:
     # Reads.
 
     def look(self, conversation: int) -> int | None:
-        """How often it was changed; None if it was forgotten."""
+        """Return the number of changes; None if the conversation was forgotten."""
         rows = self.read("SELECT version FROM conversation WHERE id = ?", (conversation,))
         return rows[0][0] if rows else None
 
     def find(self, user: str, channel: str) -> ConversationRow | None:
-        """By its names."""
+        """Return the conversation's row by user and channel."""
         sql = f"SELECT {CONVERSATION_COLUMNS} FROM conversation WHERE user = ? AND channel = ?"
         rows = self.read(sql, (user.encode(), channel.encode()))
         return read_conversation(rows[0]) if rows else None
 
     def load(self, conversation: int, *, since: int) -> tuple[ConversationRow, list[Turn]] | None:
-        """All of it that was changed after that version; None if it was forgotten."""
+        """Return what changed after the version; None if the conversation was forgotten."""
         with self.guard:
             rows = self.read(f"SELECT {CONVERSATION_COLUMNS} FROM conversation WHERE id = ?", (conversation,))
             if not rows:
@@ -132,7 +132,7 @@ class Store:
                 raise damaged(self.path, f"conversation {conversation}: {error}") from error
 
     def read(self, sql: str, values: Iterable[Any] = ()) -> list[Any]:
-        """The rows. Raises StoreError and its kinds, ClosedError."""
+        """Return the rows. Raises StoreError and ClosedError."""
         with self.guard:
             self._check_open()
             try:
@@ -141,7 +141,7 @@ class Store:
                 raise explain(error, self.path) from error
 
     async def read_apart(self, sql: str) -> list[Any]:
-        """The same for what may be long: in a thread, on a connection of its own."""
+        """Return the rows of a long query, run in a thread on its own connection."""
         if self.path is None:
             return self.read(sql)
         self._check_open()
@@ -150,11 +150,11 @@ class Store:
     # Writes.
 
     async def apply(self, row: ConversationRow, change: Change, last_update: datetime) -> Applied | None:
-        """The change is on the disk. None if the conversation is no longer as that row says: plan it again."""
+        """Apply a change durably; return None if the row is out of date, so that the change must be planned again."""
         return await self.write(lambda connection: apply_change(connection, row, change, last_update))
 
     async def write(self, work: Work[T], *, alone: bool = False) -> T:
-        """Run it in a transaction, and return when that is on the disk; `alone`: outside of any."""
+        """Run `work` in a transaction and return when it is durable. With `alone`, run it outside any transaction."""
         if self._writer is not None:
             self._check_open()
             return await self._writer.do(work, alone=alone)
@@ -170,9 +170,9 @@ class Store:
                 raise explain(error, self.path) from error
 
     async def cache_key(self, conversation: int, folder: Path) -> str | None:
-        """The name under which engines keep in that folder what they read of it; it is forgotten with it.
+        """Return the file name for an engine's cache of the conversation in that folder; None in RAM.
 
-        None in RAM: nothing of that comes to a disk.
+        It is forgotten with the conversation.
         """
         if self.path is None:
             return None
@@ -186,13 +186,13 @@ class Store:
     # One answer at a time.
 
     def answering(self, conversation: int) -> contextlib.AbstractAsyncContextManager[None]:
-        """Wait for one's turn in that conversation, then hold it."""
+        """Wait for the conversation's lock, then hold it."""
         return self._turns.turn(conversation)
 
     # The end.
 
     async def aclose(self) -> None:
-        """When all that waits is written."""
+        """Write what waits and close."""
         if self._pid != os.getpid():
             return
         self._close_reader()
@@ -235,7 +235,7 @@ def _read_apart(path: Path, sql: str) -> list[Any]:
 def apply_change(
     connection: sqlite3.Connection, row: ConversationRow, change: Change, last_update: datetime
 ) -> Applied | None:
-    """Within a transaction. The first statement decides, and the rest follows."""
+    """Apply a change within a transaction. The first statement decides; the rest follow."""
     version = row.version + 1
     values: dict[str, Any] = {"version": version}
     if last_update != row.last_update:
@@ -267,7 +267,7 @@ def apply_change(
 
 
 def check_not_there(connection: sqlite3.Connection, told: FormatNote) -> None:
-    """Raise UsageError if something was said in that conversation already."""
+    """Raise UsageError if the conversation already has turns."""
     found = connection.execute(
         "SELECT 1 FROM conversation JOIN turn ON turn.conversation = conversation.id WHERE user = ? AND channel = ?",
         (told.user.encode(), told.channel.encode()),
@@ -280,7 +280,7 @@ def check_not_there(connection: sqlite3.Connection, told: FormatNote) -> None:
 
 
 def insert_told(connection: sqlite3.Connection, told: FormatNote) -> None:
-    """A whole conversation; in place of an empty one."""
+    """Insert a whole conversation, replacing an empty one."""
     names = (told.user.encode(), told.channel.encode())
     connection.execute("DELETE FROM conversation WHERE user = ? AND channel = ?", names)
     last_update = as_microseconds(told.last_update)

@@ -1,4 +1,4 @@
-"""The tree of a conversation, and what each step would change in it. Pure: the changes are kept elsewhere."""
+"""The tree of a conversation, and the change that each step makes to it. Does no I/O."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _SAID = (TurnState.COMPLETE, TurnState.INTERRUPTED, TurnState.DELIVERED)
 
 
 class Change(msgspec.Struct, frozen=True, kw_only=True):
-    """What one step changes, all of it or nothing. `head` may be NEW, the new turn. `is_use`: it was talked in."""
+    """The changes of one step, applied together. `head` may be NEW, the new turn. `is_use`: a message was exchanged."""
 
     new: Turn | None = None
     changed: tuple[Turn, ...] = ()
@@ -33,13 +33,13 @@ class Change(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def is_empty(self) -> bool:
-        """Whether there is nothing to keep."""
+        """Return whether there is nothing to store."""
         values = (self.head, self.system_prompt, self.rendered)
         return self.new is None and not self.changed and all(value is UNSET for value in values)
 
 
 class Tree:
-    """The turns, where the active path ends, and the system prompt, as they were when last looked at."""
+    """The turns, the end of the active path, and the system prompt, as of the last look."""
 
     __slots__ = ("_children", "_keys", "head", "rendered", "system_prompt", "turns")
 
@@ -56,7 +56,7 @@ class Tree:
     # What is there.
 
     def put(self, turn: Turn) -> None:
-        """A new turn, or what became of one."""
+        """Add or replace a turn."""
         if turn.id not in self.turns:
             self._children.setdefault(turn.parent, []).append(turn.id)
         if turn.key is not None:
@@ -64,7 +64,7 @@ class Tree:
         self.turns[turn.id] = turn
 
     def take(self, change: Change, new_id: int | None) -> None:
-        """The change was kept."""
+        """Apply a change that was stored."""
         if change.new is not None and new_id is not None:
             self.put(replace(change.new, id=new_id))
         for turn in change.changed:
@@ -77,7 +77,7 @@ class Tree:
             self.rendered = change.rendered
 
     def missing(self, turns: Iterable[Turn]) -> int | None:
-        """The parent of one of these, or the path's end, where it is no turn of this tree. A parent is older."""
+        """Return a parent of these turns, or the path's end, that this tree lacks. Parents are older."""
         if self.head is not None and self.head not in self.turns:
             return self.head
         for turn in turns:
@@ -86,13 +86,13 @@ class Tree:
         return None
 
     def turn(self, turn_id: int) -> Turn:
-        """Raises UsageError if there is none."""
+        """Return the turn. Raises UsageError if there is none."""
         if (turn := self.turns.get(turn_id)) is None:
             raise UsageError(f"there is no turn {turn_id!r} in this conversation: `turns` has them all")
         return turn
 
     def path(self, end: int | None) -> list[Turn]:
-        """From the first turn to this one."""
+        """Return the turns from the first one to this one."""
         found: list[Turn] = []
         while end is not None:
             turn = self.turns[end]
@@ -102,22 +102,22 @@ class Tree:
         return found
 
     def messages(self, end: int | None) -> list[Message]:
-        """Those of the path, after the system prompt."""
+        """Return the messages of the path, after the system prompt."""
         first = [Message.system(self.system_prompt)] if self.system_prompt is not None else []
         return [*first, *(turn.message for turn in self.path(end))]
 
     def find(self, key: str) -> Turn | None:
-        """The user's turn with that key."""
+        """Return the user's turn with that key."""
         found = self._keys.get(key)
         return None if found is None else self.turns[found]
 
     def replies(self, turn_id: int) -> list[Turn]:
-        """All that was answered to a turn, oldest first."""
+        """Return all replies to a turn, oldest first."""
         children = [self.turns[child] for child in self._children.get(turn_id, ())]
         return [turn for turn in children if turn.message.role is Role.ASSISTANT and not turn.is_summary]
 
     def reply_to(self, turn_id: int) -> Turn | None:
-        """The reply on the active path, else the newest."""
+        """Return the reply on the active path, else the newest."""
         replies = self.replies(self.turn(turn_id).id)
         if len(replies) > 1:
             on_path = {turn.id for turn in self.path(self.head)}
@@ -125,7 +125,7 @@ class Tree:
         return replies[-1] if replies else None
 
     def asked(self, turn_id: int) -> Turn:
-        """The user's turn that this one is, or belongs to. Raises UsageError if there is none."""
+        """Return the user's turn that this one is or belongs to. Raises UsageError if there is none."""
         turn: Turn | None = self.turn(turn_id)
         while turn is not None and turn.message.role is not Role.USER:
             turn = None if turn.parent is None else self.turns[turn.parent]
@@ -134,7 +134,7 @@ class Tree:
         return turn
 
     def summary(self) -> Turn | None:
-        """The newest one of what lies on the active path."""
+        """Return the newest summary on the active path."""
         on_path = {turn.id for turn in self.path(self.head)}
         found = [turn for turn in self.turns.values() if turn.is_summary and turn.parent in on_path]
         return found[-1] if found else None
@@ -142,7 +142,7 @@ class Tree:
     # What a step would change.
 
     def plan_add(self, message: Message, created: datetime) -> Change:
-        """The next message of the active path."""
+        """Plan to add the next message of the active path."""
         self._check_next(message, self.head)
         new = Turn(id=NEW, parent=self.head, message=message, state=TurnState.COMPLETE, created=created)
         settled: dict[int, Turn] = {}
@@ -153,7 +153,7 @@ class Tree:
     def plan_ask(
         self, message: Message, created: datetime, *, key: str | None, parent: int | UnsetType | None
     ) -> Change:
-        """A user's turn that a model is about to be asked. What was never answered is left behind, as a sibling."""
+        """Plan to add a user's turn that will be sent to a model. An unanswered one becomes its sibling."""
         if message.role is not Role.USER:
             raise InvalidMessagesError(f"a user's message is asked, not one of the role {message.role}")
         if key is not None and key in self._keys:
@@ -172,7 +172,7 @@ class Tree:
         return Change(new=new, changed=changed, head=NEW)
 
     def plan_ask_again(self, turn_id: int) -> Change:
-        """A user's turn is pending once more; the path ends in it where it did not go on without it."""
+        """Plan to make a user's turn pending again; the path ends in it unless it continued without it."""
         turn = self.turn(turn_id)
         if turn.message.role is not Role.USER:
             raise UsageError(f"turn {turn_id} is the {turn.message.role}'s: only a user's turn can be asked again")
@@ -193,7 +193,7 @@ class Tree:
         tokens: int | None,
         asked_tokens: int | None,
     ) -> Change:
-        """What was said so far to a turn, and how that stands. The path ends in it unless it went on elsewhere."""
+        """Plan to store the text so far and its state. The path ends in the reply unless it continued elsewhere."""
         if state is TurnState.DELIVERED:
             raise UsageError("a reply is saved first, then mark_delivered() says that it was delivered")
         asked = self.turn(asked_id)
@@ -224,14 +224,14 @@ class Tree:
         )
 
     def plan_fail(self, asked_id: int) -> Change:
-        """Nothing was said: the path ends before the turn, where it ended in it."""
+        """Plan to mark a turn as failed; a path that ends in it ends before it."""
         asked = self.turn(asked_id)
         changed = self._with_state(self.asked(asked_id), TurnState.FAILED)
         head = asked.parent if self._ends_in(asked) else UNSET
         return Change(changed=tuple(changed.values()), head=head)
 
     def plan_edit(self, turn_id: int, text: str, created: datetime) -> Change:
-        """Another version of a turn beside it, in which the path ends."""
+        """Plan to add another version of a turn as its sibling, and end the path there."""
         turn = self.turn(turn_id)
         if turn.is_summary:
             raise UsageError(f"turn {turn_id} is a summary, which is not on any path: it cannot be edited")
@@ -248,13 +248,13 @@ class Tree:
         return Change(new=new, head=NEW)
 
     def plan_pin(self, turn_id: int, *, pinned: bool) -> Change:
-        """It stays in the prompt, or need not."""
+        """Plan to keep the turn in the prompt, or to allow leaving it out."""
         turn = self.turn(turn_id)
         changed = () if turn.is_pinned == pinned else (replace(turn, is_pinned=pinned),)
         return Change(changed=changed, is_use=False)
 
     def plan_delivered(self, turn_id: int) -> Change:
-        """Of a reply, or of the user's turn whose reply it is: both."""
+        """Plan to mark a reply and its user's turn as delivered; either may be named."""
         turn = self.turn(turn_id)
         reply = turn if turn.message.role is Role.ASSISTANT else self.reply_to(turn_id)
         if reply is None or reply.is_summary or reply.state not in _SAID:
@@ -264,25 +264,25 @@ class Tree:
         return Change(changed=tuple(changed.values()), is_use=False)
 
     def plan_branch(self, turn_id: int) -> Change:
-        """The path ends there."""
+        """Plan to end the path at the turn."""
         turn = self.turn(turn_id)
         if turn.is_summary:
             raise UsageError(f"turn {turn_id} is a summary, which is not on any path: name the turn before or after it")
         return Change(head=turn_id if turn_id != self.head else UNSET)
 
     def plan_rewind(self, exchanges: int) -> Change:
-        """The path ends before the last so many turns of the user's."""
+        """Plan to end the path before the last `exchanges` user's turns."""
         users = [turn for turn in self.path(self.head) if turn.message.role is Role.USER]
         if not 0 <= exchanges <= len(users):
             raise UsageError(f"rewind({exchanges}): the conversation has {len(users)} exchanges to go back")
         return Change(head=users[-exchanges].parent if exchanges else UNSET)
 
     def plan_clear(self) -> Change:
-        """The path is empty."""
+        """Plan to empty the path."""
         return Change(head=None if self.head is not None else UNSET)
 
     def plan_leave_out(self, turn_ids: Iterable[int], summary: Completion | str | None, created: datetime) -> Change:
-        """They are no longer sent; their summary, if any, hangs on the last of them."""
+        """Plan to stop sending turns; their summary, if any, becomes a child of the last one."""
         turns = [self.turn(turn_id) for turn_id in turn_ids]
         changed = tuple(replace(turn, is_left_out=True) for turn in turns if not turn.is_left_out)
         if not turns or summary is None:
@@ -299,13 +299,13 @@ class Tree:
         return Change(new=new, changed=changed, is_use=False)
 
     def plan_tokens(self, counts: Mapping[int, int]) -> Change:
-        """What each turn adds to the prompt."""
+        """Plan to store how many tokens each turn adds to the prompt."""
         counted = [(self.turn(turn_id), tokens) for turn_id, tokens in counts.items()]
         changed = tuple(replace(turn, tokens=tokens) for turn, tokens in counted if turn.tokens != tokens)
         return Change(changed=changed, is_use=False)
 
     def plan_system_prompt(self, text: str | None) -> Change:
-        """It is rendered again from now on."""
+        """Plan to replace the system prompt, which is then rendered again."""
         if text == self.system_prompt:
             return Change()
         return Change(system_prompt=text, rendered=None)
@@ -313,7 +313,7 @@ class Tree:
     # Parts of the plans.
 
     def _check_next(self, message: Message, parent: int | None) -> None:
-        """Whether this may be said after that turn."""
+        """Check that the message may follow the parent."""
         before = None if parent is None else self.turns[parent].message
         fault: str | None
         if message.role is Role.SYSTEM:
@@ -327,7 +327,7 @@ class Tree:
             raise InvalidMessagesError(f"message {index} ({message.role}): {fault}", index=index)
 
     def _leave_unanswered(self) -> tuple[int | None, tuple[Turn, ...]]:
-        """Where the next question hangs, and what becomes of one that has no whole answer."""
+        """Return the parent of the next question, and the change to one without a whole answer."""
         if self.head is None:
             return None, ()
         head = self.turns[self.head]
@@ -342,7 +342,7 @@ class Tree:
         return asked.parent, tuple(self._with_state(asked, TurnState.FAILED).values())
 
     def _ends_in(self, asked: Turn) -> bool:
-        """Whether the active path ends in this turn or in a reply to it."""
+        """Return whether the active path ends in this turn or in a reply to it."""
         return self.head == asked.id or (self.head is not None and self.turns[self.head].parent == asked.id)
 
     @staticmethod

@@ -1,4 +1,4 @@
-"""A turn: one message in the tree of a conversation, and what became of it."""
+"""Turn: one message in the tree of a conversation, with its state."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from llmsession.types.messages import Message
 
 
 class TurnState(enum.StrEnum):
-    """What became of a turn. Of a user's: asked and not answered yet, answered, or given up; of a reply: how it ended.
+    """The state of a turn.
 
-    DELIVERED is what `mark_delivered` says of both.
+    A user's turn is pending, answered, or failed; a reply has the state in which it ended. `mark_delivered` makes both
+    DELIVERED.
     """
 
     PENDING = "pending"

@@ -1,8 +1,8 @@
-"""Who may answer in a conversation: one at a time, in order within a process, and one process at a time.
+"""Locks that let one task at a time answer in a conversation: in order within a process, one process at a time.
 
-Between processes it is a lock on one byte of the file FILE-locks, the conversation's number being its place. The kernel
-lets go of it when its holder dies. It also lets go of all of a process's locks on a file when that process closes any
-descriptor of it (fcntl(2)), so there is one descriptor for each such file, shared by all memories that are open here.
+Between processes it is a lock on one byte of FILE-locks, at the conversation's number. The kernel releases it when its
+process dies. It also releases all of a process's locks on a file when the process closes any descriptor of it
+(fcntl(2)), so each such file has one descriptor, shared by all open memories.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _LOOK_EVERY = 0.05
 
 
 class Queues:
-    """One queue for each conversation that somebody waits for. Any task of any event loop may stand in it."""
+    """One queue for each conversation with waiters. Tasks of any event loop may wait in it."""
 
     def __init__(self) -> None:
         self._guard = threading.Lock()
@@ -33,7 +33,7 @@ class Queues:
 
     @contextlib.asynccontextmanager
     async def turn(self, conversation: int) -> AsyncIterator[None]:
-        """In the order in which they came. May be cancelled while it waits."""
+        """Wait in order of arrival, then hold the conversation. May be cancelled while it waits."""
         ticket = Latch()
         with self._guard:
             queue = self._queues.setdefault(conversation, deque())
@@ -52,7 +52,7 @@ class Queues:
 
 
 class TurnLocks:
-    """The queues of this process and the locks between processes, of one database. `open` and `close` it in pairs."""
+    """The queues of this process and the locks between processes, for one database. `open` and `close` it in pairs."""
 
     def __init__(self, path: Path, descriptor: int) -> None:
         self._path = path
@@ -63,7 +63,7 @@ class TurnLocks:
 
     @classmethod
     def open(cls, database: Path) -> TurnLocks:
-        """Those of this process for that database."""
+        """Return this process's locks for that database."""
         path = database.with_name(f"{database.name}-locks")
         with _TABLE_GUARD:
             locks = _TABLE.get(identity) if (identity := _identify(path)) is not None else None
@@ -81,7 +81,7 @@ class TurnLocks:
             return locks
 
     def close(self) -> None:
-        """The last one closes the file."""
+        """Close the file with the last user."""
         with _TABLE_GUARD:
             self.users -= 1
             if self.users == 0:
@@ -91,7 +91,7 @@ class TurnLocks:
 
     @contextlib.asynccontextmanager
     async def turn(self, conversation: int) -> AsyncIterator[None]:
-        """Nobody else answers there, in any process. May be cancelled while it waits."""
+        """Wait, then hold the conversation against all tasks and processes. May be cancelled while it waits."""
         with self._in_use():
             async with self._queues.turn(conversation):
                 while not self._try(conversation):  # noqa: ASYNC110 - another process tells nobody
@@ -104,7 +104,7 @@ class TurnLocks:
 
     @contextlib.contextmanager
     def _in_use(self) -> Iterator[None]:
-        """The file stays open, whoever closes the memory meanwhile."""
+        """Keep the file open, even if the memory is closed meanwhile."""
         with _TABLE_GUARD:
             self.users += 1
         try:

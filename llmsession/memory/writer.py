@@ -1,7 +1,7 @@
-"""The writer: one thread that commits what waits, all of it in one transaction, so that many writers share one fsync.
+"""Writer: a thread that commits all waiting operations in one transaction, so that many writers share one fsync.
 
-What is asked to be written decides first and writes then, so that it has not written half of it when it refuses. It may
-be run a second time, alone, where the transaction that it shared with others could not be committed.
+An operation checks first and writes afterwards, so it has written nothing when it refuses. It may be run a second time,
+alone, if the shared transaction could not be committed.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ _EXIT_SECONDS = 5.0
 
 
 class _Operation(Generic[T]):
-    """Something to be written, and what came of it. `alone`: it makes its own transactions, or none."""
+    """An operation and its result. `alone`: it makes its own transactions, or none."""
 
     __slots__ = ("alone", "done", "error", "loop", "result", "work")
 
@@ -60,7 +60,7 @@ class _Operation(Generic[T]):
 
 
 class Writer:
-    """Owns the connection that writes. Any event loop may use it, until it is closed."""
+    """Owns the connection that writes. Any event loop may use it until it is closed."""
 
     def __init__(self, connection: sqlite3.Connection, file: FileGuard) -> None:
         self._connection = connection
@@ -80,10 +80,10 @@ class Writer:
         _WRITERS.add(self)
 
     async def do(self, work: Work[T], *, alone: bool = False) -> T:
-        """Run it in a transaction, and return what it returns when that is on the disk.
+        """Run `work` in a transaction, and return its result when it is durable.
 
-        Cancelled before its turn, nothing of it is written; later, all of it is, and that is waited for. `alone`:
-        outside of any.
+        If it is cancelled before its turn, nothing is written; later, all of it is, and the call waits for that.
+        `alone`: outside any transaction.
         """
         operation = _Operation(work, alone=alone)
         with self._changed:
@@ -116,13 +116,13 @@ class Writer:
             await self._ended.wait()
 
     def stop(self) -> None:
-        """The same without waiting for it."""
+        """Start to close, without waiting."""
         with self._changed:
             self._is_closing = True
             self._changed.notify()
 
     def stop_blocking(self, timeout: float) -> None:
-        """The same, waited for by a thread."""
+        """Close, waiting in a thread."""
         self.stop()
         self._ended.wait_blocking(timeout)
 
@@ -145,7 +145,7 @@ class Writer:
             self._ended.set()
 
     def _give_up(self, error: BaseException, batch: Sequence[_Operation[Any]] = ()) -> None:
-        """The writer has failed: nothing is written any more, and nobody waits for that."""
+        """Fail all waiting operations after the writer has failed."""
         with self._changed:
             self._is_closing, self._broken = True, error
             waiting = [*batch, *self._waiting]
@@ -160,7 +160,7 @@ class Writer:
         return broken
 
     def _next(self) -> list[_Operation[Any]]:
-        """What waits; empty when all is written and the writer shall close. The log is emptied while nothing waits."""
+        """Return the waiting operations; empty when the writer should close. Empties the log while idle."""
         with self._changed:
             while not self._waiting:
                 if self._is_closing:
@@ -181,7 +181,7 @@ class Writer:
             return [self._waiting.popleft() for _ in range(count)]
 
     def _empty_log(self) -> None:
-        """Move what the log holds into the file, if no reader is in the way; else later. Never waits, never raises."""
+        """Move the log into the file unless a reader is in the way. Never waits or raises."""
         if self._log_is_empty:
             return
         self._pause = min(2 * self._pause, _LONGEST_PAUSE)
@@ -191,7 +191,7 @@ class Writer:
             self._log_is_empty = not is_busy
 
     def _release(self, batch: list[_Operation[Any]], seconds: float) -> None:
-        """Tell them, with one call for each event loop."""
+        """Wake the waiters, with one call for each event loop."""
         with self._changed:
             self._expected = len(self._waiting) + len(batch)
             self._gather_until = time.monotonic() + min(seconds / 2, _GATHER)
@@ -202,7 +202,7 @@ class Writer:
             call_soon(loop, functools.partial(_set_all, events))
 
     def _write(self, batch: list[_Operation[Any]]) -> None:
-        """All in one transaction; where that fails, each in its own, so that one's failure is its own."""
+        """Commit all operations in one transaction; if that fails, each in its own."""
         try:
             if batch[0].alone:
                 self._file.check()

@@ -1,1 +1,1 @@
-"""What to run: model files, what is in them, and how a conversation is written for them."""
+"""Model files: references, downloads, headers, encodings and the registry."""

@@ -33,5 +33,5 @@ NOTICE = (
 
 
 def bundled_path() -> Path:
-    """Where it lies."""
+    """Return the path of the model file."""
     return Path(__file__).with_name("tiny-chat.gguf")

@@ -1,6 +1,6 @@
-"""PromptEncoding: messages into control pieces and text pieces, by thirteen strings.
+"""PromptEncoding: converts messages into control and text pieces, with thirteen strings.
 
-The pieces stay apart until they are tokens: what a user wrote is Text, and nothing in it is ever a special token.
+The pieces stay apart until they are tokenized: user text is Text, and nothing in it becomes a special token.
 """
 
 from __future__ import annotations
@@ -152,7 +152,7 @@ class PromptEncoding(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
 
 
 def write_json(value: Any) -> str:
-    """As the templates' own `tojson` does, which the models were trained on: with spaces, and no escapes."""
+    """Return JSON as the templates' `tojson` writes it, with spaces and no escapes; models were trained on that."""
     return json.dumps(value, ensure_ascii=False)
 
 
@@ -165,7 +165,7 @@ def _no_words(what: str) -> UnsupportedFeatureError:
 
 
 def join_pieces(pieces: Iterable[Piece]) -> list[Piece]:
-    """Without empty pieces, and with neighbours of one kind made one: they are tokenized together."""
+    """Return the pieces without empty ones, with neighbours of one kind joined: they are tokenized together."""
     joined: list[Piece] = []
     for piece in pieces:
         if not piece.text:

@@ -1,7 +1,6 @@
-"""The header of a GGUF file, read only: what the model is, and whether the file is whole.
+"""Reads the header of a GGUF file: the model's facts, and whether the file is whole.
 
-No tensor is read, and no vocabulary unless asked for.
-https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
+No tensor is read, and the vocabulary only on request. https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 """
 
 from __future__ import annotations
@@ -65,7 +64,7 @@ _SPECIAL_TOKENS = {
 
 
 class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
-    """What a GGUF file says of itself; None if it does not. `metadata` has all entries but long arrays."""
+    """The facts in a GGUF header; None if the file does not say. `metadata` has all entries except long arrays."""
 
     architecture: str
     name: str | None
@@ -89,19 +88,19 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def special_tokens(self) -> dict[str, int | None]:
-        """The ids of bos, eos, eot, nl and the tokens for infilling and ranking; None if there is none."""
+        """The ids of bos, eos, eot, nl and the tokens for infilling and ranking; None if missing."""
         found = {name: _whole(self.metadata, f"tokenizer.ggml.{key}") for name, key in _SPECIAL_TOKENS.items()}
         return {**found, "nl": _whole(self.metadata, "tokenizer.ggml.newline_token_id")}
 
     def memory_needed(self, context_length: int, parallel: int) -> int:
-        """Bytes, estimated, for so many conversations at once of `context_length` tokens each."""
+        """Return the estimated bytes for `parallel` conversations of `context_length` tokens each."""
         return estimate_memory(self.metadata, self.size_bytes, context_length, parallel)
 
 
 def read_model_info(path: Path) -> ModelInfo:
-    """Read the header, of a split model those of all its files, which lie beside each other.
+    """Read the header; for a split model, the headers of all files, which must be in one folder.
 
-    Raises InvalidModelError if a file is missing, no GGUF, or cut.
+    Raises InvalidModelError if a file is missing, truncated, or not GGUF.
     """
     metadata, arrays, parameters, size = _read_header(path)
     shards = list_shards(path.name)
@@ -130,7 +129,7 @@ def read_model_info(path: Path) -> ModelInfo:
 
 
 def _text(metadata: dict[str, Any], key: str) -> str | None:
-    """None if it is something else: a header may say anything."""
+    """Return a text entry; None if it has another type, since a header may say anything."""
     value = metadata.get(key)
     return value if isinstance(value, str) else None
 
@@ -141,7 +140,7 @@ def _whole(metadata: dict[str, Any], key: str) -> int | None:
 
 
 def _read_header(path: Path) -> tuple[dict[str, Any], dict[str, int], int, int]:
-    """The entries, the lengths of the arrays that were passed over, the number of parameters, the file's bytes."""
+    """Return the entries, the lengths of the skipped arrays, the number of parameters, and the file's bytes."""
     with _open_model(path) as (file, size):
         reader = _Reader(file, size)
         metadata, arrays = reader.read_metadata(keep=frozenset())
@@ -151,7 +150,7 @@ def _read_header(path: Path) -> tuple[dict[str, Any], dict[str, int], int, int]:
 
 
 def _list(metadata: dict[str, Any], key: str, kind: type[_T]) -> list[_T]:
-    """Empty where it is something else."""
+    """Return a list entry; empty if it has another type."""
     value = metadata.get(key)
     return value if isinstance(value, list) and all(isinstance(each, kind) for each in value) else []
 
@@ -209,11 +208,11 @@ def _open_model(path: Path) -> Iterator[tuple[BinaryIO, int]]:
 
 
 class _CutError(Exception):
-    """The header says something that the file does not hold."""
+    """The header promises data that the file lacks."""
 
 
 class _Reader:
-    """A walk through the header, with every length checked against the file's before it is used."""
+    """Reads the header, checking every length against the file's before it is used."""
 
     def __init__(self, file: BinaryIO, size: int) -> None:
         self._file = file
@@ -228,7 +227,7 @@ class _Reader:
         self._entry_count = self._read_count(MOST_ENTRIES, "entries")
 
     def read_metadata(self, *, keep: frozenset[str]) -> tuple[dict[str, Any], dict[str, int]]:
-        """The entries, and the lengths of the arrays that were passed over."""
+        """Return the entries and the lengths of the skipped arrays."""
         metadata: dict[str, Any] = {}
         arrays: dict[str, int] = {}
         for _ in range(self._entry_count):
@@ -246,7 +245,7 @@ class _Reader:
         return metadata, arrays
 
     def check_tensors(self, alignment: int) -> int:
-        """Count the parameters, and make sure that the file holds the data of every tensor."""
+        """Count the parameters, and check that the file holds the data of every tensor."""
         parameters, end = 0, 0
         for _ in range(self._tensor_count):
             self._read_string()

@@ -1,6 +1,6 @@
-"""llmsession.lock: the commit and the bytes that each reference stood for when it was locked.
+"""llmsession.lock: the commit and content of each reference at the time of locking.
 
-It is JSON, so that a reviewer sees what changes.
+It is JSON, so that a reviewer sees the changes.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ class LockedFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
 
 class LockedModel(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """`files` by their names in the repository: one, or the shards in order."""
+    """`files` by name in the repository: one, or the shards in order."""
 
     commit: str
     files: dict[str, LockedFile]
 
 
 class Lock(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """`models` by reference, as it is asked for."""
+    """`models` by reference, as requested."""
 
     version: int = 1
     models: dict[str, LockedModel] = {}
@@ -49,7 +49,7 @@ class Lock(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 
 
 def read_lock(path: Path) -> Lock:
-    """Empty where there is no file. Raises ConfigError."""
+    """Return the lock; empty if there is no file. Raises ConfigError."""
     try:
         lock = msgspec.json.decode(path.read_bytes(), type=Lock)
     except FileNotFoundError:
@@ -62,20 +62,20 @@ def read_lock(path: Path) -> Lock:
 
 
 def write_lock(path: Path, lock: Lock) -> None:
-    """All of it or nothing, whatever happens meanwhile."""
+    """Write the lock atomically."""
     ordered = msgspec.structs.replace(lock, models=dict(sorted(lock.models.items())))
     content = msgspec.json.format(msgspec.json.encode(ordered), indent=2) + b"\n"
     write_atomically(path, content, durable=True, mode=0o666)
 
 
 def lock_model(path: Path) -> LockedModel:
-    """What is at `path`, a file in a snapshot of Hugging Face's cache, and its shards."""
+    """Return the lock entry of `path`, a file in a snapshot of Hugging Face's cache, and of its shards."""
     commit, name = _place(path)
     return LockedModel(commit=commit, files={shard: _measure(path, name, shard) for shard in list_shards(name)})
 
 
 def check_locked(locked: LockedModel, path: Path) -> None:
-    """Whether the files are those that were locked. Raises DigestError."""
+    """Check that the files are the locked ones. Raises DigestError."""
     _, name = _place(path)
     for shard, wanted in locked.files.items():
         found = _measure(path, name, shard)
@@ -87,7 +87,7 @@ def check_locked(locked: LockedModel, path: Path) -> None:
 
 
 def ref_of_cached(path: Path) -> PackedFileRef | None:
-    """The reference of a file in Hugging Face's cache, with its whole name; None if it is elsewhere."""
+    """Return the full reference of a file in Hugging Face's cache; None for any other file."""
     parts = path.parts
     if "snapshots" not in parts:
         return None
@@ -104,7 +104,7 @@ def ref_of_cached(path: Path) -> PackedFileRef | None:
 
 
 def _place(path: Path) -> tuple[str, str]:
-    """The commit, and the file's name with its folders."""
+    """Return the commit, and the file's name with its folders."""
     at = len(path.parts) - 1 - path.parts[::-1].index("snapshots")
     return path.parts[at + 1], "/".join(path.parts[at + 2 :])
 

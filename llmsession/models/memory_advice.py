@@ -1,4 +1,4 @@
-"""What to ask for so that a model fits into the memory that is free: less context, fewer conversations, fewer bits."""
+"""Suggests options with which a model fits into free memory: less context, fewer conversations, fewer bits."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ MOST_CONVERSATIONS = 256
 
 
 def suggest_fit(info: ModelInfo, context_length: int, parallel: int, free: int) -> str:
-    """In the words of our options, such as `context_length=2048 or parallel=1`, or a smaller file of the model."""
+    """Return a suggestion such as `context_length=2048 or parallel=1`, or a smaller file of the model."""
     room = int(free * SHARE)
     ways = []
     if (fitting := _longest_context(info, context_length, parallel, room)) is not None:
@@ -32,7 +32,7 @@ def suggest_fit(info: ModelInfo, context_length: int, parallel: int, free: int) 
 
 
 def describe_need(info: ModelInfo, context_length: int, parallel: int) -> str:
-    """`9.8 GB of memory (8.1 GB of weights, 1.7 GB for 4 conversations of 8192 tokens)`."""
+    """Return a text such as `9.8 GB of memory (8.1 GB of weights, 1.7 GB for 4 conversations of 8192 tokens)`."""
     needed = info.memory_needed(context_length, parallel)
     conversations = "a conversation" if parallel == 1 else f"{parallel} conversations"
     return (
@@ -42,7 +42,7 @@ def describe_need(info: ModelInfo, context_length: int, parallel: int) -> str:
 
 
 def _longest_context(info: ModelInfo, asked: int, parallel: int, room: int) -> int | None:
-    """The most tokens, less than was asked for, that fit."""
+    """Return the largest context that fits, smaller than requested."""
     least, most = 0, (asked - 1) // STEP
     while least < most:
         middle = (least + most + 1) // 2
@@ -54,7 +54,7 @@ def _longest_context(info: ModelInfo, asked: int, parallel: int, room: int) -> i
 
 
 def _most_conversations(info: ModelInfo, context_length: int, asked: int, room: int) -> int | None:
-    """How many at once, fewer than were asked for, fit."""
+    """Return the largest number of conversations that fits, smaller than requested."""
     return next(
         (n for n in range(min(asked - 1, MOST_CONVERSATIONS), 0, -1) if info.memory_needed(context_length, n) <= room),
         None,
@@ -62,7 +62,7 @@ def _most_conversations(info: ModelInfo, context_length: int, asked: int, room: 
 
 
 def _best_quantization(info: ModelInfo, context_length: int, parallel: int, room: int) -> str | None:
-    """`a Q4_K_M file`: the most bits, fewer than this file has, with which the weights fit."""
+    """Return for example `a Q4_K_M file`: the most bits, fewer than this file's, with which the weights fit."""
     others = info.memory_needed(context_length, parallel) - info.size_bytes
     for name, bits in BITS_PER_WEIGHT.items():
         weights = info.parameter_count * bits / 8

@@ -1,4 +1,4 @@
-"""How much memory a model needs: its weights, the KV cache, and what a batch is computed in. An estimate.
+"""Estimates the memory that a model needs: weights, KV cache, and compute buffers.
 
 Fitted to what llama.cpp reports (builds of 2026, on the CPU, flash attention on).
 """
@@ -22,7 +22,7 @@ _WINDOW_PERIODS = {"gemma2": 2, "gemma3": 6, "gemma3n": 5, "cohere2": 4, "gpt-os
 
 
 def estimate_memory(metadata: Mapping[str, Any], size_bytes: int, context_length: int, parallel: int) -> int:
-    """In bytes, for so many conversations at once of so many tokens each."""
+    """Return the bytes for `parallel` conversations of `context_length` tokens each."""
     architecture = metadata.get("general.architecture")
 
     def entry(key: str) -> Any:
@@ -43,7 +43,7 @@ def estimate_memory(metadata: Mapping[str, Any], size_bytes: int, context_length
 
 
 def _kept_tokens(entry: Callable[[str], Any], architecture: str, layers: int, context_length: int) -> list[int]:
-    """For how many tokens each layer keeps its keys and values: all, or those in its window and in a batch."""
+    """Return how many tokens each layer caches: all, or those in its window and in a batch."""
     window = _number(entry("attention.sliding_window"))
     pattern = entry("attention.sliding_window_pattern")
     if not window or (pattern is None and architecture not in _WINDOW_PERIODS):
@@ -56,7 +56,7 @@ def _kept_tokens(entry: Callable[[str], Any], architecture: str, layers: int, co
 
 
 def _per_layer(value: Any, layers: int) -> list[int]:
-    """Some models have a number for each layer, most the same for all."""
+    """Return a value for each layer; a header may give one for all."""
     if isinstance(value, list):
         return [_number(each) for each in value]
     return [_number(value)] * layers

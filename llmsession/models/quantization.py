@@ -1,4 +1,4 @@
-"""Names of GGUF files: their quantization, their shards, and which of a repository's files somebody means. No I/O.
+"""Parses names of GGUF files: quantization, shards, and which file a user means. Does no I/O.
 
 https://huggingface.co/docs/hub/gguf: a quantization is named by the bits of a weight and the size of the mix.
 """
@@ -30,13 +30,13 @@ LEAST_LIKENESS = 0.5
 
 
 def parse_quantization(name: str) -> str | None:
-    """`Q4_K_M` of `llama-q4_k_m-00001-of-00002.gguf`: the last one, where there are several."""
+    """Return `Q4_K_M` for `llama-q4_k_m-00001-of-00002.gguf`; the last one if there are several."""
     found = _QUANTIZATION.findall(_stem(name))
     return found[-1].upper() if found else None
 
 
 def list_shards(name: str) -> list[str]:
-    """All files of the model that this one belongs to, in order: itself, or its shards."""
+    """Return all files of the model that this one belongs to, in order: itself, or its shards."""
     found = _SHARD.search(name)
     if found is None:
         return [name]
@@ -45,9 +45,9 @@ def list_shards(name: str) -> list[str]:
 
 
 def list_models(files: Mapping[str, int]) -> dict[str, int]:
-    """The models among the files of a repository, smallest first: a split one by its first shard, with all its bytes.
+    """Return the models among a repository's files, smallest first; a split one as its first shard with all its bytes.
 
-    `files` are bytes by name; projectors of images and the like are not models.
+    `files` are bytes by name. Projectors of images and the like are not models.
     """
     sizes: dict[str, int] = {}
     for name, size in files.items():
@@ -58,10 +58,10 @@ def list_models(files: Mapping[str, int]) -> dict[str, int]:
 
 
 def find_meant(wanted: str, names: Iterable[str]) -> list[str]:
-    """Which of the names somebody means by `wanted`: a whole name, one in a folder, or how one ends.
+    """Return the names that a user may mean by `wanted`: a whole name, one in a folder, or the end of one.
 
-    In any case of letters, with or without `.gguf` and the number of a shard. The first kind that fits anything counts;
-    more than one name says that it is not clear.
+    Ignores case, `.gguf`, and the number of a shard. The first kind that matches anything counts; more than one name
+    means that it is ambiguous.
     """
     by_stem = {name: _stem(name).lower() for name in names}
     stem = _stem(wanted).lower()
@@ -77,7 +77,7 @@ def find_meant(wanted: str, names: Iterable[str]) -> list[str]:
 
 
 def find_nearest(wanted: str, names: Iterable[str]) -> str | None:
-    """The name that looks most like it, or whose quantization does."""
+    """Return the most similar name, or the one with the most similar quantization."""
     stem, quantization = _stem(wanted).lower(), parse_quantization(wanted)
 
     def likeness(name: str) -> float:

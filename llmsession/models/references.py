@@ -1,4 +1,4 @@
-"""References to what Hugging Face has: a file, `hf:author/repo/revision/file`, and a repository, `hf:author/repo`.
+"""References to Hugging Face: a file, `hf:author/repo/revision/file`, and a repository, `hf:author/repo`.
 
 Each is a `str` that was checked when it was built: nothing in it can leave a folder or change a URL's meaning.
 https://huggingface.co/docs/hub/repositories
@@ -29,12 +29,12 @@ _ADDRESS = re.compile(r"(?:https?://)?(?:www\.)?(?:huggingface\.co|hf\.co)/", re
 
 
 class _Ref(str):
-    """What both have: an author and a repository."""
+    """The base of both: an author and a repository."""
 
     __slots__ = ()
 
     def __new__(cls, text: str) -> Self:
-        """Checked."""
+        """Check and return the reference."""
         ref = super().__new__(cls, text)
         ref.validate()
         return ref
@@ -45,12 +45,12 @@ class _Ref(str):
 
     @property
     def author(self) -> str:
-        """The user or organisation."""
+        """The user or organization."""
         return self._parts[0]
 
     @property
     def repo(self) -> str:
-        """The repository's name, without its author's."""
+        """The repository's name without its author."""
         return self._parts[1]
 
     @property
@@ -60,7 +60,7 @@ class _Ref(str):
 
     @property
     def repo_url(self) -> str:
-        """Where people look at it."""
+        """The repository's web page."""
         return f"{SITE}/{self.repo_id}"
 
     @property
@@ -126,7 +126,7 @@ class PackedFileRef(_Ref):
 
     @property
     def repo_ref(self) -> PackedRepoRef:
-        """Its repository."""
+        """The file's repository."""
         return PackedRepoRef.make(self.author, self.repo)
 
 
@@ -145,7 +145,7 @@ def understand(text: str) -> str:
 
 
 def _of_address(path: str) -> str | None:
-    """Of the part behind the host: a page, a file to look at, or one to download."""
+    """Parse the path of a hub URL: a page, a file to view, or a download."""
     author, _, rest = path.partition("/")
     repo, _, rest = rest.partition("/")
     view, _, rest = rest.partition("/")
@@ -156,7 +156,7 @@ def _of_address(path: str) -> str | None:
 
 
 def _of_repo(text: str) -> str | None:
-    """Of a repository, perhaps with a quantization, as other programs write it. None if it is something else."""
+    """Parse a repository with an optional quantization, as other programs write it. None if it is something else."""
     named, colon, quantization = text.partition(":")
     author, slash, repo = named.partition("/")
     if not slash or not _NAME.fullmatch(author) or not _NAME.fullmatch(repo) or repo.lower().endswith(".gguf"):

@@ -1,4 +1,4 @@
-"""Registry: the models that we know by name, where their files are, and how they want to be prompted."""
+"""Registry: known models by name, the location of their files, and their prompt encodings."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 class ModelDescription(msgspec.Struct, frozen=True, kw_only=True):
-    """What is said of a model in the file as in an entry."""
+    """The description of a model, shared by the file and its entries."""
 
     aliases: tuple[str, ...] = ()
     description: str = ""
@@ -72,7 +72,7 @@ class KnownLLM(ModelDescription, frozen=True, kw_only=True):
 
     @property
     def start(self) -> str:
-        """What the names of its files begin with; empty: any."""
+        """The beginning of its file names; empty: any."""
         rest = self._parts[2:]
         if rest and (rest[0] in (HEAD, "main") or _COMMIT.fullmatch(rest[0])):
             rest = rest[1:]
@@ -135,6 +135,6 @@ class Registry(msgspec.Struct, frozen=True):
         return [*near, *(known for known in difflib.get_close_matches(whole, every, n=3) if known not in near)][:3]
 
     def extended(self, other: Registry) -> Registry:
-        """Both registries' entries. Where both have one, that of `other` counts."""
+        """Return both registries' entries; those of `other` win."""
         mine = [known for known in self.llms if known.source not in {theirs.source for theirs in other.llms}]
         return Registry((*other.llms, *mine), self.encodings | other.encodings)

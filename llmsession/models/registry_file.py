@@ -1,6 +1,6 @@
-"""knownllms.yaml and files like it, read strictly: what is misspelt is an error with its line, never a default.
+"""Reads knownllms.yaml and files like it strictly: a typo is an error with its line, never a default.
 
-The schema of the file, for editors, is made from the same types.
+The file's schema, for editors, is made from the same types.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ SCHEMA = Path(__file__).with_name("knownllms.schema.json")
 
 
 class Entry(ModelDescription, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A model as it is written. `prompt_encoding` is the name of one, or the encoding itself."""
+    """A model as written in the file. `prompt_encoding` is the name of one, or the encoding itself."""
 
     source: str
     packaging_type: Literal["gguf", "safetensors"] | None = None
@@ -36,7 +36,7 @@ class Entry(ModelDescription, frozen=True, kw_only=True, forbid_unknown_fields=T
 
 
 class File(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """The two sections. An encoding may be the name of another that it is equal to."""
+    """The two sections. An encoding may be the name of another one."""
 
     encodings: dict[str, str | PromptEncoding] = {}
     knownllms: list[Entry] = []
@@ -47,7 +47,7 @@ _FIELDS = (*Entry.__struct_fields__, *PromptEncoding.__struct_fields__, *Samplin
 
 
 def read_registry(path: Path, *, encodings: Mapping[str, PromptEncoding] = {}) -> Registry:
-    """`encodings` are those that the file may name besides its own. Raises ConfigError with file and line."""
+    """Read a registry. `encodings`: those it may name besides its own. Raises ConfigError with file and line."""
     with open_yaml(path) as file:
         if file.root is None:
             return Registry()
@@ -120,21 +120,21 @@ def _check_new(known: KnownLLM, before: list[KnownLLM], node: yaml.Node) -> None
 
 
 def make_schema() -> str:
-    """The file's JSON Schema, as `SCHEMA` holds it."""
+    """Return the file's JSON Schema, as in `SCHEMA`."""
     schema = msgspec.json.schema(File)
     schema = {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "knownllms.yaml", **schema}
     return json.dumps(schema, indent=1, sort_keys=True) + "\n"
 
 
 def shipped_path() -> Path:
-    """The registry that comes with the package; at the top of the repository where it runs from a checkout."""
+    """Return the path of the package's registry; in a checkout, the one at the top of the repository."""
     beside = Path(__file__).with_name("knownllms.yaml")
     return beside if beside.exists() else Path(__file__).parents[2] / "knownllms.yaml"
 
 
 @functools.cache
 def load_shipped() -> Registry:
-    """The shipped registry, read once."""
+    """Return the package's registry, read once."""
     own = Registry(encodings={bundled.NAME: bundled.ENCODING})
     return own.extended(read_registry(shipped_path()))
 

@@ -1,6 +1,6 @@
-"""A folder of safetensors, as Hugging Face's libraries write and read it: what its JSON files say. Read only.
+"""Reads a folder of safetensors as Hugging Face's libraries write it: the facts in its JSON files.
 
-https://huggingface.co/docs/safetensors and https://huggingface.co/docs/tokenizers: no weight is touched here.
+https://huggingface.co/docs/safetensors and https://huggingface.co/docs/tokenizers: no weights are read.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _T = TypeVar("_T")
 
 
 class WeightsInfo(msgspec.Struct, frozen=True, kw_only=True):
-    """What the files say. `architecture` is a class of transformers; `chat_template` is Jinja, as text.
+    """The facts in the files. `architecture` is a class of transformers; `chat_template` is Jinja, as text.
 
     `size_bytes` is that of the weights.
     """
@@ -34,7 +34,7 @@ class WeightsInfo(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class _Text(msgspec.Struct):
-    """The language model's part of a configuration that has others beside it."""
+    """The language model's part of a multimodal configuration."""
 
     max_position_embeddings: int | None = None
     vocab_size: int | None = None
@@ -73,7 +73,7 @@ class _Tokenizer(msgspec.Struct):
 
 
 def is_whole(folder: Path) -> bool:
-    """Whether all is there that its own files name; a download that was cut lacks something."""
+    """Return whether all files exist that its own files name; an interrupted download lacks some."""
     try:
         return (folder / CONFIG).is_file() and all(path.is_file() for path in _list_weights(folder))
     except InvalidModelError:
@@ -81,7 +81,7 @@ def is_whole(folder: Path) -> bool:
 
 
 def read_weights_info(folder: Path) -> WeightsInfo:
-    """Raises InvalidModelError if it is no such folder, or lacks a file that it names."""
+    """Raises InvalidModelError if the folder is not one of weights, or lacks a file that it names."""
     if not (folder / CONFIG).is_file():
         raise _refuse(folder, f"it has no {CONFIG}: is it a folder of safetensors?")
     config = _read(folder, CONFIG, _Config)
@@ -102,9 +102,9 @@ def read_weights_info(folder: Path) -> WeightsInfo:
 
 
 def read_added_tokens(folder: Path) -> dict[int, str]:
-    """The spellings that its tokenizer takes for tokens wherever they stand, by id: special ones and others.
+    """Return the spellings that the tokenizer always takes for tokens, by id: special ones and others.
 
-    Empty where it has none of the files that tell. Raises InvalidModelError if one cannot be read.
+    Empty if no file tells. Raises InvalidModelError if one cannot be read.
     """
     found: dict[int, str] = {}
     if (folder / "tokenizer.json").is_file():
@@ -122,7 +122,7 @@ def _list_weights(folder: Path) -> list[Path]:
 
 
 def _read_template(folder: Path) -> str | None:
-    """Of its own file, else of the tokenizer's; of several the one called `default`."""
+    """Return the template from its own file, else the tokenizer's; of several, `default`."""
     own = folder / "chat_template.jinja"
     if own.is_file():
         return own.read_text(encoding="utf-8", errors="replace")

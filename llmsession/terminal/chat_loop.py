@@ -1,4 +1,4 @@
-"""The chat: a line is read, its answer is shown as it comes. Ctrl-C ends the answer and not the chat."""
+"""The chat loop: reads a line and shows the reply as it arrives. Ctrl-C ends the reply, not the chat."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ _STOPPED = "(stopped: Enter gives another reply)"
 
 
 class Command(msgspec.Struct, frozen=True):
-    """What `!name` does. `run` raises LLMSessionError, which is shown."""
+    """The action of `!name`. `run` may raise LLMSessionError, which is shown."""
 
     usage: str
     description: str
@@ -49,9 +49,9 @@ class Command(msgspec.Struct, frozen=True):
 
 
 class ChatLoop:
-    """One chat. In a pipe the answers alone are on stdout; a terminal shows all of it there.
+    """One chat. In a pipe only replies go to stdout; on a terminal everything does.
 
-    `memory`: where the conversation is kept, so that it can be forgotten; then `system_prompt` is what a new one gets.
+    `memory`: where the conversation is stored, so that it can be forgotten; `system_prompt` is for a new one.
     """
 
     def __init__(
@@ -85,7 +85,7 @@ class ChatLoop:
         self._system_prompt = system_prompt
 
     def greet(self, header: str | None = None) -> None:
-        """What it is, how it is left, and where it goes on."""
+        """Show the header, how to leave, and where the conversation continues."""
         self.console.print(header if header is not None else header_of(self.chat.session), style="bold", markup=False)
         self.note("!help lists the commands. Ctrl-C stops an answer; at the prompt it leaves.")
         if count := len(self.chat.conversation.path):
@@ -98,7 +98,10 @@ class ChatLoop:
         self.console.print()
 
     async def run(self) -> None:
-        """Until the input ends. Raises LLMSessionError in a pipe; a person is told, and may go on."""
+        """Run until the input ends.
+
+        Raises LLMSessionError in a pipe; on a terminal errors are shown and the chat goes on.
+        """
         while not self.is_over:
             line = await self.reader.read()
             if line is None:
@@ -117,32 +120,32 @@ class ChatLoop:
                 self.console.print()
 
     def note(self, words: str) -> None:
-        """Said about the chat."""
+        """Show a note about the chat."""
         self.console.print(words, style="dim", markup=False, soft_wrap=not self._is_interactive)
 
     async def reroll(self) -> None:
-        """Another reply to the last thing that was said."""
+        """Generate another reply to the last message."""
         keywords = {name: value for name, value in self._keywords.items() if name != "seed"}
         await self._answer(lambda: self.chat.stream_retry(**keywords, **self._take_start()))
 
     async def answer_last(self) -> None:
-        """A reply to what was said last, which has none."""
+        """Generate a reply to the last message, which has none."""
         await self._answer(lambda: self.chat.stream_retry(**self._keywords, **self._take_start()))
 
     @property
     def is_remembered(self) -> bool:
-        """Whether there is a memory that can forget it."""
+        """Return whether a memory stores the conversation."""
         return self._memory is not None
 
     @property
     def whose(self) -> str:
-        """Whose conversation it is."""
+        """The user and channel of the conversation."""
         return printable_line(self.chat.conversation.user)
 
     async def forget(self) -> None:
-        """What the memory knows of the user, and the lines that were typed. A new conversation takes the place of this.
+        """Delete the user's conversations from the memory, and the typed lines, and start a new conversation.
 
-        Without a memory the conversation starts over.
+        Without a memory, the conversation starts over.
         """
         self.can_reroll = False
         if self._memory is None:
@@ -159,7 +162,7 @@ class ChatLoop:
                 raise UsageError(f"the lines that you typed are still kept: {error}") from error
 
     def show_last_exchange(self) -> None:
-        """So that a person knows where they are."""
+        """Show the last exchange, so that a user knows where the conversation continues."""
         path = self.chat.conversation.path
         last = max((index for index, turn in enumerate(path) if turn.message.role is Role.USER), default=None)
         if last is None:

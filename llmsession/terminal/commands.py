@@ -1,4 +1,4 @@
-"""The commands of the chat, by name. Each says what it did; none of them raises for what a person can do about."""
+"""The commands of the chat, by name. Each says what it did; none raises for what a user can cause."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 async def show_help(loop: ChatLoop, argument: str = "") -> None:
-    """What can be typed."""
+    """Show what can be typed."""
     del argument
     table = Table(box=None, pad_edge=False, show_header=False)
     table.add_column(no_wrap=True)
@@ -159,7 +159,7 @@ COMMANDS = {
 
 
 def user_turns(loop: ChatLoop) -> list[Turn]:
-    """What was said to the model, as far as it counts."""
+    """Return the user's turns that are on the active path."""
     return [turn for turn in loop.chat.conversation.path if turn.message.role is Role.USER]
 
 

@@ -1,4 +1,4 @@
-"""What commands show: tables of facts, for a console."""
+"""Tables of facts that commands show on a console."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ NARROW = 60
 
 
 def header_of(session: TalkSession) -> str:
-    """The model, the engine and the context in one line."""
+    """Return the model, the engine and the context in one line."""
     facts = [session.model, f"{session.backend} {session.version}"]
     with contextlib.suppress(LLMSessionError):  # a remote one may not tell
         facts.append(f"{session.context_length} tokens of context")
@@ -32,7 +32,7 @@ def header_of(session: TalkSession) -> str:
 
 
 def model_facts(session: TalkSession) -> Table:
-    """What is known of the model and its server; nothing is said of what is not."""
+    """Return what is known of the model and its server; unknown facts are left out."""
     asked: list[tuple[str, Callable[[], Any]]] = [
         ("model", lambda: session.model),
         ("file", lambda: session.model_path),
@@ -60,7 +60,7 @@ def _known(asked: Iterable[tuple[str, Callable[[], Any]]]) -> Iterable[tuple[str
 
 
 def metrics_table(metrics: Metrics) -> Table:
-    """What the server has counted since it started."""
+    """Return the server's counts since it started."""
     rows: list[tuple[str, Any]] = [
         ("prompt", _rated(metrics.prompt.count, metrics.prompt.rate)),
         ("from the cache", _count(metrics.cached_prompt_tokens)),
@@ -74,7 +74,7 @@ def metrics_table(metrics: Metrics) -> Table:
 
 
 def describe_last(reply: Completion) -> str:
-    """A line on the newest reply."""
+    """Return a line about the newest reply."""
     usage, generated = reply.usage, reply.timings.generated
     words = [f"last reply: {_count(usage.completion_tokens)}"]
     if generated.rate:
@@ -84,7 +84,7 @@ def describe_last(reply: Completion) -> str:
 
 
 def pieces_shown(pieces: Sequence[InspectedPiece], *, width: int) -> RenderableType:
-    """The prompt that would be sent next. Where there is little room, each text stands below its facts."""
+    """Return the next prompt in pieces. In a narrow terminal each text stands below its facts."""
     rows = [(_facts_of(piece), _text_of(piece)) for piece in pieces]
     cached = sum(piece.tokens for piece in pieces if piece.is_cached)
     total = f"{_count(sum(piece.tokens for piece in pieces))}, {cached} of them cached"

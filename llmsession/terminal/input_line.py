@@ -1,4 +1,4 @@
-"""What a typed line means: words for the model, or for the chat itself."""
+"""Parses a typed line: a message for the model, or a command for the chat."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ import msgspec
 
 
 class Say(msgspec.Struct, frozen=True):
-    """To the model."""
+    """A message for the model."""
 
     text: str
 
 
 class BeginReply(msgspec.Struct, frozen=True):
-    """The next reply begins with this; None: ask what with."""
+    """The beginning of the next reply; None: ask for it."""
 
     text: str | None
 
 
 class SetSystemPrompt(msgspec.Struct, frozen=True):
-    """None: show it to be edited."""
+    """A new system prompt; None: edit the present one."""
 
     text: str | None
 
@@ -42,7 +42,7 @@ Intent: TypeAlias = Say | BeginReply | SetSystemPrompt | Run | Nothing
 
 
 def parse_line(line: str) -> Intent:
-    """A space at the beginning makes anything words for the model."""
+    """Parse a line. A leading space makes anything a message for the model."""
     text = line.strip()
     if not text:
         return Nothing()
@@ -60,13 +60,13 @@ def parse_line(line: str) -> Intent:
 
 
 def parse_command(line: str) -> Run:
-    """What stands after the `!`, which may be said once more."""
+    """Parse what follows the `!`, which may be repeated."""
     name, _, argument = line.strip().removeprefix("!").strip().partition(" ")
     return Run(name.lower(), argument.strip())
 
 
 def find_near(name: str, names: Iterable[str]) -> str | None:
-    """The one that was probably meant."""
+    """Return the command that was probably meant."""
     known = sorted(names)
     begun = [other for other in known if name and other.startswith(name)]
     return next(iter(begun or difflib.get_close_matches(name, known, n=1, cutoff=0.5)), None)

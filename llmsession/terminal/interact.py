@@ -1,4 +1,4 @@
-"""A chat from its first line on the screen to its last. `Chat.interact` and `llmsession chat` both begin here."""
+"""Runs a chat in a terminal or a pipe. `Chat.interact` and `llmsession chat` both start here."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _THEME = Theme({"markdown.code": "cyan"})
 
 
 def is_interactive() -> bool:
-    """Whether a person sits at both ends."""
+    """Return whether stdin and stdout are terminals."""
     return all(stream is not None and stream.isatty() for stream in (sys.stdin, sys.stdout))
 
 
@@ -42,10 +42,10 @@ async def interact(
     cache_dir: str | Path | None = None,
     keywords: dict[str, Any] | None = None,
 ) -> None:
-    """Until the input ends. Raises LLMSessionError in a pipe; a person is told, and may go on.
+    """Run until the input ends. Raises LLMSessionError in a pipe; on a terminal errors are shown and the chat goes on.
 
-    `header` None shows the model's facts. `memory` is where the conversation is kept, if anywhere, and `system_prompt`
-    what a new one in its place gets. `keywords` go with each question.
+    `header` None shows the model's facts. `memory` stores the conversation, if given, and `system_prompt` is for a new
+    one in its place. `keywords` are passed with each message.
     """
     _have_all_text_written()
     if not is_interactive():
@@ -81,7 +81,7 @@ async def interact(
 
 
 def _have_all_text_written() -> None:
-    """A terminal or a pipe that is not UTF-8 gets a `?` where it cannot show a character, and not a traceback."""
+    """Make a terminal or pipe that is not UTF-8 show `?` for unknown characters instead of a traceback."""
     for out in (sys.stdout, sys.stderr):
         if isinstance(out, io.TextIOWrapper):
             out.reconfigure(errors="replace")

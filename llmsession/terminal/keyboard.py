@@ -1,4 +1,4 @@
-"""The keyboard while the chat works: Ctrl-C ends that work only, and keys are not echoed into a reply."""
+"""The keyboard during a reply: Ctrl-C ends only the reply, and keys are not echoed into it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from llmsession.system.latch import call_soon, current_loop
 
 
 class Stop:
-    """What Ctrl-C does to a piece of work: `by` where it was given, else the work is cancelled."""
+    """The effect of Ctrl-C on a piece of work: calls `by` if given, else cancels the work."""
 
     def __init__(self) -> None:
         self.was_asked = False
@@ -24,14 +24,14 @@ class Stop:
         self.scope = anyio.CancelScope()
 
     def ask(self) -> None:
-        """From a signal handler."""
+        """Stop the work. Called from a signal handler."""
         self.was_asked = True
         call_soon(self._loop, self.by if self.by is not None else self.scope.cancel)
 
 
 @contextlib.contextmanager
 def stoppable(*, is_interactive: bool) -> Iterator[Stop]:
-    """A person's first Ctrl-C ends what is in the block; the next, or one in a pipe, the program as ever."""
+    """Let the first Ctrl-C on a terminal end only the block; the next, or one in a pipe, ends the program."""
     stop = Stop()
     if not is_interactive or threading.current_thread() is not threading.main_thread():
         yield stop
@@ -54,7 +54,7 @@ def stoppable(*, is_interactive: bool) -> Iterator[Stop]:
 
 @contextlib.contextmanager
 def without_echo() -> Iterator[None]:
-    """As it was before, at the end. Windows shows no key that nobody reads."""
+    """Turn off the echo of keys within the block. Windows does not echo keys that nobody reads."""
     if sys.platform == "win32":
         yield
         return

@@ -1,7 +1,7 @@
-"""Lines at the bottom of the screen that are drawn again as they change; what is settled scrolls away above them.
+"""Lines at the bottom of the screen that are redrawn as they change; settled lines scroll away above.
 
-Only lines that differ are written, in one write, so nothing flickers; the cursor never goes up further than what is
-still on the screen, so nothing is written twice.
+Only lines that differ are written, in one write, so nothing flickers. The cursor never goes above the screen's top, so
+nothing is written twice.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _CLEAR_LINE, _CLEAR_BELOW = "\x1b[K", "\x1b[J"
 
 
 class LiveLines:
-    """The cursor stays at the end of the last line."""
+    """The lines being redrawn. The cursor stays at the end of the last one."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -29,16 +29,16 @@ class LiveLines:
 
     @property
     def width(self) -> int:
-        """How long a line may be: the last column is left free, where terminals differ in what they do."""
+        """The longest line: the last column stays free, because terminals differ there."""
         return max(self._console.width - 1, 1)
 
     @property
     def height(self) -> int:
-        """How many lines can be drawn again."""
+        """The number of lines that can be redrawn."""
         return max(self._console.height - 1, 1)
 
     def draw(self, lines: list[Line], *, settled: int = 0) -> None:
-        """Show these instead of those before; the first `settled` of them will not change any more."""
+        """Show these lines in place of the previous ones; the first `settled` of them will not change any more."""
         self._follow_size()
         if len(lines) == settled:  # what comes next begins below them
             lines = [*lines, []]
@@ -51,13 +51,13 @@ class LiveLines:
         self._drawn = lines[settled:]
 
     def end(self) -> None:
-        """What is shown stays; the cursor goes below it."""
+        """Leave the lines as they are and put the cursor below them."""
         if self._drawn and self._drawn != [[]]:
             self._write("\n")
         self._drawn = []
 
     def _go_to(self, index: int) -> str:
-        """To the start of that line, which may be the one below the last."""
+        """Go to the start of that line, which may be the one below the last."""
         if not self._drawn:
             return "\r"
         up = len(self._drawn) - 1 - index
@@ -71,7 +71,7 @@ class LiveLines:
         return f"{_NO_WRAP}{shown}{_CLEAR_LINE}{_CLEAR_BELOW}{_WRAP}"
 
     def _follow_size(self) -> None:
-        """A terminal that became narrower has broken our lines: begin above all of their parts, as far as we can."""
+        """Adapt to a narrower terminal, which has wrapped our lines: start above all parts of them, if possible."""
         if (width := self._console.width) == self._width:
             return
         if width < self._width and self._drawn:

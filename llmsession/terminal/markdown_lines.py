@@ -1,6 +1,6 @@
-"""Markdown as lines for a terminal, and the end of its last finished block.
+"""Renders Markdown as terminal lines, and finds the end of the last finished block.
 
-The words are the model's: links show where they lead, HTML and line breaks are kept as they were written.
+The text is the model's: links show their target, and HTML and line breaks stay as written.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ _PARSER = (
 
 
 class _Heading(Heading):
-    """At the left, without a frame."""
+    """A heading, left-aligned and without a frame."""
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         del console, options
@@ -59,7 +59,7 @@ class _Heading(Heading):
 
 
 class _CodeBlock(CodeBlock):
-    """Between two rules, so that its lines can be copied as they are."""
+    """A code block between two rules, so that its lines can be copied."""
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         del console
@@ -73,7 +73,7 @@ class _CodeBlock(CodeBlock):
 
 
 class _ListItem(ListItem):
-    """Numbered as it was written: `1.`"""
+    """A list item with its number as written: `1.`"""
 
     def render_number(self, console: Console, options: ConsoleOptions, number: int, last_number: int) -> RenderResult:
         width = len(f"{last_number}. ") + 1
@@ -104,14 +104,14 @@ class _ModelsMarkdown(Markdown):
 
 
 def to_lines(console: Console, renderable: RenderableType, width: int) -> list[Line]:
-    """What it looks like in that many columns."""
+    """Render to lines of that width."""
     options = console.options.update(width=width, height=None)
     lines = console.render_lines(renderable, options, pad=False)
     return [_shown(line) for line in lines]
 
 
 def _shown(line: Line) -> Line:
-    """Without spaces at its end. Markdown can spell what the text did not hold: `&#13;`."""
+    """Return the line without trailing spaces. Markdown can spell characters that the text did not hold: `&#13;`."""
     parts = [Segment(printable_line(part.text), part.style) for part in line if not part.control]
     while parts and not parts[-1].text.strip(" "):
         parts.pop()
@@ -121,7 +121,7 @@ def _shown(line: Line) -> Line:
 
 
 def markdown_lines(console: Console, source: str, width: int) -> list[Line]:
-    """With an empty line between two blocks, and none at either end."""
+    """Render with an empty line between two blocks, and none at either end."""
     lines: list[Line] = []
     for block in _split_blocks(source):
         rendered = to_lines(console, _ModelsMarkdown(block), width)
@@ -142,19 +142,22 @@ def split_finished(source: str) -> tuple[str, str]:
 
 
 def _split_blocks(source: str) -> list[str]:
-    """Paragraphs, lists, tables and the like, each with the empty lines after it. Joined by line feeds they are all."""
+    """Return paragraphs, lists, tables and so on, each with the empty lines after it.
+
+    Joined by line feeds they are the source.
+    """
     starts = [token.map[0] for token in _top_level(source) if token.map is not None]
     lines = source.split("\n")
     return ["\n".join(lines[start:end]) for start, end in pairwise([0, *starts[1:], len(lines)])]
 
 
 def is_table(source: str) -> bool:
-    """Whether this block is one: its columns move as long as it grows."""
+    """Return whether the block is a table: its columns move while it grows."""
     return any(token.type == "table_open" for token in _top_level(source))
 
 
 def without_undecided(source: str) -> str:
-    """Less a last line of which nobody knows yet what it is."""
+    """Return the source without a last line whose meaning is still open."""
     return _UNDECIDED.sub("", source)
 
 

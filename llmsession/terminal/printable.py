@@ -1,4 +1,4 @@
-"""What may be shown of words that are not ours."""
+"""Makes foreign text safe to show."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ _ON_ONE_LINE = _SHOWN | {0x09: " ", 0x0A: " "}
 
 
 def printable(text: str) -> str:
-    """Safe to write to a terminal: of control characters only line feeds and tabs are left."""
+    """Return text that is safe to write to a terminal: line feeds and tabs are its only control characters."""
     return text.translate(_SHOWN)
 
 
 def printable_line(text: str) -> str:
-    """The same on one line: those two as spaces."""
+    """Return the same as one line, with spaces for line feeds and tabs."""
     return text.translate(_ON_ONE_LINE)

@@ -1,4 +1,4 @@
-"""Where a person's lines come from: a terminal with prompt_toolkit, or a pipe."""
+"""Reads the user's lines from a terminal, with prompt_toolkit, or from a pipe."""
 
 from __future__ import annotations
 
@@ -32,22 +32,22 @@ LEFT_WITHIN = 2.0
 
 
 class Reader(Protocol):
-    """`None` is the end."""
+    """Reads lines; `None` is the end."""
 
     async def read(self) -> str | None:
-        r"""What is said next, with the lines that a `\` at the end of a line joins."""
+        r"""Return the next message, with lines joined where one ends with a `\`."""
         ...
 
     async def ask(self, question: str, *, given: str = "") -> str | None:
-        """An answer to a question of ours, with `given` to be edited; None if nothing is answered."""
+        """Ask the user and return the answer, with `given` to edit; None if there is no answer."""
         ...
 
 
 class PipeReader:
-    """Lines of standard input, in UTF-8; what is none becomes U+FFFD."""
+    """Reads lines of standard input as UTF-8; invalid bytes become U+FFFD."""
 
     async def read(self) -> str | None:
-        """Given up, and left to the end of the process, where the program is told to stop."""
+        """Return the next line. The thread is abandoned when the program is told to stop."""
         lines: list[str] = []
         while (line := await anyio.to_thread.run_sync(_read_line, abandon_on_cancel=True)) is not None:
             if not line.endswith("\\"):
@@ -56,7 +56,7 @@ class PipeReader:
         return "\n".join(lines) if lines else None
 
     async def ask(self, question: str, *, given: str = "") -> str | None:
-        """Nobody is there."""
+        """Return None: there is nobody to ask."""
         del question, given
         return None
 
@@ -70,7 +70,7 @@ def _read_line() -> str | None:
 
 
 class TerminalReader:
-    """With editing, a history, and completion of commands with Tab. Ctrl-C and Ctrl-D are both the end."""
+    """Reads with editing, a history, and Tab completion of commands. Ctrl-C and Ctrl-D are both the end."""
 
     def __init__(self, history: History, *, commands: Sequence[str] = (), color: bool = True) -> None:
         from prompt_toolkit import PromptSession
@@ -90,20 +90,20 @@ class TerminalReader:
         self._answers: PromptSession[str] = PromptSession(history=DummyHistory(), **shared)
 
     async def read(self) -> str | None:
-        """What was typed."""
+        """Return the typed text."""
         from prompt_toolkit.formatted_text import FormattedText
 
         return await _prompt(self._lines, FormattedText([("bold ansigreen", "> ")]))
 
     async def ask(self, question: str, *, given: str = "") -> str | None:
-        """It is not kept in the history."""
+        """Ask the user; the answer is not kept in the history."""
         from prompt_toolkit.formatted_text import FormattedText
 
         return await _prompt(self._answers, FormattedText([("bold", question)]), default=given)
 
 
 def _bind_enter() -> KeyBindings:
-    r"""Enter ends it, unless the line ends with a `\`, or Alt is held."""
+    r"""Make Enter finish the input, unless the line ends with a `\` or Alt is held."""
     from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 
     bindings = KeyBindings()
@@ -126,7 +126,7 @@ def _bind_enter() -> KeyBindings:
 
 
 async def _prompt(session: PromptSession[str], message: Any, **keywords: Any) -> str | None:
-    """In the event loop where that is asyncio's, which prompt_toolkit uses; else in a thread with a loop of its own."""
+    """Prompt in the running event loop if it is asyncio's; else in a thread with its own loop."""
     keywords["prompt_continuation"] = _continue_under
     try:
         if _is_asyncio():
@@ -139,7 +139,7 @@ async def _prompt(session: PromptSession[str], message: Any, **keywords: Any) ->
 
 
 def _continue_under(width: int, line_number: int, wrap_count: int) -> str:
-    """Below what is asked, where that is short."""
+    """Return the indentation of continued lines, below a short question."""
     del line_number, wrap_count
     return " " * width if width <= 2 * len("system> ") else ""
 
@@ -151,7 +151,7 @@ def _is_asyncio() -> bool:
 
 
 async def _prompt_in_thread(session: PromptSession[str], prompt: Callable[..., str]) -> str:
-    """Cancelled, it puts the terminal back before it ends."""
+    """Prompt in a thread. If cancelled, restore the terminal before returning."""
     lock = threading.Lock()
     begun = given_up = False
     over = Latch()
@@ -186,14 +186,14 @@ async def _prompt_in_thread(session: PromptSession[str], prompt: Callable[..., s
 
 
 class CommandCompleter(Completer):
-    """Words for the model are not completed. A command that takes something has a space at its end."""
+    """Completes commands; messages are not completed. A command with an argument is followed by a space."""
 
     def __init__(self, commands: Sequence[str]) -> None:
         self._commands = sorted(commands)
         self._paths = PathCompleter(expanduser=True)
 
     def get_completions(self, document: Document, complete_event: CompleteEvent) -> Iterable[Completion]:
-        """What the line may become."""
+        """Return the completions of the line."""
         line = document.text_before_cursor
         if not line.startswith("!") or line.startswith("!!"):
             return
@@ -212,19 +212,19 @@ LIMIT = 1_000_000
 
 
 def history_file(folder: Path, user: str) -> Path:
-    """One for each user of a memory, who may be called anything."""
+    """Return the history file of a user, whose name may hold anything."""
     return folder / f"lines-{hashlib.sha256(user.encode(errors='replace')).hexdigest()[:16]}"
 
 
 class LineHistory(FileHistory):
-    """A disk that is full, or a file that is not ours, costs the history and not the chat."""
+    """The history file. A full disk or a broken file costs the history, not the chat."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
         self._path = path
 
     def load_history_strings(self) -> Iterable[str]:
-        """The newest first."""
+        """Return the entries, newest first."""
         try:
             self._trim()
             return list(super().load_history_strings())
@@ -232,13 +232,13 @@ class LineHistory(FileHistory):
             return []
 
     def store_string(self, string: str) -> None:
-        """At the end of the file."""
+        """Append to the file."""
         with contextlib.suppress(OSError):
             os.close(os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600))
             super().store_string(string)
 
     def forget(self) -> None:
-        """No line of it is left. Raises OSError."""
+        """Delete all lines. Raises OSError."""
         self._loaded_strings = []
         self._path.unlink(missing_ok=True)
 

@@ -1,4 +1,4 @@
-"""How a reply is shown while it comes: as Markdown on a terminal, as plain text everywhere else."""
+"""Shows a reply as it arrives: as Markdown on a terminal, as plain text elsewhere."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _DIM = Style(dim=True)
 
 
 class Reasoning(enum.StrEnum):
-    """As it is, dimmed, or not at all."""
+    """How reasoning is shown: as it is, dimmed, or not at all."""
 
     SHOW = "show"
     DIM = "dim"
@@ -35,27 +35,27 @@ class Reasoning(enum.StrEnum):
 
 
 class ReplyView(Protocol):
-    """One reply. `finish` is called once, however it ended."""
+    """Shows one reply. `finish` is called once, however the reply ended."""
 
     def think(self, text: str) -> None:
-        """A piece of reasoning."""
+        """Show a piece of reasoning."""
         ...
 
     def say(self, text: str) -> None:
-        """A piece of the answer."""
+        """Show a piece of the answer."""
         ...
 
     async def keep_drawn(self) -> None:
-        """For as long as the reply comes; until it is cancelled."""
+        """Redraw until cancelled."""
         ...
 
     def finish(self) -> None:
-        """All of it is shown, and the cursor stands on a line of its own."""
+        """Show the rest, and put the cursor on a line of its own."""
         ...
 
 
 class PlainView:
-    """Text as it comes. A line for each reply, also where nothing was said."""
+    """Writes text as it arrives, and a line end after each reply, even an empty one."""
 
     def __init__(self, out: TextIO, *, is_safe: bool, stream: bool = True) -> None:
         self._out = out
@@ -63,25 +63,25 @@ class PlainView:
         self._stream = stream
 
     def think(self, text: str) -> None:
-        """It is not part of the answer."""
+        """Do nothing: reasoning is not part of the answer."""
 
     def say(self, text: str) -> None:
-        """Written at once. On a terminal without its control characters."""
+        """Write at once; on a terminal without control characters."""
         self._out.write(printable(text) if self._is_safe else text)
         if self._stream:
             self._out.flush()
 
     async def keep_drawn(self) -> None:
-        """There is nothing to draw."""
+        """Do nothing."""
 
     def finish(self) -> None:
-        """The end of the line."""
+        """Write the line end."""
         self._out.write("\n")
         self._out.flush()
 
 
 class MarkdownView:
-    """Blocks that are finished are settled; the one that comes is drawn again. Before it a spinner turns."""
+    """Settles finished blocks and redraws the current one. A spinner turns until the first text."""
 
     def __init__(self, console: Console, *, reasoning: Reasoning = Reasoning.DIM, stream: bool = True) -> None:
         self._lines = LiveLines(console)
@@ -97,25 +97,25 @@ class MarkdownView:
         self._wait_until = 0.0
 
     def think(self, text: str) -> None:
-        """Shown as text, not as Markdown."""
+        """Show reasoning as text, not as Markdown."""
         self._thoughts += printable(text)
         self._refresh()
 
     def say(self, text: str) -> None:
-        """Shown soon."""
+        """Add to what will be drawn next."""
         if self._stream and not self._source:
             self._settle_thoughts()
         self._source += printable(text)
         self._refresh()
 
     async def keep_drawn(self) -> None:
-        """What could not be drawn when it came, and the spinner."""
+        """Draw what could not be drawn on arrival, and the spinner."""
         while True:
             self._refresh(is_tick=True)
             await anyio.sleep(TICK)
 
     def finish(self) -> None:
-        """As it will stay."""
+        """Draw the final state."""
         self._settle_thoughts()
         self._draw_source(is_last=True)
         self._lines.end()
@@ -183,14 +183,14 @@ class MarkdownView:
             self._draw_block(lines, settled)
 
     def _render(self, source: str) -> list[Line]:
-        """With an empty line before it, where something stands above."""
+        """Render, with an empty line before the block if something stands above."""
         from llmsession.terminal.markdown_lines import markdown_lines
 
         lines = markdown_lines(self._console, source, self._lines.width)
         return [[], *lines] if lines and self._has_above else lines
 
     def _draw_block(self, lines: list[Line], settled: Sequence[Line] = ()) -> None:
-        """Of a block that is longer than the screen, what has left it is settled."""
+        """Draw a block. If it is longer than the screen, what has scrolled off is settled."""
         rest = lines[self._skip :]
         beyond = max(0, len(rest) - self._lines.height)
         self._skip += beyond

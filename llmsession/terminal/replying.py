@@ -1,4 +1,4 @@
-"""One reply, from its request to its last line on the screen."""
+"""Shows one reply, from its request to its last line."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from llmsession.types.events import ReasoningDelta, TextDelta
 
 
 class Shown(msgspec.Struct, frozen=True):
-    """How it ended: with a completion, with an error, or with neither where it was stopped before it began."""
+    """How a reply ended: with a completion, with an error, or with neither if it was stopped before it began."""
 
     completion: Completion | None = None
     error: LLMSessionError | None = None
 
 
 async def show_reply(make_stream: Callable[[], TalkStream], view: ReplyView, *, is_interactive: bool) -> Shown:
-    """Until it is all on the screen. Ctrl-C ends it."""
+    """Show a reply until it is complete. Ctrl-C ends it."""
     shown = Shown()
     try:
         with without_echo(), stoppable(is_interactive=is_interactive) as stop:
@@ -37,7 +37,7 @@ async def show_reply(make_stream: Callable[[], TalkStream], view: ReplyView, *, 
 
 
 async def _follow(make_stream: Callable[[], TalkStream], view: ReplyView, stop: Stop) -> Shown:
-    """An error is given back and not raised: it would leave the group of tasks wrapped into another."""
+    """Follow the stream; return an error instead of raising it, since the task group would wrap it."""
     try:
         stream = make_stream()
         stop.by = stream.cancel

@@ -1,4 +1,4 @@
-"""A conversation as a file: Markdown, JSON or plain text, as the end of its name says."""
+"""Saves a conversation as Markdown, JSON or plain text, by the file's extension."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _NAMES = {Role.SYSTEM: "System", Role.USER: "You", Role.TOOL: "Tool"}
 
 
 def write_conversation(path: Path, messages: Sequence[Message], *, model: str) -> None:
-    """The file is there whole, or as it was before. Raises UsageError, with the reason."""
+    """Write the file atomically. Raises UsageError with the reason."""
     now = datetime.now(UTC).replace(microsecond=0)
     match path.suffix.lower():
         case ".json":
@@ -38,7 +38,7 @@ def _as_json(messages: Sequence[Message], model: str, now: datetime) -> str:
 
 
 def _plain(message: Message) -> dict[str, object]:
-    """As an OpenAI-style dict, with what it has."""
+    """Return an OpenAI-style dict with the fields that are set."""
     fields: dict[str, object] = msgspec.to_builtins(message, enc_hook=str)
     return {name: value for name, value in fields.items() if name in ("role", "content") or value}
 

@@ -1,4 +1,4 @@
-"""What the terminal needs of a chat and of its session, as Protocols: so this room knows neither of the two."""
+"""Protocols for what the terminal needs of a chat and its session, so that this room depends on neither."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ class TalkSession(Protocol):
 
     @property
     def model_path(self) -> Path | None:
-        """Its file."""
+        """The model's file."""
         ...
 
     @property
     def info(self) -> ModelInfo:
-        """What the file says of itself."""
+        """The facts in the model's file."""
         ...
 
     @property
@@ -41,12 +41,12 @@ class TalkSession(Protocol):
 
     @property
     def context_length(self) -> int:
-        """Tokens that one conversation may use."""
+        """The tokens that one conversation may use."""
         ...
 
     @property
     def parallel(self) -> int:
-        """Replies generated at once."""
+        """The number of replies generated at once."""
         ...
 
     @property
@@ -66,16 +66,16 @@ class TalkSession(Protocol):
 
     @property
     def pid(self) -> int | None:
-        """The server's process."""
+        """The server's process ID."""
         ...
 
     @property
     def log_path(self) -> Path | None:
-        """The server's log."""
+        """The server's log file."""
         ...
 
     async def get_metrics(self) -> Metrics:
-        """Counts since the server started."""
+        """Return the counts since the server started."""
         ...
 
 
@@ -89,15 +89,15 @@ class TalkStream(Protocol):
     ) -> None: ...
 
     def events(self) -> AsyncIterator[Event]:
-        """Everything that happens, to the Finished."""
+        """Yield everything that happens, up to Finished."""
         ...
 
     async def result(self) -> Completion:
-        """The whole reply."""
+        """Return the whole reply."""
         ...
 
     def cancel(self) -> None:
-        """End it now, from any task or thread."""
+        """End the reply now, from any task or thread."""
 
 
 class Talk(Protocol):
@@ -105,12 +105,12 @@ class Talk(Protocol):
 
     @property
     def session(self) -> TalkSession:
-        """Where replies come from."""
+        """The source of the replies."""
         ...
 
     @property
     def conversation(self) -> Conversation:
-        """What was said."""
+        """The conversation."""
         ...
 
     @property
@@ -120,30 +120,30 @@ class Talk(Protocol):
 
     @property
     def system_prompt(self) -> str | None:
-        """The one in force."""
+        """The current system prompt."""
         ...
 
     async def set_system_prompt(self, text: str | None) -> None:
-        """Use it from the next turn on."""
+        """Use this system prompt from the next turn on."""
 
     @property
     def stream(self) -> Callable[..., TalkStream]:
-        """Say something and have it answered."""
+        """Send a message and stream the reply."""
         ...
 
     @property
     def stream_retry(self) -> Callable[..., TalkStream]:
-        """Answer the last turn again."""
+        """Stream another reply to the last turn."""
         ...
 
     async def stats(self) -> ChatStats:
-        """How much of the context is used."""
+        """Return how much of the context is used."""
         ...
 
     async def inspect(self) -> Inspection:
-        """The pieces of the next prompt."""
+        """Return the pieces of the next prompt."""
         ...
 
     def with_conversation(self, conversation: Conversation) -> Talk:
-        """The same chat about another conversation."""
+        """Return the same chat with another conversation."""
         ...

@@ -1,1 +1,1 @@
-"""Model files from Hugging Face: looked up in its cache, or downloaded in a process of its own."""
+"""Model files from Hugging Face: found in its cache, or downloaded by a child process."""

@@ -1,4 +1,4 @@
-"""Files in the cache of Hugging Face's tools, found without its library."""
+"""Finds files in Hugging Face's cache without its library."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ _TRUE = ("1", "on", "yes", "true")
 
 
 def is_offline(given: bool | None) -> bool:  # noqa: FBT001 - an option's value, which may be None
-    """What was asked for, else what the environment says."""
+    """Return the given value, else the environment's."""
     return given if given is not None else os.environ.get("HF_HUB_OFFLINE", "").lower() in _TRUE
 
 
 def find_cached(ref: PackedFileRef) -> Path | None:
-    """The file in the cache of Hugging Face's tools, with all its shards; by the same rules as on the hub."""
+    """Return the file in Hugging Face's cache, with all its shards present; the hub's naming rules apply."""
     folder = find_snapshot(ref.repo_id, ref.revision)
     if folder is None:
         return None
@@ -37,7 +37,7 @@ def find_cached(ref: PackedFileRef) -> Path | None:
 
 
 def list_cached(known: KnownLLM) -> dict[str, int]:
-    """The files of a known model that are in the cache at its default branch, with their bytes, smallest first."""
+    """Return the cached files of a known model at its default branch and their bytes, smallest first."""
     folder = find_snapshot(known.repo_id, HEAD)
     if folder is None:
         return {}
@@ -48,7 +48,7 @@ def list_cached(known: KnownLLM) -> dict[str, int]:
 
 
 def hub_cache() -> Path:
-    """Where Hugging Face's tools keep their files, by the environment of now."""
+    """Return the folder of Hugging Face's cache, from the current environment."""
     for name in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"):
         if named := os.environ.get(name):
             return Path(os.path.expandvars(named)).expanduser()
@@ -62,7 +62,7 @@ def _whole(folder: Path, name: str) -> Path | None:
 
 
 def find_snapshot(repo_id: str, revision: str) -> Path | None:
-    """The folder of that revision in the cache; None if it is not there."""
+    """Return the folder of the revision in the cache; None if missing."""
     storage = hub_cache() / f"models--{repo_id.replace('/', '--')}"
     commit = revision
     if not _COMMIT.fullmatch(revision):
@@ -75,7 +75,7 @@ def find_snapshot(repo_id: str, revision: str) -> Path | None:
 
 
 def is_readable(path: Path) -> bool:
-    """Whether the model file and all its shards have a valid GGUF header and their full size."""
+    """Return whether the model file and all its shards have a valid GGUF header and their full size."""
     try:
         for shard in list_shards(path.name):
             read_model_info(path.with_name(shard))

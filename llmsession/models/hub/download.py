@@ -1,9 +1,8 @@
-"""Fetches files from Hugging Face into its cache, in the process of hub_child.
+"""Downloads files from Hugging Face into its cache, in the hub child process.
 
-A file that arrives is `blobs/DIGEST.incomplete` until all of it is there and checked, so that a later try goes on from
-where this one was killed; huggingface_hub's own download starts over (since 1.0). Its locks, names and snapshots are
-used, so that other tools find the file.
-https://huggingface.co/docs/huggingface_hub/guides/manage-cache
+A file is `blobs/DIGEST.incomplete` until it is complete and checked, so a later try resumes where this one was killed;
+huggingface_hub's own download starts over (since 1.0). Its locks, names and snapshots are used, so that other tools
+find the file. https://huggingface.co/docs/huggingface_hub/guides/manage-cache
 """
 
 from __future__ import annotations
@@ -54,7 +53,7 @@ class Fetch:
         self._done, self._total, self._told = 0, 0, 0.0
 
     def run(self) -> list[Path]:
-        """Where the files are. Raises FetchError."""
+        """Download the files and return their paths. Raises FetchError."""
         from huggingface_hub import constants
 
         with explained(self._repo_id, self._revision, self._cache, lambda: max(0, self._total - self._done)):
@@ -134,7 +133,7 @@ class Fetch:
         return files
 
     def _describe(self, name: str) -> RemoteFile | None:
-        """What the hub says of a file; None if there is none of that name. All are of the first one's commit."""
+        """Return the hub's facts about a file; None if there is no such file. All files are of one commit."""
         from huggingface_hub import get_hf_file_metadata, hf_hub_url
         from huggingface_hub.errors import EntryNotFoundError
 
@@ -208,7 +207,7 @@ class Fetch:
         partial.replace(self._blob(file))
 
     def _fetch_rest(self, file: RemoteFile, partial: Path) -> str | None:
-        """From where it ends, and again from there where the connection is cut; what is wrong with the whole, if so."""
+        """Resume the download until it is complete; return what is wrong with the file, if anything."""
         from huggingface_hub import hf_hub_url
         from huggingface_hub.errors import HfHubHTTPError
         from huggingface_hub.file_download import http_get
@@ -241,7 +240,7 @@ class Fetch:
         return fault
 
     def _link(self, file: RemoteFile) -> Path:
-        """Where the file is in the snapshot of its commit; the blob is there, so that this fetches nothing."""
+        """Return the path of the file in its commit's snapshot. The blob exists, so nothing is downloaded."""
         from huggingface_hub import hf_hub_download
 
         return Path(hf_hub_download(self._repo_id, file.name, revision=self._hub_revision, token=self._token))

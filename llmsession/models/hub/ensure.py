@@ -1,7 +1,7 @@
-"""A model's file on this disk, from Hugging Face: from its cache at once, else fetched by a process of its own.
+"""Finds or downloads a model's file.
 
-What is in the cache is used without a word to the hub, so that a program starts where there is no network; only
-`refresh` asks whether a branch has moved on. https://huggingface.co/docs/huggingface_hub/guides/manage-cache
+A cached file is used without asking the hub, so a program starts without a network; only `refresh` asks whether a
+branch has moved. https://huggingface.co/docs/huggingface_hub/guides/manage-cache
 """
 
 from __future__ import annotations
@@ -55,10 +55,10 @@ async def ensure_model(
     refresh: bool = False,
     on_start: StopCallback | None = None,
 ) -> Path:
-    """The file of a reference or an alias, fetched where it is not there; of a split model the first shard.
+    """Return the file of a reference or an alias, downloaded if missing; for a split model, the first shard.
 
-    `offline` None: as HF_HUB_OFFLINE says. `refresh` asks the hub also for what is there. `on_start` is given a
-    function that ends the download from any thread. Cancelling ends it at once; what had arrived is kept. Raises
+    `offline` None: use HF_HUB_OFFLINE. `refresh` asks the hub even if the file is cached. `on_start` receives a
+    function that ends the download from any thread. Cancelling ends it at once; what has arrived is kept. Raises
     UnknownModelError, InvalidRefError and FetchError.
     """
     file = resolve_ref(ref, load_known_llms(registry))
@@ -106,7 +106,10 @@ async def ensure_weights(
 
 
 def resolve_ref(ref: str, registry: Registry) -> PackedFileRef:
-    """A reference as it is; of an alias, with or without `:quantization`, the file. Raises UnknownModelError."""
+    """Return a reference as it is; for an alias, with or without `:quantization`, its file.
+
+    Raises UnknownModelError.
+    """
     known = registry.find(ref) if not ref.startswith(SCHEME) else None
     if known is None:
         ref = understand(ref)
@@ -129,7 +132,7 @@ def resolve_ref(ref: str, registry: Registry) -> PackedFileRef:
 async def _fetch(
     request: DownloadRequest, on_progress: ProgressCallback | None, on_start: StopCallback | None
 ) -> list[Path]:
-    """Where the files are. Raises FetchError; whatever happens, the process is gone."""
+    """Run the download process and return the paths. Raises FetchError; the process has ended in any case."""
     speedometer = Speedometer()
     with tempfile.TemporaryFile() as said:
         process = await _spawn(said)
@@ -185,7 +188,7 @@ async def _spawn(said: BinaryIO) -> Process:
 
 
 def _kill(process: Process) -> None:
-    """From any thread; nothing where it has ended."""
+    """Kill the process, from any thread, unless it has ended."""
     with contextlib.suppress(ProcessLookupError):
         process.kill()
 

@@ -1,4 +1,4 @@
-"""What can go wrong with Hugging Face: its client's errors as ours, each with what to do next; and patience."""
+"""Converts errors of Hugging Face's client into ours, each with the next step, and retries."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ TRIES, LONGEST_PAUSE = 4, 4.0
 
 
 def pause(attempt: int) -> None:
-    """Before trying again."""
+    """Wait before another try."""
     time.sleep(min(LONGEST_PAUSE, 0.5 * 2**attempt))
 
 
 def patiently(ask: Callable[[], _T]) -> _T:
-    """Ask again where the hub is busy or ill; not where it cannot be reached at all, which a user wants to know."""
+    """Retry while the hub is busy or failing; a hub that cannot be reached is reported at once."""
     from huggingface_hub.errors import HfHubHTTPError
 
     for attempt in range(TRIES):
@@ -41,7 +41,7 @@ def patiently(ask: Callable[[], _T]) -> _T:
 
 @contextlib.contextmanager
 def explained(repo_id: str, revision: str, cache: Path, missing: Callable[[], int]) -> Iterator[None]:
-    """Raises FetchError. `missing`: bytes that have not arrived yet."""
+    """Convert the client's errors into FetchError. `missing`: bytes that have not arrived yet."""
     from huggingface_hub import errors
 
     url = page_of(repo_id)
@@ -98,12 +98,12 @@ def _explain_status(status: int, repo_id: str) -> FetchError:
 
 
 def page_of(repo_id: str) -> str:
-    """Where people look at a repository."""
+    """Return the address of a repository's web page."""
     return f"{SITE}/{repo_id}"
 
 
 def http_error() -> type[Exception]:
-    """The root of the errors of huggingface_hub's HTTP library, whichever that is."""
+    """Return the base class of errors of huggingface_hub's HTTP library."""
     from huggingface_hub.errors import HfHubHTTPError
 
     root: type[Exception] = HfHubHTTPError.__bases__[0]
@@ -111,7 +111,7 @@ def http_error() -> type[Exception]:
 
 
 def hub_address() -> str:
-    """Where Hugging Face is, or what HF_ENDPOINT names in its place."""
+    """Return the hub's address, or HF_ENDPOINT."""
     from huggingface_hub import constants
 
     return constants.ENDPOINT

@@ -1,4 +1,4 @@
-"""A file that arrives: what has been written of it is kept, and the whole is checked."""
+"""A partially downloaded file: what was written is kept, and the complete file is checked."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from llmsession.models.quantization import SUFFIX
 
 
 class RemoteFile(msgspec.Struct, kw_only=True):
-    """A file of a repository, as the hub describes it. `digest` is the name of its blob in the cache."""
+    """A file of a repository, as described by the hub. `digest` names its blob in the cache."""
 
     name: str
     commit: str
@@ -24,7 +24,7 @@ class RemoteFile(msgspec.Struct, kw_only=True):
 
 
 def find_fault(path: Path, file: RemoteFile) -> str | None:
-    """What is wrong with a file that has arrived: its size, its first bytes, its digest where the hub gives one."""
+    """Return what is wrong with a downloaded file: its size, first bytes, or digest."""
     size = size_of(path)
     if file.size is not None and size != file.size:
         return f"it has {size} bytes of {file.size}"
@@ -40,7 +40,7 @@ def find_fault(path: Path, file: RemoteFile) -> str | None:
 
 
 def _digest(content: BinaryIO, like: str, size: int) -> str | None:
-    """SHA-256 of a large file, git's SHA-1 of a small one; None if the hub's word is neither."""
+    """Return the SHA-256 of a large file or git's SHA-1 of a small one; None if the hub gives neither."""
     if len(like) == 64:
         digest = hashlib.sha256()
     elif len(like) == 40:
@@ -53,7 +53,7 @@ def _digest(content: BinaryIO, like: str, size: int) -> str | None:
 
 
 def size_of(path: Path) -> int:
-    """0 where there is none."""
+    """Return the size in bytes; 0 if there is no file."""
     try:
         return path.stat().st_size
     except FileNotFoundError:
@@ -61,14 +61,14 @@ def size_of(path: Path) -> int:
 
 
 class CountedFile(io.FileIO):
-    """Tells its position after each write. Unbuffered: what was written is there, whatever happens to us."""
+    """Reports its position after each write. Unbuffered, so that what was written survives a kill."""
 
     def __init__(self, path: Path, advance: Callable[[int], None]) -> None:
         super().__init__(os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o644), "r+")
         self._advance = advance
 
     def write(self, data: Any, /) -> int:
-        """All of it."""
+        """Write all of the data."""
         view = memoryview(data)
         written = 0
         while written < len(view):

@@ -1,4 +1,4 @@
-"""Messages between this process and the one that downloads: one JSON line each."""
+"""Messages to and from the download process: one JSON line each."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import msgspec
 
 
 class DownloadRequest(msgspec.Struct, kw_only=True):
-    """Of `repo_id` at `revision`: the model that `file` means with all its shards, or all files of the `patterns`.
+    """Files of `repo_id` at `revision`: the model `file` with all its shards, or all that match `patterns`.
 
-    `recheck`: what is in the cache is not trusted, since it could not be read.
+    `recheck`: check cached files again, since one could not be read.
     """
 
     repo_id: str
@@ -22,7 +22,7 @@ class DownloadRequest(msgspec.Struct, kw_only=True):
 
 
 class Report(msgspec.Struct, kw_only=True, omit_defaults=True):
-    """What it writes: how far it is (`total` in bytes), or the `paths` of what was asked for, or the `error`."""
+    """A message from the process: progress (`total` in bytes), the `paths` of the files, or an `error`."""
 
     done: int = 0
     total: int | None = None

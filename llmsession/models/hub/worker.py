@@ -1,6 +1,6 @@
-"""The process that fetches files from Hugging Face, for hub.py: a process can be ended at any moment.
+"""The process that downloads files from Hugging Face: a process can be ended at any time.
 
-It reads one request, a line of JSON, from stdin, and ends when stdin does; it writes lines of JSON to stdout.
+It reads one request, a line of JSON, from stdin, and ends when stdin closes; it writes lines of JSON to stdout.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from llmsession.types.errors import FetchError
 
 
 def main() -> None:
-    """One request, to its end."""
+    """Serve one request."""
     request = msgspec.json.decode(sys.stdin.buffer.readline(), type=DownloadRequest)
     out = os.fdopen(os.dup(1), "wb", buffering=0)
     os.dup2(2, 1)  # what a library prints is no line of ours
