@@ -479,7 +479,7 @@ async def test_what_has_arrived_is_read_before_anything_is_given_up(fake: FakeOp
             assert "one " == await anext(stream)
             started.set()
             done = await stream.result()
-    assert ("one two", StopReason.END) == (done.text, done.stop_reason)
+            assert ("one two", StopReason.END) == (done.text, done.stop_reason)
 
 
 async def test_a_server_that_says_nothing_more_is_still_given_up(fake: FakeOpenAI) -> None:

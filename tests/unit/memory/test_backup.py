@@ -14,7 +14,7 @@ import pytest
 
 from llmsession import Conversation, Memory, Message, StoreError, UsageError
 from llmsession.memory import database, writer
-from llmsession.memory.backup import back_up, check
+from llmsession.memory.backup import MemoryReport, back_up, check
 from llmsession.memory.conversation import log_of
 
 pytestmark = pytest.mark.anyio
@@ -89,10 +89,12 @@ async def test_a_copy_is_made_while_programs_write(tmp_path: Path) -> None:
     async with Memory.open(path) as memory:
         conversation = await memory.get(user="ann")
         await say(conversation, 20)
+        reports: list[MemoryReport] = []
         async with anyio.create_task_group() as group:
             group.start_soon(say, conversation, 50)
-            report = await anyio.to_thread.run_sync(back_up, path, target)
+            reports.append(await anyio.to_thread.run_sync(back_up, path, target))
         assert 140 == len(log_of(conversation).turns)
+    (report,) = reports
     assert (str(target), 1, 1, ()) == (report.path, report.users, report.conversations, report.faults)
     assert 40 <= report.turns <= 140
     assert report.turns == await turns_of(target)
