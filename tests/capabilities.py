@@ -367,6 +367,7 @@ CAPABILITIES = {
             f"{MEMORY}::test_export_gives_everything_about_a_user",
             f"{KV}::test_what_is_forgotten_is_gone",
             f"{CHAT_RESTARTS}::test_what_engines_keep_of_a_user_goes_with_the_user",
+            f"{CHATS}::test_a_user_who_is_forgotten_while_the_reply_comes",
             f"{CHAT_RESTARTS}::test_a_chat_in_ram_leaves_nothing_on_disk",
         ),
     ),

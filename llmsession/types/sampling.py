@@ -13,11 +13,16 @@ import msgspec
 
 from llmsession.types.errors import UsageError
 
-_COLLECTIONS = ("dry_sequence_breakers", "samplers", "logit_bias")
+_WHOLE = {"top_k", "repeat_last_n", "dry_allowed_length", "dry_penalty_last_n", "mirostat", "min_keep"}
+_TEXTS = {"dry_sequence_breakers", "samplers"}
 
 
 class Sampling(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
-    """Settings of the samplers. `samplers`: their order. `logit_bias`: token id to bias."""
+    """Settings of the samplers. `samplers`: their order. `logit_bias`: token id to bias.
+
+    Raises:
+        UsageError: A setting has another type, or is not finite.
+    """
 
     temperature: float | None = None
     dynatemp_range: float | None = None
@@ -64,16 +69,42 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, fo
     def __post_init__(self) -> None:
         for name in self.__struct_fields__:
             value = getattr(self, name)
-            if name in _COLLECTIONS or value is None:
-                continue
-            # JSON has no NaN: it would be sent as null, which means "not given".
-            if not isinstance(value, int | float) or not math.isfinite(value):
-                raise UsageError(f"{name} is a finite number, not {value!r}")
+            if value is not None and (wanted := _wanted(name, value)):
+                raise UsageError(f"{name} is {wanted}, not {value!r:.200}")
 
     def merge(self, over: Sampling) -> Sampling:
         """Return these settings, overridden by everything that `over` sets."""
         set_there = {name: value for name in over.__struct_fields__ if (value := getattr(over, name)) is not None}
         return msgspec.structs.replace(self, **set_there)
+
+
+def _wanted(name: str, value: object) -> str:
+    """Return what the setting should be; empty if the value is that."""
+    if name == "ignore_eos":
+        return "" if isinstance(value, bool) else "True or False"
+    if name == "logit_bias":
+        is_map = isinstance(value, dict) and all(_is_whole(token) and _is_finite(value[token]) for token in value)
+        return "" if is_map else "a dict of token ids and finite numbers"
+    if name in _TEXTS:
+        is_list = isinstance(value, tuple | list) and all(isinstance(text, str) for text in value)
+        return "" if is_list else "a tuple of texts"
+    if name in _WHOLE:
+        return "" if _is_whole(value) else "a whole number"
+    return "" if _is_finite(value) else "a finite number"
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63
+
+
+def _is_finite(value: object) -> bool:
+    """Return whether JSON can say it: it has no NaN, which would be sent as null, and that means "not given"."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # an integer that no float can hold
+        return False
 
 
 _SIMPLE = Sampling(top_k=0, top_p=1.0, min_p=0.0, temperature=1.0)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from llmsession.session.requests.scheduler import Scheduler, Ticket
 from llmsession.types.completion import Completion, StopReason, TokenPerformance, Usage
-from llmsession.types.errors import InvalidMessagesError
+from llmsession.types.errors import InvalidMessagesError, UsageError
 from llmsession.types.message_input import as_messages
 from llmsession.types.messages import Message, Role, ToolCall
 from llmsession.types.sampling import Sampling
@@ -101,6 +102,38 @@ def test_a_preset_is_what_the_interface_says(name: str) -> None:
 def test_what_is_set_over_it_counts() -> None:
     """API 2: what counts, first to last; a falsy value is a value."""
     assert Sampling(temperature=0, top_k=5) == Sampling(temperature=1, top_k=5).merge(Sampling(temperature=0))
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "wanted"),
+    [
+        ("samplers", "temperature", "a tuple of texts"),
+        ("samplers", ["top_k", 5], "a tuple of texts"),
+        ("dry_sequence_breakers", b"ab", "a tuple of texts"),
+        ("top_k", 1.5, "a whole number"),
+        ("top_k", True, "a whole number"),
+        ("mirostat", "2", "a whole number"),
+        ("repeat_last_n", 10**30, "a whole number"),
+        ("temperature", True, "a finite number"),
+        ("temperature", "hot", "a finite number"),
+        ("min_p", 10**400, "a finite number"),
+        ("ignore_eos", 1, "True or False"),
+        ("logit_bias", {"5": 1.0}, "a dict of token ids and finite numbers"),
+        ("logit_bias", {5: float("inf")}, "a dict of token ids and finite numbers"),
+        ("logit_bias", [5], "a dict of token ids and finite numbers"),
+    ],
+)
+def test_a_setting_of_another_type_is_refused(name: str, value: Any, wanted: str) -> None:
+    """FAULTS F3: an engine would take it for something else, or answer 400 to each request."""
+    with pytest.raises(UsageError, match=f"{name} is {wanted}, not "):
+        Sampling(**{name: value})
+    with pytest.raises(UsageError, match=f"{name} is {wanted}, not "):
+        Sampling.DEFAULT.merge(msgspec.structs.replace(Sampling.GREEDY, **{name: value}))
+
+
+def test_a_list_of_texts_is_as_good_as_a_tuple() -> None:
+    """API 2: what JSON and YAML hold are lists."""
+    assert ["top_k"] == list(Sampling(samplers=["top_k"]).samplers or ())  # type: ignore[arg-type]
 
 
 def test_a_completion_is_its_text_and_can_be_written_down() -> None:
