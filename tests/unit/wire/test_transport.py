@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import itertools
 import socket
+import sys
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 
 import anyio
@@ -18,6 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llmsession.types.errors import ConnectionLostError, LLMSessionError, ServerError
+from llmsession.wire.connection import open_connection
 from llmsession.wire.http import HttpClient
 from llmsession.wire.transport import BodyDecoder
 
@@ -238,3 +240,39 @@ async def test_a_small_question_has_a_bound() -> None:
         with anyio.fail_after(10), pytest.raises(TimeoutError) as caught:
             await HttpClient(address).get("/health", timeout=0.05)
         assert isinstance(caught.value, LLMSessionError)
+
+
+@pytest.mark.anyio
+@pytest.mark.skipif(sys.platform != "linux", reason="a full queue drops what comes, and all of 127/8 is here: Linux")
+@pytest.mark.parametrize("anyio_backend", ["asyncio", "trio"])
+async def test_where_one_address_of_a_name_is_silent_the_next_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """FAULTS D9: broken IPv6 beside an IPv4 that works. The system alone would try the first for two minutes."""
+    async with serve(saying(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello")) as address:
+        port = int(address.rpartition(":")[2])
+        with silence(port) as silent:
+
+            def resolve(host: str | bytes | None, *_: object, **__: object) -> list[tuple[object, ...]]:
+                """Both addresses for the name; an address for itself."""
+                name = host.decode() if isinstance(host, bytes) else host
+                addresses = (silent, "127.0.0.1") if name == "llms.example" else (name,)
+                return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (each, port)) for each in addresses]
+
+            monkeypatch.setattr(socket, "getaddrinfo", resolve)
+            with anyio.fail_after(30):
+                connection = await open_connection("llms.example", port)
+                await connection.send(b"GET / HTTP/1.1\r\n\r\n")
+                assert b"HTTP/1.1 200 OK" == (await connection.receive())[:15]
+                await connection.aclose()
+
+
+@contextlib.contextmanager
+def silence(port: int) -> Iterator[str]:
+    """An address where nobody ever answers: the queue of its listener is full."""
+    with socket.socket() as listener, contextlib.ExitStack() as guests:
+        listener.bind(("127.0.0.2", port))
+        listener.listen(0)
+        for _ in range(8):
+            guest = guests.enter_context(socket.socket())
+            guest.setblocking(False)
+            guest.connect_ex(("127.0.0.2", port))
+        yield "127.0.0.2"
