@@ -333,6 +333,30 @@ async def test_a_file_that_was_cut_in_the_cache_is_fetched_again(hub: Hub) -> No
     assert TINY == (await ensure_model(REF)).read_bytes()
 
 
+async def test_a_cache_without_symbolic_links_holds_each_file_once(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """FAULTS E11: Windows, exFAT, HF_HUB_DISABLE_SYMLINKS; huggingface_hub finds it there, and so do we."""
+    monkeypatch.setenv("HF_HUB_DISABLE_SYMLINKS", "1")
+    shards = "big/tiny-F16-00001-of-00002.gguf"
+    for name in ("tiny-Q8_0.gguf", shards):
+        path = await ensure_model(f"hf:{REPO}/HEAD/{name}")
+        assert not path.is_symlink()
+        assert FILES[name] == path.read_bytes()
+        assert path == await ensure_model(f"hf:{REPO}/HEAD/{name}", refresh=True)
+        assert path == find_cached(PackedFileRef(f"hf:{REPO}/HEAD/{name}"))
+    kept = [
+        file.stat().st_size for file in (tmp_path / "hf").rglob("*") if file.is_file() and file.stat().st_size > 500
+    ]
+    wanted = ["tiny-Q8_0.gguf", shards, shards.replace("00001", "00002", 1)]
+    assert sorted(len(FILES[name]) for name in wanted) == sorted(kept)
+    assert sum(kept) == hub.sent()
+    (path,) = (tmp_path / "hf").rglob("tiny-Q8_0.gguf")
+    path.write_bytes(TINY[: len(TINY) // 2])
+    assert path == await ensure_model(REF)
+    assert TINY == path.read_bytes()
+
+
 async def test_free_disk_is_looked_at_first(hub: Hub, tmp_path: Path) -> None:
     """CAPABILITIES A11: with both numbers, and before a byte is fetched."""
     hub.claimed_size = 1 << 60

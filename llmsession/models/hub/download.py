@@ -158,11 +158,21 @@ class Fetch:
     def _blob(self, file: RemoteFile) -> Path:
         return self._folder / "blobs" / file.digest
 
+    def _in_snapshot(self, file: RemoteFile) -> Path:
+        return self._folder / "snapshots" / file.commit / file.name
+
+    def _stored(self, file: RemoteFile) -> Path:
+        """Return where the content is or will be: the blob, or the snapshot in a cache without symbolic links."""
+        blob, in_snapshot = self._blob(file), self._in_snapshot(file)
+        return in_snapshot if not blob.exists() and in_snapshot.is_file() else blob
+
     def _partial(self, file: RemoteFile) -> Path:
         return self._blob(file).with_name(f"{file.digest}.incomplete")
 
     def _check_room(self, files: list[RemoteFile]) -> None:
-        needed = sum((file.size or 0) - size_of(self._partial(file)) for file in files if not self._blob(file).exists())
+        needed = sum(
+            (file.size or 0) - size_of(self._partial(file)) for file in files if not self._stored(file).exists()
+        )
         self._cache.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(self._cache).free
         if needed > free:
@@ -174,6 +184,7 @@ class Fetch:
             )
 
     def _ensure_blob(self, file: RemoteFile) -> None:
+        from huggingface_hub.file_download import are_symlinks_supported
         from huggingface_hub.utils import WeakFileLock
 
         blob = self._blob(file)
@@ -181,12 +192,17 @@ class Fetch:
         for folder in (blob.parent, locks):
             folder.mkdir(parents=True, exist_ok=True)
         with WeakFileLock(locks / f"{file.digest}.lock"):
-            if blob.exists() and self._request.recheck and find_fault(blob, file) is not None:
-                blob.replace(blob.with_suffix(DAMAGED))
-            if not blob.exists():
+            stored = self._stored(file)
+            if stored.exists() and self._request.recheck and find_fault(stored, file) is not None:
+                stored.replace(blob.with_suffix(DAMAGED))
+            if not self._stored(file).exists():
                 self._fetch_blob(file)
             else:
                 self._done += file.size or 0
+            if blob.exists() and not are_symlinks_supported(self._cache):
+                # huggingface_hub would copy it. It looks for a file in the snapshot before it looks for the blob.
+                self._in_snapshot(file).parent.mkdir(parents=True, exist_ok=True)
+                blob.replace(self._in_snapshot(file))
 
     def _fetch_blob(self, file: RemoteFile) -> None:
         partial = self._partial(file)
@@ -240,7 +256,7 @@ class Fetch:
         return fault
 
     def _link(self, file: RemoteFile) -> Path:
-        """Return the path of the file in its commit's snapshot. The blob exists, so nothing is downloaded."""
+        """Return the path of the file in its commit's snapshot. Its content exists, so nothing is downloaded."""
         from huggingface_hub import hf_hub_download
 
         return Path(hf_hub_download(self._repo_id, file.name, revision=self._hub_revision, token=self._token))

@@ -26,6 +26,7 @@ CALLS = {
     "huggingface_hub.HfApi.list_repo_tree": (2, ("recursive", "revision")),  # with self
     "huggingface_hub.file_download.http_get": (2, ("resume_size", "headers", "expected_size")),
     "huggingface_hub.get_token": (0, ()),
+    "huggingface_hub.file_download.are_symlinks_supported": (1, ()),
     "huggingface_hub.utils.WeakFileLock": (1, ()),
     "huggingface_hub.utils.build_hf_headers": (0, ("token", "library_name")),
     "huggingface_hub.utils.filter_repo_objects": (1, ("allow_patterns",)),
